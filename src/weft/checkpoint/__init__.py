@@ -1,0 +1,1 @@
+"""Answers: how does a run survive? Files written durably, verified, and read in any layout."""

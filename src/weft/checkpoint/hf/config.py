@@ -1,0 +1,238 @@
+"""From a `config.json` to a model, and back: what weft computes is taken over, what it does not is refused.
+
+`null` in a file means what absence means. A model is written in the first dialect of its family out of which it can be
+read again unchanged, so nothing a file cannot say is lost on the way.
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from weft.checkpoint.hf.dialect import DIALECTS, Dialect
+from weft.config.branch import written
+from weft.config.model import ModelConfig
+from weft.errors import ConfigError
+
+Json = Mapping[str, Any]
+Report = Callable[[str], None]
+
+# Models that people may try, and why they are not read.
+_REFUSED: Mapping[str, str] = MappingProxyType(
+    {
+        "deepseek_v2": "multi-head latent attention",
+        "deepseek_v3": "multi-head latent attention",
+        "glm4_moe": "rotation of half the channels of a head",
+        "gpt_oss": "attention sinks, and biases of experts",
+        "qwen2_moe": "biases of attention, and a gate on the shared expert",
+        "olmoe": "norms over all heads of queries and keys together",
+        "phimoe": "layer norms, and another router",
+    }
+)
+
+# Keys that change nothing about logits, or that are looked at by name below.
+_KNOWN = frozenset(
+    """
+    _name_or_path architectures auto_map bos_token_id chunk_size_feed_forward dtype eos_token_id head_dim id2label
+    is_encoder_decoder label2id layer_types max_position_embeddings max_window_layers model_type output_attentions
+    output_hidden_states output_router_logits pad_token_id pretraining_tp problem_type return_dict rope_parameters
+    rope_scaling rope_theta seq_aux sliding_window torch_dtype transformers_version use_cache
+    """.split()
+)
+_TRAINING_ONLY = frozenset({"z_coef"})  # no file has a key for it, and no logit depends on it
+
+
+def read_config(config: Json, *, report: Report) -> tuple[Dialect, ModelConfig]:
+    """The dialect and the model of a `config.json`; keys that nobody knows are reported.
+
+    Raises:
+        ConfigError: a key is missing, or asks for what weft does not compute.
+    """
+    dialect = _dialect(config)
+    for demand in dialect.demands:
+        value = config.get(demand.key)
+        if value is not None and value not in demand.legal:
+            raise _refusal(demand.key, value, demand.rule, *demand.legal[:1])
+    _check_window(config, dialect)
+    unknown = set(config) - _known_keys(dialect)
+    if unknown:
+        report(
+            f"config.json: weft does not know {', '.join(sorted(unknown))}; compare logits with those of "
+            "transformers before you trust the model"
+        )
+    return dialect, _model(config, dialect)
+
+
+def write_config(model: ModelConfig) -> tuple[Dialect, dict[str, Any]]:
+    """The dialect a model can be written in, and what `config.json` says of it.
+
+    Raises:
+        ConfigError: no dialect can express the model; what each lacks is told.
+    """
+    reasons = []
+    for dialect in (d for d in DIALECTS.values() if d.family == model.family):
+        config = _config(model, dialect)
+        lacking = _lacking(model, dialect, config)
+        if lacking is None:
+            return dialect, config
+        reasons.append(f"{dialect.model_type} has no way to say {lacking}")
+    raise ConfigError(
+        f"no Hugging Face configuration fits this {model.family} model: {'; '.join(reasons)}; "
+        "change the model, or keep it in weft's own checkpoints"
+    )
+
+
+def _lacking(model: ModelConfig, dialect: Dialect, config: Json) -> str | None:
+    """What of a model is lost or refused when its config is read again; None where nothing is."""
+    try:
+        _, again = read_config(config, report=_must_be_known)
+    except ConfigError as error:
+        return str(error)
+    before, after = model.model_dump(), again.model_dump()
+    lost = [k for k, v in before.items() if after[k] != v and k not in _TRAINING_ONLY]
+    return ", ".join(f"{key} = {written(before[key])}" for key in lost) or None
+
+
+def _must_be_known(message: str) -> None:
+    raise AssertionError(message)
+
+
+def _dialect(config: Json) -> Dialect:
+    model_type = config.get("model_type")
+    if model_type in DIALECTS:
+        return DIALECTS[model_type]
+    why = _REFUSED.get(model_type) if isinstance(model_type, str) else None
+    raise _refusal(
+        "model_type",
+        model_type,
+        f"weft does not compute {why}" if why else "weft does not know this model",
+        *DIALECTS,
+    )
+
+
+def _known_keys(dialect: Dialect) -> set[str]:
+    keys = {*_KNOWN, *dialect.keys.values(), *dialect.synonyms.values()}
+    keys.update(demand.key for demand in dialect.demands)
+    keys.update(k for k in (dialect.dense_key, dialect.window_switch) if k)
+    if dialect.dense_key:
+        keys.add("intermediate_size")
+    return keys
+
+
+def _model(config: Json, dialect: Dialect) -> ModelConfig:
+    values = {field: _value(config, dialect, field) for field in dialect.keys}
+    head_dim = config.get("head_dim") if dialect.has_head_dim else None
+    values["head_dim"] = head_dim or _quotient(values["hidden"], values["heads"])
+    values["rope_theta"] = _rope_theta(config)
+    values["dense_layers"] = _dense_layers(config, dialect)
+    if values["dense_layers"]:
+        values["dense_ffn_hidden"] = _required(config, "intermediate_size")
+    if not dialect.renormalises_one and values["top_k"] == 1:
+        values["renormalise"] = False
+    return ModelConfig(family=dialect.family, **dialect.constants, **values)
+
+
+def _config(model: ModelConfig, dialect: Dialect) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "architectures": [dialect.architecture],
+        "model_type": dialect.model_type,
+        **{d.key: d.legal[0] for d in dialect.demands if d.is_written},
+        **{key: getattr(model, field) for field, key in dialect.keys.items()},
+        # both the old place of the base and the new one, so that any version reads it
+        "rope_theta": model.rope_theta,
+        "rope_parameters": {"rope_theta": model.rope_theta, "rope_type": "default"},
+        "sliding_window": None,
+    }
+    if dialect.has_head_dim:
+        config["head_dim"] = model.head_dim
+    if dialect.dense_key == "mlp_only_layers":
+        config["mlp_only_layers"] = list(range(model.dense_layers))
+    elif dialect.dense_key:
+        config[dialect.dense_key] = model.dense_layers
+    if dialect.dense_key:  # no layer has this width where none is dense, but the key must be there
+        config["intermediate_size"] = model.dense_ffn_hidden or model.top_k * model.ffn_hidden
+    return config
+
+
+def _value(config: Json, dialect: Dialect, field: str) -> Any:
+    key = dialect.keys[field]
+    names = (key, dialect.synonyms.get(key, key))
+    found = next((config[name] for name in names if config.get(name) is not None), None)
+    if found is not None:
+        return found
+    if field == "kv_heads":
+        return _required(config, dialect.keys["heads"])
+    if field in dialect.defaults:
+        return dialect.defaults[field]
+    return _required(config, key)
+
+
+def _required(config: Json, key: str) -> Any:
+    if config.get(key) is None:
+        raise ConfigError(
+            f"config.json has no {key}; expected it beside the weights; take the file of the same release"
+        )
+    return config[key]
+
+
+def _quotient(hidden: Any, heads: Any) -> int:
+    if not isinstance(hidden, int) or not isinstance(heads, int) or heads < 1 or hidden % heads:
+        raise _refusal("head_dim", None, f"{heads} heads do not divide a hidden size of {hidden}")
+    return hidden // heads
+
+
+def _rope_theta(config: Json) -> Any:
+    """The base of the rotary frequencies, from where old versions keep it or from where new ones do."""
+    plain = {"rope_type": "default", "type": "default", "partial_rotary_factor": 1.0}
+    for key in ("rope_parameters", "rope_scaling"):
+        found = config.get(key) or {}
+        legal = {**plain, "rope_theta": found.get("rope_theta")} if isinstance(found, dict) else {}
+        if not isinstance(found, dict) or any(
+            k not in legal or legal[k] != found[k] for k in found
+        ):
+            rule = "rotary frequencies are not scaled"
+            raise _refusal(key, found, rule, {"rope_type": "default"})
+    inner = (config.get("rope_parameters") or {}).get("rope_theta")
+    return inner if inner is not None else _required(config, "rope_theta")
+
+
+def _dense_layers(config: Json, dialect: Dialect) -> Any:
+    """How many leading layers have no experts."""
+    found = config.get(dialect.dense_key) if dialect.dense_key else None
+    if not isinstance(found, list):
+        return found or 0
+    leading = list(range(len(found)))
+    if any(layer not in found for layer in leading):
+        raise _refusal("mlp_only_layers", found, "layers without experts lead", leading)
+    return len(found)
+
+
+def _check_window(config: Json, dialect: Dialect) -> None:
+    """Refuses a window that some layer would look through within the longest sequence the model is for."""
+    rule = "attention sees its whole document"
+    kinds = config.get("layer_types")
+    if kinds is not None:
+        if kinds != ["full_attention"] * len(kinds):
+            raise _refusal("layer_types", kinds, rule, ["full_attention", "..."])
+        return
+    window = config.get("sliding_window")
+    is_off = dialect.window_switch and not config.get(dialect.window_switch)
+    if window is None or is_off:
+        return
+    first = config.get(dialect.window_start) if dialect.window_start else None
+    spared = first is not None and first >= _required(config, "num_hidden_layers")
+    if not spared and window < _required(config, "max_position_embeddings"):
+        raise _refusal("sliding_window", window, rule, None)
+
+
+def _refusal(key: str, value: object, rule: str, *legal: object) -> ConfigError:
+    expected = " or ".join(map(_shown, legal)) if legal else "it to be absent"
+    return ConfigError(
+        f"config.json: {key} = {_shown(value)}: {rule}; expected {expected}; "
+        "try a checkpoint without it, weights cannot be converted"
+    )
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "null"
+    return repr(value) if isinstance(value, (dict, list)) else written(value)

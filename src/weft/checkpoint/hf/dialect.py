@@ -1,0 +1,282 @@
+"""Which dialects Hugging Face checkpoints are written in: the names each has for what weft knows under its own.
+
+A dialect is a declaration. `tensors` says how a logical parameter is called on the disk ({i} is the layer, {e} the
+expert), `keys` how a field of the model is called in `config.json`, `constants` what the fields are that have no key
+there, and `demands` which keys must hold what weft computes. On the disk every expert is a tensor of its own, whatever
+the classes of transformers hold in memory.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from types import MappingProxyType
+from typing import Literal
+
+from weft.compose.recipe import shape
+from weft.config.model import ModelConfig
+from weft.model.families import Kind
+from weft.model.params import Logical, parameters
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Demand:
+    """A key that must be absent, null or one of the legal values, of which weft writes the first."""
+
+    key: str
+    legal: tuple[object, ...] = ()
+    rule: str
+    is_written: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dialect:
+    """How checkpoints of one `model_type` are written."""
+
+    model_type: str
+    architecture: str
+    family: Literal["mixtral", "qwen3_moe", "deepseek_moe"]
+    tensors: Mapping[str, str]
+    keys: Mapping[str, str]
+    constants: Mapping[str, object]
+    demands: tuple[Demand, ...]
+    synonyms: Mapping[str, str] = MappingProxyType({})  # key -> the name other versions give it
+    defaults: Mapping[str, object] = MappingProxyType(
+        {}
+    )  # field -> its value where the key is absent
+    dense_key: str | None = None  # what says which layers have no experts
+    has_head_dim: bool = True
+    window_switch: str | None = None  # what must be true for a sliding window to be in effect
+    window_start: str | None = None  # the first layer that has a window
+    renormalises_one: bool = True  # whether the weight of a single choice is normalised too
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """One tensor on the disk: its name there, and the logical parameter that it is."""
+
+    disk: str
+    part: Logical
+
+
+_TRUNK = {
+    "embed": "model.embed_tokens.weight",
+    "norm": "model.norm.weight",
+    "head": "lm_head.weight",
+    "layers.{i}.norm1": "model.layers.{i}.input_layernorm.weight",
+    "layers.{i}.norm2": "model.layers.{i}.post_attention_layernorm.weight",
+    "layers.{i}.q": "model.layers.{i}.self_attn.q_proj.weight",
+    "layers.{i}.k": "model.layers.{i}.self_attn.k_proj.weight",
+    "layers.{i}.v": "model.layers.{i}.self_attn.v_proj.weight",
+    "layers.{i}.out": "model.layers.{i}.self_attn.o_proj.weight",
+}
+_QK_NORM = {
+    "layers.{i}.q_norm": "model.layers.{i}.self_attn.q_norm.weight",
+    "layers.{i}.k_norm": "model.layers.{i}.self_attn.k_norm.weight",
+}
+_ROUTED = {
+    "layers.{i}.router": "model.layers.{i}.mlp.gate.weight",
+    "layers.{i}.experts.{e}.gate": "model.layers.{i}.mlp.experts.{e}.gate_proj.weight",
+    "layers.{i}.experts.{e}.up": "model.layers.{i}.mlp.experts.{e}.up_proj.weight",
+    "layers.{i}.experts.{e}.down": "model.layers.{i}.mlp.experts.{e}.down_proj.weight",
+}
+_DENSE = {
+    "layers.{i}.dense.gate": "model.layers.{i}.mlp.gate_proj.weight",
+    "layers.{i}.dense.up": "model.layers.{i}.mlp.up_proj.weight",
+    "layers.{i}.dense.down": "model.layers.{i}.mlp.down_proj.weight",
+}
+_SHARED = {
+    "layers.{i}.shared.gate": "model.layers.{i}.mlp.shared_experts.gate_proj.weight",
+    "layers.{i}.shared.up": "model.layers.{i}.mlp.shared_experts.up_proj.weight",
+    "layers.{i}.shared.down": "model.layers.{i}.mlp.shared_experts.down_proj.weight",
+}
+_BIAS = {"layers.{i}.router_bias": "model.layers.{i}.mlp.gate.e_score_correction_bias"}
+_BLOCK_SPARSE = {
+    "layers.{i}.router": "model.layers.{i}.block_sparse_moe.gate.weight",
+    "layers.{i}.experts.{e}.gate": "model.layers.{i}.block_sparse_moe.experts.{e}.w1.weight",
+    "layers.{i}.experts.{e}.up": "model.layers.{i}.block_sparse_moe.experts.{e}.w3.weight",
+    "layers.{i}.experts.{e}.down": "model.layers.{i}.block_sparse_moe.experts.{e}.w2.weight",
+}
+
+_SHAPE = {
+    "vocab": "vocab_size",
+    "hidden": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "top_k": "num_experts_per_tok",
+    "norm_eps": "rms_norm_eps",
+    "tied": "tie_word_embeddings",
+    "init_std": "initializer_range",
+}
+_DEEPSEEK = {
+    **_SHAPE,
+    "ffn_hidden": "moe_intermediate_size",
+    "experts": "n_routed_experts",
+    "shared_experts": "n_shared_experts",
+    "renormalise": "norm_topk_prob",
+    "aux_coef": "aux_loss_alpha",
+}
+# What the configuration classes of all dialects take where a file says nothing.
+_DEFAULTS = {"tied": False, "init_std": 0.02}
+
+_DEMANDS = (
+    Demand(key="hidden_act", legal=("silu", "swish"), rule="experts are gated by SiLU"),
+    Demand(key="attention_bias", legal=(False,), rule="projections of attention have no bias"),
+    Demand(key="mlp_bias", legal=(False,), rule="experts have no bias", is_written=False),
+    Demand(key="attention_dropout", legal=(0.0,), rule="nothing is dropped"),
+    Demand(
+        key="partial_rotary_factor",
+        legal=(1.0,),
+        rule="all channels of a head are rotated",
+        is_written=False,
+    ),
+    Demand(
+        key="kv_lora_rank", rule="multi-head latent attention is not computed", is_written=False
+    ),
+    Demand(
+        key="quantization_config",
+        rule="weights are read in the dtype they are used in",
+        is_written=False,
+    ),
+)
+
+MIXTRAL = Dialect(
+    model_type="mixtral",
+    architecture="MixtralForCausalLM",
+    family="mixtral",
+    tensors=MappingProxyType({**_TRUNK, **_BLOCK_SPARSE}),
+    keys=MappingProxyType(
+        {
+            **_SHAPE,
+            "ffn_hidden": "intermediate_size",
+            "experts": "num_local_experts",
+            "aux_coef": "router_aux_loss_coef",
+        }
+    ),
+    synonyms=MappingProxyType({"num_local_experts": "num_experts"}),
+    defaults=MappingProxyType({**_DEFAULTS, "aux_coef": 0.001}),
+    constants=MappingProxyType({}),
+    demands=(
+        *_DEMANDS,
+        Demand(key="router_jitter_noise", legal=(0.0,), rule="routers see no noise"),
+    ),
+)
+
+QWEN3_MOE = Dialect(
+    model_type="qwen3_moe",
+    architecture="Qwen3MoeForCausalLM",
+    family="qwen3_moe",
+    tensors=MappingProxyType({**_TRUNK, **_QK_NORM, **_ROUTED, **_DENSE}),
+    keys=MappingProxyType(
+        {
+            **_SHAPE,
+            "ffn_hidden": "moe_intermediate_size",
+            "experts": "num_experts",
+            "renormalise": "norm_topk_prob",
+            "aux_coef": "router_aux_loss_coef",
+        }
+    ),
+    synonyms=MappingProxyType({"num_experts": "num_local_experts"}),
+    defaults=MappingProxyType({**_DEFAULTS, "renormalise": False, "aux_coef": 0.001}),
+    constants=MappingProxyType({"qk_norm": True}),
+    demands=(
+        *_DEMANDS,
+        Demand(key="decoder_sparse_step", legal=(1,), rule="layers without experts lead"),
+    ),
+    dense_key="mlp_only_layers",
+    window_switch="use_sliding_window",
+)
+
+DEEPSEEK = Dialect(
+    model_type="deepseek",  # of DeepSeekMoE-16B; transformers has no class for it, its files bring their own
+    architecture="DeepseekForCausalLM",
+    family="deepseek_moe",
+    tensors=MappingProxyType({**_TRUNK, **_ROUTED, **_DENSE, **_SHARED}),
+    keys=MappingProxyType(_DEEPSEEK),
+    defaults=MappingProxyType(
+        {**_DEFAULTS, "renormalise": False, "aux_coef": 0.001, "shared_experts": 0}
+    ),
+    constants=MappingProxyType({}),
+    demands=(
+        *_DEMANDS,
+        Demand(key="scoring_func", legal=("softmax",), rule="routers of this dialect use softmax"),
+        Demand(key="moe_layer_freq", legal=(1,), rule="layers without experts lead"),
+    ),
+    dense_key="first_k_dense_replace",
+    has_head_dim=False,
+    renormalises_one=False,
+)
+
+DOTS1 = Dialect(
+    model_type="dots1",
+    architecture="Dots1ForCausalLM",
+    family="deepseek_moe",
+    tensors=MappingProxyType({**_TRUNK, **_QK_NORM, **_ROUTED, **_DENSE, **_SHARED, **_BIAS}),
+    keys=MappingProxyType({**_DEEPSEEK, "scaling": "routed_scaling_factor"}),
+    # no balance loss: the bias of the router is there instead of it
+    defaults=MappingProxyType({**_DEFAULTS, "renormalise": False, "aux_coef": 0.0, "scaling": 1.0}),
+    constants=MappingProxyType({"qk_norm": True, "score": "sigmoid", "router_bias": True}),
+    demands=(
+        *_DEMANDS,
+        Demand(key="n_group", legal=(1,), rule="experts are chosen among all, not among groups"),
+        Demand(key="topk_group", legal=(1,), rule="experts are chosen among all, not among groups"),
+        Demand(
+            key="scoring_func",
+            legal=("sigmoid", "noaux_tc"),
+            rule="routers of this dialect use a sigmoid",
+        ),
+        Demand(
+            key="topk_method",
+            legal=("noaux_tc",),
+            rule="a bias alone steers the selection",
+            is_written=False,
+        ),
+        Demand(key="moe_layer_freq", legal=(1,), rule="layers without experts lead"),
+    ),
+    dense_key="first_k_dense_replace",
+    window_start="max_window_layers",
+)
+
+DIALECTS: Mapping[str, Dialect] = MappingProxyType(
+    {d.model_type: d for d in (MIXTRAL, QWEN3_MOE, DEEPSEEK, DOTS1)}
+)
+
+_NUMBERS = re.compile(r"(?:layers\.(\d+)\.)?(?:experts\.(\d+)\.)?(.+)")
+
+
+def disk_name(dialect: Dialect, name: str) -> str:
+    """The name on the disk of a logical parameter.
+
+    Example:
+        >>> disk_name(MIXTRAL, "layers.3.experts.7.up")
+        'model.layers.3.block_sparse_moe.experts.7.w3.weight'
+    """
+    match = _NUMBERS.fullmatch(name)
+    assert match, f"{name=}"
+    layer, expert, last = match.groups()
+    prefix = ("layers.{i}." if layer else "") + ("experts.{e}." if expert else "")
+    return dialect.tensors[prefix + last].format(i=layer, e=expert)
+
+
+def entries(dialect: Dialect, model: ModelConfig) -> Iterator[Entry]:
+    """Every tensor of a checkpoint of this model, in order of use; biases that steer selection last."""
+    of = shape(model)
+    for parameter in parameters(of):
+        for part in parameter.parts:
+            yield Entry(disk=disk_name(dialect, part.name), part=part)
+    if model.router_bias:
+        for layer in range(model.layers):
+            if of.kind(layer) is not Kind.DENSE:
+                bias = router_bias(layer, model.experts)
+                yield Entry(disk=disk_name(dialect, bias.name), part=bias)
+
+
+def router_bias(layer: int, experts: int) -> Logical:
+    """The bias of a layer's router: no parameter, but it travels with them."""
+    return Logical(name=f"layers.{layer}.router_bias", start=0, shape=(experts,))
+
+
+def numel(part: Logical) -> int:
+    """The elements of a logical parameter."""
+    return prod(part.shape)

@@ -1,0 +1,176 @@
+"""Writing a Hugging Face checkpoint: the layout on the disk that every reader knows, an expert a few tensors of its own.
+
+Files are filled in order of use up to `shard_bytes`; more than one get an index. Everything goes to `folder.partial`,
+which takes its name when it is whole. Tokenizers are not weft's to write.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import JsonValue
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from weft.checkpoint.durable import sync_file, sync_folder, write_durably
+from weft.checkpoint.hf.config import write_config
+from weft.checkpoint.hf.dialect import Entry, entries, numel
+from weft.checkpoint.hf.read import CONFIG, INDEX, SINGLE
+from weft.checkpoint.load import Checkpoint
+from weft.config.model import ModelConfig
+from weft.errors import CheckpointError, ConfigError
+from weft.model.params import Logical
+
+Read = Callable[[Logical], Tensor]
+SHARD_BYTES = 5_000_000_000  # what save_pretrained of transformers 4 took; fits every file system
+DTYPES: Mapping[str, torch.dtype] = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def export(
+    folder: Path,
+    model: ModelConfig,
+    read: Read,
+    *,
+    dtype: str = "bfloat16",
+    also: Mapping[str, JsonValue] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Path:
+    """Writes a model whose logical parameters `read` gives, and returns the folder.
+
+    `also` is what `config.json` shall say beyond the model: `max_position_embeddings`, ids of special tokens.
+
+    Numerics:
+        Values are rounded once to `dtype`; biases of routers stay at least float32, as transformers keeps them.
+
+    Raises:
+        ConfigError: no Hugging Face configuration fits the model, or `also` contradicts it.
+        CheckpointError: the folder exists or cannot be written, or a value is missing or not finite.
+    """
+    if folder.exists():
+        raise CheckpointError(f"{folder} exists; expected a new folder; export to another one")
+    dialect, config = write_config(model)
+    config = _completed(config, dtype, also or {})
+    shards = _shards(list(entries(dialect, model)), DTYPES[dtype], shard_bytes)
+    partial = folder.with_name(folder.name + ".partial")
+    try:
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+        for file, held in shards.items():
+            save_file(_tensors(held, read, DTYPES[dtype]), partial / file, {"format": "pt"})
+            sync_file(partial / file)
+        if len(shards) > 1:
+            write_durably(partial / INDEX, _encoded(_index(shards, DTYPES[dtype])))
+        write_durably(partial / CONFIG, _encoded(config))
+        sync_folder(partial)
+        partial.rename(folder)
+        sync_folder(folder.parent)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"cannot write {folder}: {error}; expected room for the model; try another folder"
+        ) from None
+    return folder
+
+
+def export_checkpoint(
+    source: Path,
+    folder: Path,
+    *,
+    dtype: str = "bfloat16",
+    also: Mapping[str, JsonValue] | None = None,
+) -> Path:
+    """Writes the master weights of one of weft's own checkpoints as a Hugging Face one, and returns the folder.
+
+    Raises:
+        ConfigError: no Hugging Face configuration fits the model.
+        CheckpointError: the source is not good, or the folder exists or cannot be written.
+    """
+    with Checkpoint.open(source) as checkpoint:
+        recipe = checkpoint.manifest.config
+        model = ModelConfig.model_validate(recipe.get("model"))
+        sequence = (recipe.get("data") or {}).get("sequence")  # as long as any that was trained on
+        told = {"max_position_embeddings": sequence, **(also or {})}
+
+        def read(part: Logical) -> Tensor:
+            kind = "state" if part.name.endswith(".router_bias") else "master"
+            return checkpoint.read(kind, part.name).view(part.shape)
+
+        return export(folder, model, read, dtype=dtype, also=told)
+
+
+def _completed(config: dict[str, Any], dtype: str, also: Mapping[str, JsonValue]) -> dict[str, Any]:
+    """The config with what the caller adds; without ids of special tokens, their defaults would be wrong ones."""
+    free = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    whole = {**free, **config, "torch_dtype": dtype}
+    for key, value in also.items():
+        if key not in free and key in whole and whole[key] != value:
+            raise ConfigError(
+                f"config.json: {key} = {value!r} was asked for, but the model says {whole[key]!r}; "
+                "expected keys that the model does not determine; leave it out"
+            )
+    return {**whole, **also}
+
+
+def _shards(held: list[Entry], dtype: torch.dtype, shard_bytes: int) -> dict[str, list[Entry]]:
+    """The tensors of each file: in order, until the next one would not fit."""
+    groups: list[list[Entry]] = [[]]
+    filled = 0
+    for entry in held:
+        size = _bytes(entry, dtype)
+        if groups[-1] and filled + size > shard_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append(entry)
+        filled += size
+    if len(groups) == 1:
+        return {SINGLE: groups[0]}
+    return {
+        f"model-{i:05d}-of-{len(groups):05d}.safetensors": g for i, g in enumerate(groups, start=1)
+    }
+
+
+def _tensors(held: Iterable[Entry], read: Read, dtype: torch.dtype) -> dict[str, Tensor]:
+    return {entry.disk: _converted(entry, read(entry.part), dtype) for entry in held}
+
+
+def _converted(entry: Entry, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor as it is written: a copy, so that no two share memory."""
+    if tuple(tensor.shape) != entry.part.shape:
+        raise CheckpointError(
+            f"{entry.part.name} was given in shape {list(tensor.shape)}; expected "
+            f"{list(entry.part.shape)}; export the model it belongs to"
+        )
+    made = tensor.detach().to("cpu", _dtype(entry, dtype), copy=True).contiguous()
+    if not made.isfinite().all():
+        raise CheckpointError(
+            f"{entry.part.name} is not finite in {dtype}; expected numbers; try a wider dtype or an older checkpoint"
+        )
+    return made
+
+
+def _dtype(entry: Entry, dtype: torch.dtype) -> torch.dtype:
+    steers = entry.part.name.endswith(".router_bias")
+    return torch.promote_types(dtype, torch.float32) if steers else dtype
+
+
+def _bytes(entry: Entry, dtype: torch.dtype) -> int:
+    return numel(entry.part) * _dtype(entry, dtype).itemsize
+
+
+def _index(shards: Mapping[str, list[Entry]], dtype: torch.dtype) -> dict[str, Any]:
+    total = sum(_bytes(entry, dtype) for held in shards.values() for entry in held)
+    where = {entry.disk: file for file, held in shards.items() for entry in held}
+    return {"metadata": {"total_size": total}, "weight_map": where}
+
+
+def _encoded(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, indent=2, sort_keys=True, allow_nan=False).encode() + b"\n"

@@ -1,0 +1,40 @@
+"""`weft`: one command, its verbs, and one way for an error to end it.
+
+Exit codes: 0 done, 1 a run or a check failed, 2 the recipe, the data or the layout is refused.
+"""
+
+import sys
+
+import typer
+
+from weft.cli import bench, show, train, verify
+from weft.cli.doctor import doctor
+from weft.errors import ConfigError, DataError, LayoutError, WeftError
+
+REFUSED = 2
+FAILED = 1
+
+app = typer.Typer(
+    name="weft",
+    help="Train mixture-of-experts models: communication small, hidden and compressed.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("train")(train.train)
+app.command("verify")(verify.verify)
+app.command("doctor")(doctor)
+app.add_typer(show.app, name="show")
+app.add_typer(bench.app, name="bench")
+
+
+def main() -> None:
+    """Runs the command; an error that weft raises on purpose is its message and an exit code, never a traceback."""
+    try:
+        app()
+    except (ConfigError, DataError, LayoutError) as error:
+        print(f"weft: {error}", file=sys.stderr)
+        sys.exit(REFUSED)
+    except WeftError as error:
+        print(f"weft: {error}", file=sys.stderr)
+        sys.exit(FAILED)

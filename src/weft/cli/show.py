@@ -1,0 +1,116 @@
+"""`weft show layer|program|schedule|layout RECIPE`: the score as text. Needs no torch."""
+
+import inspect
+from collections.abc import Iterable
+from typing import Annotated
+
+import typer
+
+from weft.cli.arguments import Overrides, Recipe
+from weft.compose.plan import Plan, sizes
+from weft.compose.price import Rates, price
+from weft.compose.recipe import plan as make_plan
+from weft.compose.step import Step, training_step
+from weft.config.load import load
+from weft.errors import ConfigError
+from weft.graph.render import render_program
+from weft.model import layer
+from weft.model.count import active, token_flops, total
+from weft.model.families import LAYERS
+from weft.parallel.zero import Bucket
+from weft.schedule.render import render_actions, render_timeline
+
+app = typer.Typer(help="Print the layer, its program, its schedule or its layout.", no_args_is_help=True)
+
+Segment = Annotated[str, typer.Option(help="a segment of the step, as in moe.backward; all of them if left out")]
+RankOption = Annotated[int, typer.Option(help="the rank to look from")]
+
+
+@app.command("layer")
+def show_layer(recipe: Recipe, overrides: Overrides = None) -> None:
+    """The layer functions this model uses, as they are written."""
+    plan = make_plan(load(recipe, overrides or ()), 0)
+    kinds = dict.fromkeys(plan.shape.kind(i) for i in range(plan.shape.layers))
+    functions = [layer.attention_half, *(LAYERS[kind] for kind in kinds)]
+    print("\n\n".join(inspect.getsource(f).rstrip() for f in functions))
+
+
+@app.command("program")
+def show_program(
+    recipe: Recipe, overrides: Overrides = None, segment: Segment = "", rank: RankOption = 0
+) -> None:
+    """Every operator of each segment, lowered to this layout."""
+    step = _step(recipe, overrides, rank)
+    print("\n\n".join(render_program(step.templates[n].program) for n in _segments(step, segment)))
+
+
+@app.command("schedule")
+def show_schedule(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    segment: Segment = "",
+    rank: RankOption = 0,
+    actions: Annotated[bool, typer.Option(help="list every action instead of drawing lanes")] = False,
+) -> None:
+    """The order of each segment on its lanes, at nominal prices."""
+    step = _step(recipe, overrides, rank)
+    n, rates = sizes(step.plan), Rates()
+    texts = []
+    for name in _segments(step, segment):
+        ordered = step.templates[name]
+        program = ordered.program
+        if actions:
+            texts.append(render_actions(ordered))
+        else:
+            texts.append(render_timeline(ordered, lambda task, p=program: price(task, p, n, rates)))
+    print("\n\n".join(texts))
+
+
+@app.command("layout")
+def show_layout(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Where everything lives: ranks, heads, experts, tokens, and bytes of state on each rank."""
+    config = load(recipe, overrides or ())
+    print("\n".join(_layout_lines(make_plan(config, 0), config)))
+
+
+def _layout_lines(plan: Plan, config) -> Iterable[str]:
+    shape, layout, n = plan.shape, plan.layout, sizes(plan)
+    yield f"layout      {layout.name()}: world {layout.world} = dp {layout.dp} x sp {layout.sp}; ep {layout.ep}, expert replicas {layout.edp}"
+    yield f"model       {total(shape).all / 1e6:,.2f} M parameters, {active(shape).all / 1e6:,.2f} M active, {token_flops(shape, sequence=plan.sequence) / 1e6:,.1f} MFLOP a token"
+    yield f"step        {config.train.global_batch} sequences of {plan.sequence} in {plan.micro_batches} micro-batches, {plan.local_micro_batches} on each rank"
+    yield f"tokens      {n.N} a micro-batch, {n.T} on each rank"
+    yield f"attention   {n.J} of {shape.heads} query heads and {n.K} of {shape.kv_heads} key/value heads on each rank"
+    yield f"experts     {n.L} of {shape.experts} on each rank, top-{shape.top_k}; balanced {n.R} rows, at most {n.bounds['R']}"
+    yield ""
+    yield "rank  dp  sp  ep  experts        owns of the optimizer state"
+    for rank in range(layout.world):
+        yield _rank_line(plan, rank)
+
+
+def _rank_line(plan: Plan, rank: int) -> str:
+    layout, local = plan.layout, plan.local_experts
+    first = layout.ep_rank(rank) * local
+    owned: tuple[Bucket, ...] = training_step(plan).buckets
+    elements = sum(bucket.shard for bucket in owned)
+    width = 8 if plan.precision == "float64" else 4
+    return (
+        f"{rank:>4}  {rank // layout.sp:>2}  {rank % layout.sp:>2}  {layout.ep_rank(rank):>2}  "
+        f"{first:>4} to {first + local - 1:<6} {3 * width * elements / 2**20:,.1f} MiB"
+    )
+
+
+def _step(recipe: str, overrides: list[str] | None, rank: int) -> Step:
+    config = load(recipe, overrides or ())
+    if not 0 <= rank < config.parallel.ranks:
+        raise ConfigError(
+            f"--rank {rank}: the layout has ranks 0 to {config.parallel.ranks - 1}; try --rank 0"
+        )
+    return training_step(make_plan(config, rank))
+
+
+def _segments(step: Step, wanted: str) -> list[str]:
+    if not wanted:
+        return [name for name in step.templates if name != "update"]
+    if wanted not in step.templates:
+        raise ConfigError(f"--segment {wanted}: expected one of {', '.join(step.templates)}")
+    return [wanted]

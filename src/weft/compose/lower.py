@@ -1,0 +1,203 @@
+"""The lowering: the interpretation of a layer for one layout, over any algebra.
+
+Layer text in, operators of the vocabulary out: local ones one to one, with the family's attributes; Ulysses and expert
+dispatch by the rewrites of `parallel`. Over a `Recorder` it gives a program; over `runtime.eager` it computes.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from weft.compose.plan import Plan, is_all_gather, loss_rows
+from weft.parallel import expert, sequence
+from weft.parallel.layout import HeadSplit, split_heads
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Context:
+    """What every layer shares: the rotary table, the documents, and the sums that run through the step."""
+
+    cos: Any = None
+    sin: Any = None
+    segments: Any = None
+    losses: Any = None
+    tally: Any = None
+    bias: Any = None
+    forced: Any = None
+    divisor: Any = None
+    loss: Any = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Routing:
+    """A token's choices and their gate weights."""
+
+    weights: Any
+    experts: Any
+
+
+class Lowering:
+    """The algebra that `model.layer` and `model.lm` are written over.
+
+    It holds, beside the plan, the running sums of one recording: `losses`, `tally` and `loss` move on at each call.
+    """
+
+    def __init__(self, algebra: Any, plan: Plan, context: Context) -> None:
+        self.algebra = algebra
+        self.plan = plan
+        self.context = context
+        self.losses = context.losses
+        self.tally = context.tally
+        self.routing: Routing | None = None
+
+    @property
+    def _split(self) -> HeadSplit:
+        shape = self.plan.shape
+        return split_heads(shape.heads, shape.kv_heads, self.plan.layout.sp)
+
+    # ---- attention half ------------------------------------------------------------------------------------
+
+    def rms_norm(self, x: Any, w: Any) -> Any:
+        y, _ = self.algebra.call("rms_norm", x, w, eps=self.plan.arithmetic.norm_eps)
+        return y
+
+    def add_rms_norm(self, x: Any, r: Any, w: Any) -> Any:
+        s, y, _ = self.algebra.call("add_rms_norm", x, r, w, eps=self.plan.arithmetic.norm_eps)
+        return s, y
+
+    def qkv_project(self, h: Any, w: Any) -> Any:
+        (qkv,) = self.algebra.call("qkv_project", h, w)
+        return qkv
+
+    def rotate(self, qkv: Any, w: Any) -> Any:
+        shape, table = self.plan.shape, (self.context.cos, self.context.sin)
+        heads = {"heads": shape.heads, "kv_heads": shape.kv_heads}
+        if not shape.qk_norm:
+            return self.algebra.call("rotate", qkv, *table, **heads)
+        eps = self.plan.arithmetic.norm_eps
+        q, k, v, _ = self.algebra.call(
+            "norm_rotate", qkv, w.q_norm, w.k_norm, *table, eps=eps, **heads
+        )
+        return q, k, v
+
+    def seq_to_heads(self, q: Any, k: Any, v: Any) -> Any:
+        shape, sp = self.plan.shape, self.plan.layout.sp
+        if sp == 1:
+            return q, k, v
+        return sequence.seq_to_heads(
+            self.algebra, q, k, v,
+            sp=sp, heads=shape.heads, kv_heads=shape.kv_heads, split=self._split,
+        )  # fmt: skip
+
+    def attention(self, q: Any, k: Any, v: Any) -> Any:
+        a, _ = self.algebra.call("attention", q, k, v, self.context.segments)
+        return a
+
+    def heads_to_seq(self, a: Any) -> Any:
+        sp = self.plan.layout.sp
+        if sp > 1:
+            return sequence.heads_to_seq(self.algebra, a, sp=sp, split=self._split)
+        (a,) = self.algebra.call("join_heads", a, sp=1, heads=self.plan.shape.heads)
+        return a
+
+    def project(self, x: Any, w: Any) -> Any:
+        (y,) = self.algebra.call("project", x, w)
+        return y
+
+    def add(self, x: Any, y: Any) -> Any:
+        (z,) = self.algebra.call("add", x, y)
+        return z
+
+    # ---- router and experts --------------------------------------------------------------------------------
+
+    def route(self, h: Any, w: Any) -> Routing:
+        """Choices and gate weights; on the way the load and the balance losses are added to their sums."""
+        a, shape, layout = self.plan.arithmetic, self.plan.shape, self.plan.layout
+        (logits,) = self.algebra.call("router_logits", h, w.router)
+        rule = {
+            "top_k": shape.top_k, "score": a.score,
+            "renormalise": a.renormalise, "scaling": a.scaling,
+        }  # fmt: skip
+        forced = () if self.context.forced is None else (self.context.forced,)
+        op = "replay_experts" if forced else "select_experts"
+        weights, experts = self.algebra.call(op, logits, self.context.bias, *forced, **rule)
+        (load,) = self.algebra.call("count_load", experts, experts=shape.experts)
+        (self.tally,) = self.algebra.call("add_load", load, self.tally)
+        if layout.sp > 1:
+            (load,) = self.algebra.call("sum_load", load, axis="sp", label="load")
+        (self.losses,) = self.algebra.call(
+            "router_losses", logits, load, self.losses,
+            top_k=shape.top_k, score=a.score, aux_coef=a.aux_coef, z_coef=a.z_coef,
+            tokens=self.plan.tokens, scale=1.0 / self.plan.micro_batches,
+        )  # fmt: skip
+        self.routing = Routing(weights=weights, experts=experts)
+        return self.routing
+
+    def dispatch(self, h: Any, r: Routing) -> Any:
+        shape, layout = self.plan.shape, self.plan.layout
+        if layout.ep == 1:
+            return expert.dispatch_local(
+                self.algebra, h, r.weights, r.experts, num_experts=shape.experts, top_k=shape.top_k
+            )
+        if is_all_gather(layout):
+            return expert.dispatch_all_gather(
+                self.algebra, h, r.weights, r.experts,
+                first=self.plan.first_expert, local=self.plan.local_experts, top_k=shape.top_k,
+            )  # fmt: skip
+        return expert.dispatch_all_to_all(
+            self.algebra, h, r.weights, r.experts, num_experts=shape.experts, top_k=shape.top_k
+        )
+
+    def expert_up(self, e: Any, w: Any) -> Any:
+        (u,) = self.algebra.call("expert_up", e.rows, w, e.ends)
+        return u
+
+    def swiglu(self, u: Any, e: Any) -> Any:
+        (s,) = self.algebra.call("swiglu", u, e.row_weights)
+        return s
+
+    def expert_down(self, s: Any, w: Any, e: Any) -> Any:
+        (d,) = self.algebra.call("expert_down", s, w, e.ends)
+        return d
+
+    def combine(self, d: Any, e: Any) -> Any:
+        top_k = self.plan.shape.top_k
+        match e:
+            case expert.Local():
+                return expert.combine_local(self.algebra, d, e, top_k=top_k)
+            case expert.Exchanged():
+                return expert.combine_all_to_all(self.algebra, d, e, top_k=top_k)
+            case expert.Gathered():
+                return expert.combine_all_gather(self.algebra, d, e, top_k=top_k)
+        raise AssertionError(f"{e=}")
+
+    def dense_up(self, h: Any, w: Any) -> Any:
+        (u,) = self.algebra.call("project", h, w, renames={"A": "D", "D": "2W"})
+        return u
+
+    def dense_down(self, s: Any, w: Any) -> Any:
+        (y,) = self.algebra.call("project", s, w, renames={"A": "W"})
+        return y
+
+    def dense_swiglu(self, u: Any) -> Any:
+        (s,) = self.algebra.call("dense_swiglu", u)
+        return s
+
+    # ---- the model around the layers -----------------------------------------------------------------------
+
+    def embed(self, tokens: Any, w: Any) -> Any:
+        (x,) = self.algebra.call("embed", tokens, w)
+        return x
+
+    def rope_table(self, positions: Any) -> Any:
+        return self.algebra.call(
+            "rope_table", positions,
+            theta=self.plan.arithmetic.rope_theta, head_dim=self.plan.shape.head_dim,
+            dtype=self.plan.accumulation,
+        )  # fmt: skip
+
+    def cross_entropy(self, h: Any, w: Any, targets: Any) -> Any:
+        (total,) = self.algebra.call(
+            "cross_entropy", h, w, targets, self.context.divisor, self.context.loss,
+            chunk=loss_rows(self.plan.shape),
+        )  # fmt: skip
+        return total

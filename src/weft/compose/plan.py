@@ -1,0 +1,136 @@
+"""What a step is composed from: the model's shape and attributes, the layout, and the unit of work.
+
+`Plan` is the one argument of the room: plain numbers, no configuration library, equal on every rank but for `rank`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+
+from weft.graph.dims import Sizes
+from weft.model.families import Shape
+from weft.parallel.layout import Dispatch, Layout, split_heads
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arithmetic:
+    """The constants of the model's operators."""
+
+    norm_eps: float
+    rope_theta: float
+    score: str
+    renormalise: bool
+    scaling: float
+    aux_coef: float
+    z_coef: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Update:
+    """The constants of the optimizer."""
+
+    beta1: float
+    beta2: float
+    eps: float
+    clip_norm: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """One training step of one rank, before it is a program."""
+
+    shape: Shape
+    arithmetic: Arithmetic
+    layout: Layout
+    rank: int
+    sequence: int
+    micro_batch: int
+    micro_batches: int
+    precision: str
+    order: str
+    update: Update
+    replay: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a micro-batch over its sequence-parallel group (N)."""
+        return self.micro_batch * self.sequence
+
+    @property
+    def local_micro_batches(self) -> int:
+        """Micro-batches that this rank runs in a step."""
+        return self.micro_batches // self.layout.dp
+
+    @property
+    def local_experts(self) -> int:
+        return self.shape.experts // self.layout.ep
+
+    @property
+    def first_expert(self) -> int:
+        return self.layout.ep_rank(self.rank) * self.local_experts
+
+    @property
+    def accumulation(self) -> str:
+        """The dtype of sums: promote(precision, float32)."""
+        return "float64" if self.precision == "float64" else "float32"
+
+
+def sizes(plan: Plan) -> Sizes:
+    """The number behind every letter for one rank and one micro-batch; routed rows at balance, bounded by the worst."""
+    shape, layout = plan.shape, plan.layout
+    split = split_heads(shape.heads, shape.kv_heads, layout.sp)
+    tokens = plan.tokens // layout.sp
+    numbers: Mapping[str, int] = {
+        "B": plan.micro_batch,
+        "S": plan.sequence,
+        "N": plan.tokens,
+        "T": tokens,
+        "D": shape.hidden,
+        "V": shape.vocab,
+        "C": shape.head_dim,
+        "H": shape.heads,
+        "G": shape.kv_heads,
+        "J": split.heads,
+        "K": split.kv_heads,
+        "Q": shape.qkv_columns,
+        "A": shape.attention_columns,
+        "P": (split.heads + 2 * split.kv_heads) * shape.head_dim,
+        "M": split.heads * shape.head_dim,
+        "X": layout.sp,
+        "Y": layout.ep,
+        "E": shape.experts,
+        "L": plan.local_experts,
+        "k": shape.top_k,
+        "U": tokens * layout.ep,
+        "O": tokens * shape.top_k,
+        "R": tokens * shape.top_k,
+        "F": shape.ffn_hidden,
+        "W": shape.shared_hidden or shape.dense_ffn_hidden,
+        "I": statistics_size(shape),
+    }
+    worst = tokens * layout.ep * min(shape.top_k, plan.local_experts)
+    return Sizes(numbers=numbers, bounds={"R": worst})
+
+
+# The statistics vector: four sums, then the tokens that chose each expert of each layer.
+LOSS, AUX, Z, NORM2, LOADS = range(5)
+
+
+def statistics_size(shape: Shape) -> int:
+    """Elements of the vector that one all-reduce sums at the end of a step."""
+    return LOADS + shape.layers * shape.experts
+
+
+def loss_rows(shape: Shape, *, budget: int = 2**25) -> int:
+    """Rows of a chunk of the cross-entropy, so that its logits stay under `budget` elements (64 MiB in bfloat16)."""
+    return max(256, 2 ** (budget // shape.vocab).bit_length() // 2)
+
+
+def is_all_gather(layout: Layout) -> bool:
+    """Whether experts are reached by all-gather and reduce-scatter."""
+    return layout.dispatch is Dispatch.ALL_GATHER
+
+
+def ceil_to(number: int, multiple: int) -> int:
+    """The next multiple at or above a number."""
+    return ceil(number / multiple) * multiple

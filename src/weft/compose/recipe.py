@@ -1,0 +1,71 @@
+"""From a recipe to a plan: the one place where configuration meets the score."""
+
+from weft.compose.plan import Arithmetic, Plan, Update
+from weft.config.model import ModelConfig
+from weft.config.run import RunConfig
+from weft.model.families import Shape
+from weft.parallel.layout import Dispatch, Layout
+
+
+def plan(config: RunConfig, rank: int, *, replay: bool = False) -> Plan:
+    """The plan of one rank of a recipe."""
+    return Plan(
+        shape=shape(config.model),
+        arithmetic=arithmetic(config.model),
+        layout=layout(config),
+        rank=rank,
+        sequence=config.data.sequence,
+        micro_batch=config.train.micro_batch,
+        micro_batches=config.train.global_batch // config.train.micro_batch,
+        precision=config.train.precision,
+        order=config.overlap.order,
+        update=Update(
+            beta1=config.optim.beta1,
+            beta2=config.optim.beta2,
+            eps=config.optim.eps,
+            clip_norm=config.optim.clip_norm,
+        ),
+        replay=replay,
+    )
+
+
+def layout(config: RunConfig) -> Layout:
+    """The layout a recipe asks for."""
+    parallel = config.parallel
+    return Layout(
+        dp=parallel.dp, sp=parallel.sp, ep=parallel.ep, dispatch=Dispatch(parallel.dispatch)
+    )
+
+
+def shape(model: ModelConfig) -> Shape:
+    """The numbers of a model that programs are made of."""
+    return Shape(
+        vocab=model.vocab,
+        hidden=model.hidden,
+        layers=model.layers,
+        heads=model.heads,
+        kv_heads=model.kv_heads,
+        head_dim=model.head_dim,
+        ffn_hidden=model.ffn_hidden,
+        experts=model.experts,
+        top_k=model.top_k,
+        shared_experts=model.shared_experts,
+        dense_layers=model.dense_layers,
+        dense_ffn_hidden=model.dense_ffn_hidden,
+        qk_norm=model.qk_norm,
+        tied=model.tied,
+        init_std=model.init_std,
+    )
+
+
+def arithmetic(model: ModelConfig) -> Arithmetic:
+    """The constants of a model's operators."""
+    return Arithmetic(
+        norm_eps=model.norm_eps,
+        rope_theta=model.rope_theta,
+        score=model.score,
+        renormalise=model.renormalise,
+        scaling=model.scaling,
+        aux_coef=model.aux_coef,
+        z_coef=model.z_coef,
+    )

@@ -1,0 +1,132 @@
+"""The templates of a step: embedding, each kind of layer, head and update, recorded, differentiated and ordered.
+
+A template is bound and priced once and run many times: once a layer and micro-batch. Its inputs carry prefixes that say
+who provides them: `w.` a parameter, `acc.` a gradient accumulator, `s.` a static tensor, anything else the step.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType, SimpleNamespace
+
+from weft.compose.lower import Context, Lowering
+from weft.compose.plan import Plan
+from weft.graph.backward import differentiate
+from weft.graph.program import Program, join
+from weft.graph.record import Recorder
+from weft.model import lm
+from weft.model.families import LAYERS, Kind
+from weft.model.params import Parameter
+from weft.parallel.zero import Bucket
+
+# Letters of each parameter's shape, by the last word of its name.
+DIMS: Mapping[str, str] = MappingProxyType(
+    {
+        "embed": "V D",
+        "norm": "D",
+        "head": "V D",
+        "norm1": "D",
+        "norm2": "D",
+        "qkv": "Q D",
+        "out": "D A",
+        "q_norm": "C",
+        "k_norm": "C",
+        "router": "E D",
+        "up": "L 2F D",
+        "down": "L D F",
+        "shared_up": "2W D",
+        "shared_down": "D W",
+        "dense_up": "2W D",
+        "dense_down": "D W",
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Segment:
+    """A forward that keeps what its backward reads, and that backward (none where the forward holds it)."""
+
+    forward: Program
+    backward: Program | None
+
+
+def short(parameter: Parameter) -> str:
+    """The name of a parameter inside its layer: `layers.3.qkv` is `qkv`."""
+    return parameter.name.rpartition(".")[2]
+
+
+def embedding(plan: Plan) -> Segment:
+    """Token ids to the first hidden state, and the rotary table."""
+    o = Recorder("embedding.forward")
+    w = SimpleNamespace(embed=o.input("w.embed", DIMS["embed"]))
+    tokens, positions = o.input("tokens", "T", "i64"), o.input("positions", "T", "i64")
+    outputs = lm.embedding(Lowering(o, plan, Context()), tokens, positions, w)
+    derived = differentiate(o.finish(*outputs))
+    return Segment(forward=derived.forward, backward=derived.backward)
+
+
+def layer(plan: Plan, kind: Kind, weights: Sequence[str], *, evaluate: bool = False) -> Segment:
+    """One layer of a kind; `weights` are the short names of its parameters."""
+    o = Recorder(f"{kind}.forward")
+    w = SimpleNamespace(**{name: o.input(f"w.{name}", DIMS[name]) for name in weights})
+    x = o.input("x", "T D")
+    routed = kind is not Kind.DENSE
+    context = Context(
+        cos=o.input("cos", "T C", "acc"),
+        sin=o.input("sin", "T C", "acc"),
+        segments=o.input("segments", "", "host"),
+        losses=o.input("s.losses", "2", "acc") if routed else None,
+        tally=o.input("s.tally", "E", "acc") if routed else None,
+        bias=o.input("s.bias", "E", "acc") if routed else None,
+        forced=o.input("forced", "T k", "i64") if routed and plan.replay else None,
+    )
+    lowering = Lowering(o, plan, context)
+    y = LAYERS[kind](lowering, x, w)
+    extra = (lowering.routing.experts,) if lowering.routing is not None else ()
+    effects = (lowering.losses, lowering.tally) if routed else ()
+    program = o.finish(y, *effects, *extra)
+    if evaluate:
+        return Segment(forward=program, backward=None)
+    derived = differentiate(program)
+    return Segment(forward=derived.forward, backward=derived.backward)
+
+
+def head(plan: Plan, weight: str, *, evaluate: bool = False) -> Segment:
+    """The final norm and the loss; in training its backward follows at once, in the same program."""
+    o = Recorder("head.evaluate" if evaluate else "head.forward")
+    w = SimpleNamespace(norm=o.input("w.norm", "D"), head=o.input(f"w.{weight}", "V D"))
+    x, targets = o.input("x", "T D"), o.input("targets", "T", "i64")
+    context = Context(divisor=o.input("divisor", "", "host"), loss=o.input("s.loss", "1", "acc"))
+    program = o.finish(lm.head(Lowering(o, plan, context), x, targets, w))
+    if evaluate:
+        return Segment(forward=program, backward=None)
+    derived = differentiate(program)
+    return Segment(forward=join("head", derived.forward, derived.backward), backward=None)
+
+
+def update(plan: Plan, owned: Sequence[Bucket]) -> Program:
+    """The end of a step: gradients summed over replicas, one norm over all, one verdict, one update, parameters home."""
+    o = Recorder("update")
+    settings = plan.update
+    stats, norm2 = o.input("s.stats", "I", "acc"), o.input("s.norm2", "1", "acc")
+    shards = {}
+    for bucket in owned:
+        grad = o.input(f"acc.{bucket.name}", "Z", "acc")
+        (shards[bucket.name],) = o.call(
+            "reduce_scatter_grad", grad, axis=bucket.axis, label="gradients"
+        )
+    for bucket in owned:
+        (norm2,) = o.call("square_sum", shards[bucket.name], norm2)
+    (stats,) = o.call("sum_statistics", stats, norm2, axis="world", label="statistics")
+    (verdict,) = o.call("decide", stats, clip_norm=settings.clip_norm)
+    rates = o.input("rates", "", "host")
+    gathered = []
+    for bucket in owned:
+        state = [o.input(f"s.{kind}.{bucket.name}", "z", "acc") for kind in ("master", "mean", "square")]
+        decay = o.input(f"s.decay.{bucket.name}", "", "host")
+        (updated,) = o.call(
+            "adamw", shards[bucket.name], verdict, rates, *state, decay,
+            beta1=settings.beta1, beta2=settings.beta2, eps=settings.eps,
+        )  # fmt: skip
+        flat = o.input(f"w.{bucket.name}", "Z")
+        gathered += o.call("gather_params", updated, flat, axis=bucket.axis, label="parameters")
+    return o.finish(stats, verdict, *gathered)

@@ -1,0 +1,254 @@
+"""The schedule of one training step: templates, and their instances in the order in which a rank runs them.
+
+    zero -> for each micro-batch: embedding, layers, head, layers backwards, embedding backwards -> update
+
+An instance says where each input of its template comes from. `statics` are tensors that live as long as the run
+(parameters, gradients, optimizer state); `reads` and `writes` are values that travel between instances under a key;
+`drops` are the keys whose last reader it is, so that a value dies with its last use inside the segment.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from weft.compose import segment
+from weft.compose.plan import Plan, sizes
+from weft.compose.price import Rates, price
+from weft.graph.program import Program
+from weft.model.families import Kind, Shape
+from weft.model.params import Parameter, parameters
+from weft.parallel.zero import Bucket, buckets
+from weft.schedule.action import Ordered
+from weft.schedule.check import check
+from weft.schedule.layer import overlapped, serial
+
+Order = Callable[[Program], Ordered]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Instance:
+    """One run of a template."""
+
+    template: str
+    statics: Mapping[str, str]
+    reads: Mapping[str, str]
+    writes: Mapping[str, str]
+    drops: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """A checked schedule of one rank: what the executor runs and the planner prices."""
+
+    plan: Plan
+    parameters: tuple[Parameter, ...]
+    buckets: tuple[Bucket, ...]
+    templates: Mapping[str, Ordered]
+    instances: tuple[Instance, ...]
+    results: tuple[str, ...]
+
+
+def training_step(plan: Plan, order: Order | None = None, *, record_routing: bool = False) -> Step:
+    """The whole step of one rank; `record_routing` adds every token's choices to its results."""
+    order = order or named_order(plan)
+    owned, flat = owned_parameters(plan)
+    weights = _layer_weights(owned)
+    embedding = segment.embedding(plan)
+    head = segment.head(plan, _head_name(plan))
+    layers = {kind: segment.layer(plan, kind, names) for kind, names in weights.items()}
+    programs = {"embedding.forward": embedding.forward, "head": head.forward}
+    programs["update"] = segment.update(plan, flat)
+    for kind, derived in layers.items():
+        programs[f"{kind}.forward"] = derived.forward
+        programs[f"{kind}.backward"] = _present(derived.backward)
+    programs["embedding.backward"] = _present(embedding.backward)
+    instances: list[Instance] = []
+    for m in range(plan.local_micro_batches):
+        instances += _micro_batch(plan.shape, programs, m)
+    instances.append(_update(programs["update"]))
+    results = ("stats", "verdict", *(_choices(plan) if record_routing else ()))
+    return Step(
+        plan=plan,
+        parameters=owned,
+        buckets=flat,
+        templates={name: check(order(program)) for name, program in programs.items()},
+        instances=_with_drops(instances, keep=results),
+        results=results,
+    )
+
+
+def evaluation_step(plan: Plan, order: Order | None = None) -> Step:
+    """The forward of one micro-batch, its loss added to the statistics."""
+    order = order or named_order(plan)
+    owned, flat = owned_parameters(plan)
+    programs = {"embedding.forward": segment.embedding(plan).forward}
+    for kind, names in _layer_weights(owned).items():
+        programs[f"{kind}.forward"] = segment.layer(plan, kind, names, evaluate=True).forward
+    programs["head.evaluate"] = segment.head(plan, _head_name(plan), evaluate=True).forward
+    shape = plan.shape
+    instances = [_embedding(programs["embedding.forward"], 0)]
+    instances += [_forward(programs[f"{shape.kind(i)}.forward"], i, 0, shape) for i in range(shape.layers)]
+    instances.append(_head(programs["head.evaluate"], 0, shape))
+    return Step(
+        plan=plan,
+        parameters=owned,
+        buckets=flat,
+        templates={name: check(order(program)) for name, program in programs.items()},
+        instances=_with_drops(instances, keep=()),
+        results=(),
+    )
+
+
+def _choices(plan: Plan) -> Iterable[str]:
+    """The keys under which each routed layer leaves its choices."""
+    routed = [i for i in range(plan.shape.layers) if plan.shape.kind(i) is not Kind.DENSE]
+    return (f"m{m}.experts.{i}" for m in range(plan.local_micro_batches) for i in routed)
+
+
+def owned_parameters(plan: Plan) -> tuple[tuple[Parameter, ...], tuple[Bucket, ...]]:
+    """What this rank holds: its parameters, and the flat buckets they lie in."""
+    layout = plan.layout
+    owned = parameters(plan.shape, ep=layout.ep, ep_rank=layout.ep_rank(plan.rank))
+    return owned, buckets(owned, {"dense": layout.degree("dense"), "edp": layout.degree("edp")})
+
+
+def named_order(plan: Plan) -> Order:
+    """The order a recipe names, priced for this plan."""
+    match plan.order:
+        case "serial":
+            return serial
+        case "overlapped":
+            return partial(_overlapped, plan=plan)
+        case _:
+            raise AssertionError(f"{plan.order=}")
+
+
+def _overlapped(program: Program, *, plan: Plan) -> Ordered:
+    n, rates = sizes(plan), Rates()
+    return overlapped(program, lambda task: price(task, program, n, rates))
+
+
+def _layer_weights(owned: Sequence[Parameter]) -> dict[Kind, list[str]]:
+    """Short names of the parameters of each kind of layer present."""
+    names: dict[Kind, dict[str, None]] = {}
+    for parameter in owned:
+        if parameter.segment.startswith("layers."):
+            names.setdefault(parameter.kind, {})[segment.short(parameter)] = None
+    return {kind: list(found) for kind, found in names.items()}
+
+
+def _head_name(plan: Plan) -> str:
+    return "embed" if plan.shape.tied else "head"
+
+
+def _present(program: Program | None) -> Program:
+    assert program is not None
+    return program
+
+
+# ---- instances --------------------------------------------------------------------------------------------
+
+
+def _micro_batch(shape: Shape, programs: Mapping[str, Program], m: int) -> Iterable[Instance]:
+    depths = range(shape.layers)
+    yield _embedding(programs["embedding.forward"], m)
+    for i in depths:
+        yield _forward(programs[f"{shape.kind(i)}.forward"], i, m, shape)
+    yield _head(programs["head"], m, shape)
+    for i in reversed(depths):
+        yield _backward(programs, i, m, shape)
+    backward = programs["embedding.backward"]
+    yield _instance(backward, {"d.x": f"m{m}.d.x.0", "tokens": f"m{m}.tokens"}, {}, "")
+
+
+def _embedding(program: Program, m: int) -> Instance:
+    x, cos, sin = program.outputs
+    reads = {name: f"m{m}.{name}" for name in ("tokens", "positions")}
+    return _instance(program, reads, {x: f"m{m}.x.0", cos: f"m{m}.cos", sin: f"m{m}.sin"}, "")
+
+
+def _forward(program: Program, i: int, m: int, shape: Shape) -> Instance:
+    reads = {name: f"m{m}.{name}" for name in ("cos", "sin", "segments")}
+    reads["x"] = f"m{m}.x.{i}"
+    reads["forced"] = f"m{m}.forced.{i}"
+    writes = {program.outputs[0]: f"m{m}.x.{i + 1}"}
+    if shape.kind(i) is not Kind.DENSE:
+        writes[program.outputs[-1]] = f"m{m}.experts.{i}"
+    writes.update({name: f"m{m}.l{i}.{name}" for name in program.kept if name not in writes})
+    return _instance(program, reads, writes, f"layers.{i}")
+
+
+def _head(program: Program, m: int, shape: Shape) -> Instance:
+    reads = {"x": f"m{m}.x.{shape.layers}", "targets": f"m{m}.targets", "divisor": "divisor"}
+    writes = {"d.x": f"m{m}.d.x.{shape.layers}"} if "d.x" in program.outputs else {}
+    return _instance(program, reads, writes, "")
+
+
+def _backward(programs: Mapping[str, Program], i: int, m: int, shape: Shape) -> Instance:
+    forward = programs[f"{shape.kind(i)}.forward"]
+    program = programs[f"{shape.kind(i)}.backward"]
+    reads = dict(_forward(forward, i, m, shape).reads)
+    reads.update({v: k for v, k in _forward(forward, i, m, shape).writes.items() if v in forward.kept})
+    reads[f"d.{forward.outputs[0]}"] = f"m{m}.d.x.{i + 1}"
+    return _instance(program, reads, {program.outputs[0]: f"m{m}.d.x.{i}"}, f"layers.{i}")
+
+
+def _update(program: Program) -> Instance:
+    stats, verdict, *_ = program.outputs
+    return _instance(program, {"rates": "rates"}, {stats: "stats", verdict: "verdict"}, "")
+
+
+def _instance(
+    program: Program, reads: Mapping[str, str], writes: Mapping[str, str], at: str
+) -> Instance:
+    """Sorts a template's inputs into statics, by prefix, and reads."""
+    statics = {name: static_key(name, at) for name in program.inputs if is_static(name)}
+    wanted = {name: reads[name] for name in program.inputs if not is_static(name)}
+    return Instance(template=program.name, statics=statics, reads=wanted, writes=dict(writes))
+
+
+def is_static(name: str) -> bool:
+    """Whether an input is a tensor that lives as long as the run."""
+    return name.startswith(("w.", "acc.", "s."))
+
+
+def static_key(name: str, at: str) -> str:
+    """The run's name for a template's static input: `w.qkv` of layer 3 is `param:layers.3.qkv`."""
+    prefix = f"{at}." if at else ""
+    match name.split("."):
+        case ["w", short]:
+            return f"param:{prefix}{short}"
+        case ["acc", "w", short]:
+            return f"grad:{prefix}{short}"
+        case ["s", "bias"]:
+            return f"state:{prefix}router_bias"
+        case ["s", "tally"]:
+            return f"stats:tally.{at}"
+        case ["s", ("loss" | "losses" | "norm2" | "stats") as what]:
+            return f"stats:{what}"
+        case ["s", ("master" | "mean" | "square" | "decay") as what, *bucket]:
+            return f"{what}:{'.'.join(bucket)}"
+        case ["acc", *bucket]:
+            return f"gradients:{'.'.join(bucket)}"
+        case ["w", *bucket]:
+            return f"bucket:{'.'.join(bucket)}"
+        case _:
+            raise AssertionError(f"{name=} {at=}")
+
+
+def _with_drops(instances: Sequence[Instance], keep: tuple[str, ...]) -> tuple[Instance, ...]:
+    """Each key dropped by its last reader; what nobody reads is not written."""
+    last = {k: at for at, instance in enumerate(instances) for k in instance.reads.values()}
+    lasting = {*keep, *last}
+    ending: dict[int, list[str]] = {}
+    for key, position in last.items():
+        if key not in keep and key != "divisor":
+            ending.setdefault(position, []).append(key)
+    return tuple(
+        replace(
+            instance,
+            writes={value: key for value, key in instance.writes.items() if key in lasting},
+            drops=tuple(ending.get(position, ())),
+        )
+        for position, instance in enumerate(instances)
+    )

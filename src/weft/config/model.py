@@ -1,0 +1,103 @@
+"""The `[model]` branch: the shape of the network, its router and its constants."""
+
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from weft.config.branch import (
+    INDEX_LIMIT,
+    Branch,
+    Count,
+    NonNegative,
+    Positive,
+    Size,
+    divisors,
+    nearest,
+    refusal,
+)
+from weft.errors import ConfigError
+
+
+class ModelConfig(Branch):
+    """A mixture-of-experts language model.
+
+    Raises:
+        ConfigError: a value breaks a rule of its own, or two of them cannot stand together.
+    """
+
+    section: ClassVar[str] = "model"
+
+    family: Literal["mixtral", "qwen3_moe", "deepseek_moe"] = Field(
+        examples=["mixtral"], description="the naming and layer functions to follow"
+    )
+    vocab: Size = Field(examples=[32768], description="the number of token ids, padding included")
+    hidden: Size = Field(examples=[128], description="the width of the residual stream")
+    layers: Size = Field(examples=[4], description="the number of layers")
+    heads: Size = Field(examples=[4], description="the number of query heads")
+    kv_heads: Size = Field(examples=[2], description="the number of key/value heads")
+    head_dim: Size = Field(examples=[32], description="the channels of a head")
+    ffn_hidden: Size = Field(examples=[256], description="the hidden width of one expert")
+    experts: Size = Field(examples=[8], description="the number of routed experts of a layer")
+    top_k: Size = Field(examples=[2], description="the number of experts a token visits")
+    shared_experts: Count = Field(default=0, description="experts that every token visits")
+    dense_layers: Count = Field(default=0, description="leading layers without experts")
+    dense_ffn_hidden: Count = Field(default=0, description="the hidden width of a dense layer")
+    qk_norm: bool = Field(default=False, description="whether queries and keys are normed per head")
+    score: Literal["softmax", "sigmoid"] = Field(
+        default="softmax", description="how logits become scores"
+    )
+    renormalise: bool = Field(
+        default=True, description="whether a token's gate weights are made to sum to 1"
+    )
+    scaling: Positive = Field(default=1.0, description="a factor on the gate weights")
+    router_bias: bool = Field(default=False, description="whether a bias steers the selection")
+    # 0.01: Switch Transformer (arXiv 2101.03961), section 2.2
+    aux_coef: NonNegative = Field(default=0.01, description="the weight of the balance loss")
+    z_coef: NonNegative = Field(default=0.0, description="the weight of the router z-loss")
+    # 10000: RoFormer (arXiv 2104.09864), section 3.2.2
+    rope_theta: Positive = Field(default=10000.0, description="the base of the rotary frequencies")
+    norm_eps: Positive = Field(default=1e-5, description="the epsilon of every norm")
+    tied: bool = Field(default=False, description="whether the head is the embedding")
+    # 0.02: GPT-2, and the default of every family supported here
+    init_std: Positive = Field(default=0.02, description="the deviation of the initial weights")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _check_attention(self)
+        _check_experts(self)
+        _check_dense(self)
+        return self
+
+
+def _check_attention(model: ModelConfig) -> None:
+    for name, reason in (
+        ("hidden", "must be even: rows are moved in words of two elements"),
+        ("head_dim", "must be even: a rotation turns pairs of channels"),
+    ):
+        value = getattr(model, name)
+        if value % 2:
+            legal = value + 1 if value < INDEX_LIMIT else value - 1
+            raise ConfigError(refusal(f"model.{name}", value, reason, legal))
+    if model.heads % model.kv_heads:
+        rule = f"must divide model.heads ({model.heads})"
+        legal = nearest(model.kv_heads, divisors(model.heads))
+        raise ConfigError(refusal("model.kv_heads", model.kv_heads, rule, legal))
+
+
+def _check_experts(model: ModelConfig) -> None:
+    if model.top_k > model.experts:
+        rule = f"must be at most model.experts ({model.experts})"
+        raise ConfigError(refusal("model.top_k", model.top_k, rule, model.experts))
+
+
+def _check_dense(model: ModelConfig) -> None:
+    if model.dense_layers >= model.layers:
+        rule = f"must leave at least one of the {model.layers} layers to experts"
+        raise ConfigError(refusal("model.dense_layers", model.dense_layers, rule, model.layers - 1))
+    if model.dense_layers and not model.dense_ffn_hidden:
+        rule = f"must be the width of the {model.dense_layers} dense layers"
+        legal = model.top_k * model.ffn_hidden  # the width a token sees in the other layers
+        raise ConfigError(refusal("model.dense_ffn_hidden", 0, rule, legal))
+    if model.dense_ffn_hidden and not model.dense_layers:
+        rule = "must be 0, since model.dense_layers is 0"
+        raise ConfigError(refusal("model.dense_ffn_hidden", model.dense_ffn_hidden, rule, 0))

@@ -1,0 +1,132 @@
+"""The whole recipe, and the rules that need two of its branches.
+
+Rules of the layout, each with the reason it cannot be bent:
+
+    heads % sp                        a rank of a sequence-parallel group has heads / sp query heads
+    kv_heads % sp  or  sp % kv_heads  it has kv_heads / sp of them, or shares one with others
+    (micro_batch * sequence) % sp     the tokens of a micro-batch are cut evenly over the group
+    experts % ep                      a rank of an expert-parallel group holds experts / ep of them
+    (dp * sp) % ep                    expert-parallel groups are blocks of consecutive ranks
+"""
+
+from math import gcd
+from typing import Any, ClassVar, Self, cast
+
+from pydantic import Field, model_validator
+
+from weft.config.branch import INDEX_LIMIT, Branch, divisors, nearest, refusal
+from weft.config.data import DataConfig
+from weft.config.model import ModelConfig
+from weft.config.optim import OptimConfig
+from weft.config.overlap import OverlapConfig
+from weft.config.parallel import ParallelConfig
+from weft.config.train import RUN_DIR, TrainConfig
+from weft.errors import ConfigError, LayoutError
+
+
+class RunConfig(Branch):
+    """A complete recipe. What is built is legal: nothing later has to check it again.
+
+    Raises:
+        ConfigError: a key or a value is wrong, or two branches cannot stand together.
+        LayoutError: the layout cannot exist for this model.
+    """
+
+    section: ClassVar[str] = ""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        examples=["quickstart"],
+        description="a name of letters, digits, dots, dashes and underscores (it names a folder)",
+    )
+    model: ModelConfig
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
+    overlap: OverlapConfig = Field(default_factory=OverlapConfig)
+    data: DataConfig
+    optim: OptimConfig
+    train: TrainConfig
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_run_dir(cls, data: Any) -> Any:
+        """Puts the run's name where `train.run_dir` says `<name>`; wrong types stay."""
+        match data:
+            case {"name": str(name), "train": train}:
+                return {**cast("dict[str, Any]", data), "train": _with_run_dir(train, name)}
+            case _:
+                return data
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _check_sequence_axis(self)
+        _check_expert_axis(self)
+        _check_batch(self)
+        _check_warmup(self)
+        return self
+
+
+def _with_run_dir(train: object, name: str) -> object:
+    if isinstance(train, TrainConfig):
+        return train.model_copy(update={"run_dir": train.run_dir.replace("<name>", name)})
+    if not isinstance(train, dict):
+        return train
+    table = cast("dict[str, object]", train)
+    run_dir = table.get("run_dir", RUN_DIR)
+    if not isinstance(run_dir, str):
+        return table
+    return {**table, "run_dir": run_dir.replace("<name>", name)}
+
+
+def _check_sequence_axis(run: RunConfig) -> None:
+    sp, heads, kv_heads = run.parallel.sp, run.model.heads, run.model.kv_heads
+    tokens = run.train.micro_batch * run.data.sequence
+
+    def problem(degree: int) -> str | None:
+        if heads % degree:
+            return f"must divide model.heads ({heads})"
+        if kv_heads % degree and degree % kv_heads:
+            return f"must divide model.kv_heads ({kv_heads}) or be a multiple of it"
+        if tokens % degree:
+            return f"must divide train.micro_batch * data.sequence ({tokens} tokens)"
+        return None
+
+    rule = problem(sp)
+    if rule:
+        legal = [d for d in divisors(heads) if not problem(d)]
+        blocks = [d for d in legal if run.parallel.dp * d % run.parallel.ep == 0]
+        raise LayoutError(refusal("parallel.sp", sp, rule, nearest(sp, blocks or legal)))
+
+
+def _check_expert_axis(run: RunConfig) -> None:
+    ep, experts, ranks = run.parallel.ep, run.model.experts, run.parallel.ranks
+    legal = divisors(gcd(experts, ranks))
+    if ep in legal:
+        return
+    rule = (
+        f"must divide parallel.dp * parallel.sp ({ranks} ranks)"
+        if experts % ep == 0
+        else f"must divide model.experts ({experts})"
+    )
+    raise LayoutError(refusal("parallel.ep", ep, rule, nearest(ep, legal)))
+
+
+def _check_batch(run: RunConfig) -> None:
+    batch, portion = run.train.global_batch, run.train.micro_batch * run.parallel.dp
+    if portion > INDEX_LIMIT:
+        rule = f"must leave train.micro_batch * parallel.dp ({run.parallel.dp}) below 2^31"
+        raise ConfigError(refusal("train.micro_batch", run.train.micro_batch, rule, 1))
+    if batch % portion:
+        rule = (
+            f"must be a multiple of train.micro_batch * parallel.dp "
+            f"({run.train.micro_batch} * {run.parallel.dp})"
+        )
+        low = batch - batch % portion
+        legal = nearest(batch, [n for n in (low, low + portion) if 0 < n <= INDEX_LIMIT])
+        raise ConfigError(refusal("train.global_batch", batch, rule, legal))
+
+
+def _check_warmup(run: RunConfig) -> None:
+    warmup, steps = run.optim.warmup_steps, run.train.steps
+    if warmup > steps:
+        rule = f"must be at most train.steps ({steps})"
+        raise ConfigError(refusal("optim.warmup_steps", warmup, rule, steps))

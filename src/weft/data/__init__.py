@@ -1,0 +1,1 @@
+"""Answers: which tokens does a step see? Corpus, byte tokens, order, batches, a trigram to beat."""

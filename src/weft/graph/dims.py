@@ -1,0 +1,106 @@
+"""The letters of the project: what each dim means, and how a letter becomes a number.
+
+A shape is written in letters (`"T D"`, `"L 2F D"`); `Sizes` holds their numbers for one model, layout and
+micro-batch. A dynamic dim (routed rows) has no number before the router has spoken: it has a `bound`, which the
+checker and the planner use, and at run time the tensor itself says its size.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+LEGEND: Mapping[str, str] = MappingProxyType(
+    {
+        "B": "sequences of a micro-batch",
+        "S": "positions of a sequence",
+        "N": "tokens of a micro-batch, B S",
+        "T": "tokens of a micro-batch on this rank, N / sp",
+        "D": "model (hidden) width",
+        "V": "vocabulary",
+        "C": "channels of a head",
+        "H": "query heads",
+        "G": "key/value heads",
+        "J": "query heads on this rank inside attention, H / sp",
+        "K": "key/value heads on this rank inside attention, max(G / sp, 1)",
+        "Q": "columns of the QKV projection, (H + 2G) C",
+        "A": "columns of the attention output, H C",
+        "P": "columns of one rank's share of QKV, (J + 2K) C",
+        "M": "columns of one rank's share of the attention output, J C",
+        "X": "ranks of the sequence-parallel group, sp",
+        "Y": "ranks of the expert-parallel group, ep",
+        "E": "routed experts",
+        "L": "routed experts on this rank, E / ep",
+        "k": "experts a token chooses",
+        "U": "tokens of the expert-parallel group, T ep",
+        "O": "routed rows leaving this rank, T k",
+        "R": "routed rows on this rank (dynamic)",
+        "F": "hidden width of a routed expert",
+        "W": "hidden width of a dense or shared feed-forward",
+        "Z": "elements of a flat bucket",
+        "z": "elements of one rank's shard of a flat bucket",
+        "I": "elements of the statistics vector",
+    }
+)
+
+DYNAMIC = frozenset({"R"})
+
+_TERM = re.compile(r"(\d*)([A-Za-z]?)")
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Numbers for letters. For a dynamic letter the number is its balanced value; `bounds` holds its upper bound."""
+
+    numbers: Mapping[str, int]
+    bounds: Mapping[str, int]
+
+    def __getattr__(self, letter: str) -> int:
+        try:
+            return self.numbers[letter]
+        except KeyError:
+            raise AttributeError(f"no size for dim {letter!r}; known: {' '.join(sorted(self.numbers))}") from None
+
+    def of(self, term: str) -> int:
+        """The number a term of a shape stands for.
+
+        Example:
+            >>> Sizes({"F": 3}, {}).of("2F")
+            6
+        """
+        match = _TERM.fullmatch(term)
+        assert match, f"{term=} is not a dim term"
+        coefficient, letter = match.groups()
+        return int(coefficient or 1) * (self.numbers[letter] if letter else 1)
+
+    def shape(self, dims: str) -> tuple[int, ...]:
+        """The sizes of a shape written in letters.
+
+        Example:
+            >>> Sizes({"T": 4, "D": 8}, {}).shape("T D")
+            (4, 8)
+        """
+        return tuple(self.of(term) for term in dims.split())
+
+    def count(self, dims: str) -> int:
+        """The number of elements of a shape written in letters."""
+        total = 1
+        for size in self.shape(dims):
+            total *= size
+        return total
+
+
+def letters(dims: str) -> tuple[str, ...]:
+    """The letters a shape mentions, in order.
+
+    Example:
+        >>> letters("L 2F D")
+        ('L', 'F', 'D')
+    """
+    found = (_TERM.fullmatch(term) for term in dims.split())
+    return tuple(m.group(2) for m in found if m and m.group(2))
+
+
+def is_dynamic(dims: str) -> bool:
+    """Whether a shape has a dim whose size is known only after routing."""
+    return any(letter in DYNAMIC for letter in letters(dims))

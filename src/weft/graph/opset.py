@@ -1,0 +1,295 @@
+"""The vocabulary: every operator of weft, one entry each, and nothing else.
+
+An entry states the signature in dims, the lane, what the backward needs, the work (FLOPs, wire bytes), the
+tolerance class and the section of the paper. Bodies bind to entries by name (`ops.registry`), a test checks the
+bijection, so adding an operator starts here.
+
+A signature reads `inputs -> outputs`; a port reads `name[mark][@kind]: dims`, where the mark `*` is a parameter
+(its gradient accumulates into `main_grad`) and `~` has no gradient, and the kind is the dtype:
+`act` (default, the compute dtype), `acc` (promote(dtype, float32)), `i32`, `i64`, `host` (a Python value).
+
+The backward is derived (`graph.backward`) from three fields:
+
+    dgrad  saved ports its input-gradient body reads:   op.dgrad(*output_grads, *saved) -> input grads
+    wgrad  saved ports its weight-gradient body reads:  op.wgrad(*accs, *output_grads, *saved) -> accs
+    adjoint  the operator that *is* the input gradient (collectives; `all_gather` and `reduce_scatter`)
+
+Two shortcuts keep gradients from being copied: `same_grad` pairs an input with another whose gradient is the same
+value, and `passes_grad` pairs an input with the output whose gradient it simply is.
+
+A task may rename dims (`project` reads `A` columns in attention, `W` in a feed-forward); work is computed after that.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+
+from weft.errors import ProgramError
+from weft.graph.dims import Sizes
+
+
+class Lane(StrEnum):
+    """Where a task runs: compute, a communication lane beside it, or the host (a device-to-host copy)."""
+
+    COMPUTE = "compute"
+    COMM = "comm"
+    HOST = "host"
+
+
+class Tolerance(StrEnum):
+    """How a body may differ from the reference; `testing.tolerance` turns a class into a number."""
+
+    EXACT = "exact"  # a copy, a permutation, integers
+    ELEMENTWISE = "elementwise"  # a few roundings an element
+    REDUCTION = "reduction"  # one sum along a dim
+    MATMUL = "matmul"  # a long accumulated product
+    ATTENTION = "attention"
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """One operand: its name, dims, kind of dtype, and whether it is a parameter or carries a gradient."""
+
+    name: str
+    dims: str
+    kind: str = "act"
+    weight: bool = False
+    differentiable: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Op:
+    """One operator of the vocabulary."""
+
+    name: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    lane: Lane = Lane.COMPUTE
+    dgrad: tuple[str, ...] | None = None
+    wgrad: tuple[str, ...] | None = None
+    adjoint: str | None = None
+    same_grad: tuple[tuple[str, str], ...] = ()
+    passes_grad: tuple[tuple[str, str], ...] = ()
+    is_loss: bool = False
+    fused_backward: bool = False
+    flops: Callable[[Sizes], int] = lambda n: 0
+    wire: str | None = None
+    tolerance: Tolerance = Tolerance.ELEMENTWISE
+    paper: str = ""
+
+    @property
+    def weights(self) -> tuple[Port, ...]:
+        return tuple(p for p in self.inputs if p.weight)
+
+    @property
+    def differentiable_inputs(self) -> tuple[Port, ...]:
+        return tuple(p for p in self.inputs if p.differentiable and not p.weight)
+
+    @property
+    def differentiable_outputs(self) -> tuple[Port, ...]:
+        return tuple(p for p in self.outputs if p.differentiable)
+
+
+def _port(text: str) -> Port:
+    head, _, dims = text.partition(":")
+    name, _, kind = head.strip().partition("@")
+    mark = name[-1] if name[-1] in "*~" else ""
+    return Port(
+        name=name.rstrip("*~"),
+        dims=dims.strip(),
+        kind=kind or "act",
+        weight=mark == "*",
+        differentiable=mark != "~",
+    )
+
+
+def _ports(text: str) -> tuple[Port, ...]:
+    return tuple(_port(p) for p in text.split(",") if p.strip())
+
+
+def _op(
+    name: str, signature: str, *, dgrad: str | None = None, wgrad: str | None = None, **fields
+) -> Op:
+    inputs, _, outputs = signature.partition("->")
+    return Op(
+        name=name,
+        inputs=_ports(inputs),
+        outputs=_ports(outputs),
+        dgrad=None if dgrad is None else tuple(dgrad.split()),
+        wgrad=None if wgrad is None else tuple(wgrad.split()),
+        **fields,
+    )
+
+
+_COMM = {"lane": Lane.COMM, "tolerance": Tolerance.EXACT}
+
+_TABLE = (
+    # ---- embedding and positions ---------------------------------------------------------------------------
+    _op("embed", "tokens~@i64:T, w*:V D -> x:T D", wgrad="tokens", tolerance=Tolerance.EXACT, paper="6.2"),
+    _op("rope_table", "positions~@i64:T -> cos~@acc:T C, sin~@acc:T C", paper="2.2"),
+    # ---- attention half ------------------------------------------------------------------------------------
+    _op(
+        "rms_norm", "x:T D, w*:D -> y:T D, rstd~@acc:T",
+        dgrad="x w rstd", wgrad="x rstd",
+        flops=lambda n: 4 * n.T * n.D, tolerance=Tolerance.REDUCTION, paper="2.2",
+    ),
+    _op(
+        "add_rms_norm", "x:T D, r:T D, w*:D -> s:T D, y:T D, rstd~@acc:T",
+        dgrad="s w rstd", wgrad="s rstd", same_grad=(("r", "x"),),
+        flops=lambda n: 5 * n.T * n.D, tolerance=Tolerance.REDUCTION, paper="2.2",
+    ),
+    _op(
+        "qkv_project", "h:T D, w*:Q D -> qkv:T Q", dgrad="w", wgrad="h",
+        flops=lambda n: 2 * n.T * n.D * n.Q, tolerance=Tolerance.MATMUL, paper="2.2",
+    ),
+    _op(
+        "rotate", "qkv:T Q, cos~@acc:T C, sin~@acc:T C -> q:T H C, k:T G C, v:T G C",
+        dgrad="cos sin", flops=lambda n: 3 * n.T * (n.H + n.G) * n.C, paper="2.2",
+    ),
+    _op(
+        "norm_rotate",
+        "qkv:T Q, q_norm*:C, k_norm*:C, cos~@acc:T C, sin~@acc:T C -> q:T H C, k:T G C, v:T G C, rstd~@acc:T H",
+        dgrad="qkv q_norm k_norm rstd cos sin", wgrad="qkv rstd cos sin",
+        flops=lambda n: 7 * n.T * (n.H + n.G) * n.C, tolerance=Tolerance.REDUCTION, paper="2.2",
+    ),
+    _op("pack_heads", "q:T H C, k:T G C, v:T G C -> p:N P", dgrad="", tolerance=Tolerance.EXACT, paper="1.2"),
+    _op("split_heads", "p:N P -> q:N J C, k:N K C, v:N K C", dgrad="", tolerance=Tolerance.EXACT, paper="1.2"),
+    _op(
+        "attention", "q:N J C, k:N K C, v:N K C, segments~@host: -> a:N J C, lse~@acc:J N",
+        dgrad="q k v a lse segments",
+        flops=lambda n: 2 * n.N * n.S * n.J * n.C, tolerance=Tolerance.ATTENTION, paper="2.2",
+    ),
+    _op("join_heads", "p:N J C -> a:T A", dgrad="", tolerance=Tolerance.EXACT, paper="1.2"),
+    _op(
+        "project", "x:T A, w*:D A -> y:T D", dgrad="w", wgrad="x",
+        flops=lambda n: 2 * n.T * n.A * n.D, tolerance=Tolerance.MATMUL, paper="2.2",
+    ),
+    _op(
+        "add", "x:T D, y:T D -> z:T D", passes_grad=(("x", "z"), ("y", "z")),
+        flops=lambda n: n.T * n.D,
+    ),
+    # ---- router --------------------------------------------------------------------------------------------
+    _op(
+        "router_logits", "h:T D, w*:E D -> logits@acc:T E", dgrad="w", wgrad="h",
+        flops=lambda n: 2 * n.T * n.D * n.E, tolerance=Tolerance.MATMUL, paper="5",
+    ),
+    _op(
+        "select_experts", "logits@acc:T E, bias~@acc:E -> weights@acc:T k, experts~@i64:T k",
+        dgrad="logits experts", flops=lambda n: 5 * n.T * n.E, paper="5",
+    ),
+    _op(
+        "replay_experts",
+        "logits@acc:T E, bias~@acc:E, forced~@i64:T k -> weights@acc:T k, experts~@i64:T k",
+        dgrad="logits experts", flops=lambda n: 5 * n.T * n.E, paper="5",
+    ),
+    _op("count_load", "experts~@i64:T k -> load~@i64:E", tolerance=Tolerance.EXACT, paper="5"),
+    _op(
+        "router_losses", "logits@acc:T E, load~@i64:E, losses~@acc:2 -> total~@acc:2",
+        dgrad="logits load", is_loss=True, flops=lambda n: 4 * n.T * n.E, tolerance=Tolerance.REDUCTION, paper="5",
+    ),
+    _op("add_load", "load~@i64:E, tally~@acc:E -> total~@acc:E", tolerance=Tolerance.EXACT, paper="5"),
+    # ---- row maps and row movement -------------------------------------------------------------------------
+    _op(
+        "plan_rows", "experts~@i64:T k -> order~@i64:O, slot_row~@i64:T k, counts~@i64:E, ends~@i32:E",
+        tolerance=Tolerance.EXACT, paper="5",
+    ),
+    _op(
+        "plan_received", "counts~@i64:Y L, splits~@host: -> order~@i64:R, inverse~@i64:R, ends~@i32:L",
+        tolerance=Tolerance.EXACT, paper="3.3",
+    ),
+    _op("count_local", "experts~@i64:U k -> counts~@i64:L", tolerance=Tolerance.EXACT, paper="1.3"),
+    _op(
+        "plan_local", "experts~@i64:U k, rows~@host: -> order~@i64:R, slot_row~@i64:U k, ends~@i32:L",
+        tolerance=Tolerance.EXACT, paper="1.3",
+    ),
+    _op("permute", "h:T D, order~@i64:R, slot_row~@i64:T k -> rows:R D", dgrad="slot_row", tolerance=Tolerance.EXACT, paper="5"),
+    _op(
+        "permute_weights", "weights@acc:T k, order~@i64:R, slot_row~@i64:T k -> row_weights@acc:R",
+        dgrad="slot_row", tolerance=Tolerance.EXACT, paper="5",
+    ),
+    _op("reorder", "rows:R D, order~@i64:R, inverse~@i64:R -> out:R D", dgrad="inverse order", tolerance=Tolerance.EXACT, paper="5"),
+    _op("reorder_weights", "scales@acc:R, order~@i64:R, inverse~@i64:R -> out@acc:R", dgrad="inverse order", tolerance=Tolerance.EXACT, paper="5"),
+    _op(
+        "gather_sum", "rows:R D, slot_row~@i64:T k, order~@i64:R -> z:T D", dgrad="order",
+        flops=lambda n: n.R * n.D, tolerance=Tolerance.REDUCTION, paper="1.3",
+    ),
+    # ---- feed-forward --------------------------------------------------------------------------------------
+    _op(
+        "expert_up", "rows:R D, w*:L 2F D, ends~@i32:L -> u:R 2F", dgrad="w ends", wgrad="rows ends",
+        flops=lambda n: 4 * n.R * n.D * n.F, tolerance=Tolerance.MATMUL, paper="2.2",
+    ),
+    _op(
+        "swiglu", "u:R 2F, row_weights@acc:R -> s:R F", dgrad="u row_weights",
+        flops=lambda n: 6 * n.R * n.F, paper="2.3",
+    ),
+    _op(
+        "expert_down", "s:R F, w*:L D F, ends~@i32:L -> d:R D", dgrad="w ends", wgrad="s ends",
+        flops=lambda n: 2 * n.R * n.D * n.F, tolerance=Tolerance.MATMUL, paper="2.2",
+    ),
+    _op("dense_swiglu", "u:T 2W -> s:T W", dgrad="u", flops=lambda n: 5 * n.T * n.W, paper="6.1"),
+    # ---- the head and its loss -----------------------------------------------------------------------------
+    _op(
+        "cross_entropy", "h:T D, w*:V D, targets~@i64:T, divisor~@host:, loss~@acc:1 -> total~@acc:1",
+        is_loss=True, fused_backward=True,
+        flops=lambda n: 2 * n.T * n.D * n.V, tolerance=Tolerance.MATMUL, paper="6.2",
+    ),
+    # ---- collectives ---------------------------------------------------------------------------------------
+    _op("all_to_all", "x:N P -> y:N P", adjoint="all_to_all", wire="even", paper="1.2", **_COMM),
+    _op("all_to_all_counts", "counts~@i64:E -> received~@i64:Y L", wire="even", paper="1.3", **_COMM),
+    _op("all_to_all_rows", "rows:O D, splits~@host: -> out:R D", adjoint="all_to_all_rows", wire="rows", paper="1.3", **_COMM),
+    _op("all_to_all_weights", "scales@acc:O, splits~@host: -> out@acc:R", adjoint="all_to_all_weights", wire="rows", paper="1.3", **_COMM),
+    _op("all_gather", "x:T D -> y:U D", adjoint="reduce_scatter", wire="gather", paper="1.3", **_COMM),
+    _op(
+        "reduce_scatter", "x:U D -> y:T D", adjoint="all_gather", wire="scatter", paper="1.3",
+        lane=Lane.COMM, tolerance=Tolerance.REDUCTION,
+    ),
+    _op("all_gather_weights", "weights@acc:T k -> all@acc:U k", adjoint="reduce_scatter_weights", wire="gather", paper="1.3", **_COMM),
+    _op("reduce_scatter_weights", "all@acc:U k -> weights@acc:T k", adjoint="all_gather_weights", wire="scatter", paper="1.3",
+        lane=Lane.COMM, tolerance=Tolerance.REDUCTION),
+    _op("all_gather_experts", "experts~@i64:T k -> all~@i64:U k", wire="gather", paper="1.3", **_COMM),
+    _op("sum_load", "load~@i64:E -> total~@i64:E", wire="reduce", paper="5", **_COMM),
+    # ---- named host synchronisations -----------------------------------------------------------------------
+    _op("splits_to_host", "sent~@i64:E, received~@i64:Y L -> splits~@host:", lane=Lane.HOST, tolerance=Tolerance.EXACT, paper="5"),
+    _op("rows_to_host", "counts~@i64:L -> rows~@host:", lane=Lane.HOST, tolerance=Tolerance.EXACT, paper="5"),
+    # ---- gradient synchronisation and the optimizer --------------------------------------------------------
+    _op("reduce_scatter_grad", "grad~@acc:Z -> shard~@acc:z", wire="scatter", paper="1.4",
+        lane=Lane.COMM, tolerance=Tolerance.REDUCTION),
+    _op("square_sum", "shard~@acc:z, norm2~@acc:1 -> total~@acc:1", flops=lambda n: 2 * n.z, tolerance=Tolerance.REDUCTION),
+    _op("sum_statistics", "stats~@acc:I, norm2~@acc:1 -> total~@acc:I", wire="reduce", lane=Lane.COMM, tolerance=Tolerance.REDUCTION),
+    _op("decide", "stats~@acc:I -> verdict~@acc:2", tolerance=Tolerance.EXACT, paper="design 2.4"),
+    _op(
+        "adamw",
+        "shard~@acc:z, verdict~@acc:2, rates~@host:, master~@acc:z, mean~@acc:z, square~@acc:z, decay~@host: -> updated~@acc:z",
+        flops=lambda n: 12 * n.z,
+    ),
+    _op("gather_params", "updated~@acc:z, bucket~:Z -> gathered~:Z", wire="gather", paper="1.4", **_COMM),
+)
+
+OPS: Mapping[str, Op] = MappingProxyType({op.name: op for op in _TABLE})
+
+
+def lookup(name: str) -> Op:
+    """The vocabulary's entry of that name.
+
+    Raises:
+        ProgramError: no such operator.
+    """
+    try:
+        return OPS[name]
+    except KeyError:
+        raise ProgramError(f"unknown operator {name!r}; the vocabulary is graph/opset.py") from None
+
+
+def body_names() -> tuple[str, ...]:
+    """Every body that an orchestra must supply: forwards, `.dgrad` and `.wgrad`, `.fused` for losses with one pass."""
+    names = []
+    for op in _TABLE:
+        names.append(op.name)
+        if op.dgrad is not None:
+            names.append(f"{op.name}.dgrad")
+        if op.wgrad is not None:
+            names.append(f"{op.name}.wgrad")
+        if op.fused_backward:
+            names.append(f"{op.name}.fused")
+    return tuple(names)

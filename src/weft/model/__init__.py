@@ -1,0 +1,1 @@
+"""What is computed: the layer, the language model around it, its parameters, families and counts."""

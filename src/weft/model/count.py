@@ -1,0 +1,123 @@
+"""How many parameters a model has, how many a token uses, and what a token costs in FLOPs.
+
+    FLOPs a token = 6 N + 6 L A s        (forward and backward; paper, section 6.1)
+
+`N` counts the parameters that a token is multiplied by: all but the input embedding, with `top_k`
+of the routed experts; two FLOPs a parameter forward, four backward. The second term is attention:
+scores and weighted sum are 2 x 2 A FLOPs for each of s/2 causal positions on average (`A` is
+`heads head_dim`, which is `hidden` in the paper's models), times three for forward and backward,
+times `L` layers.
+
+Biases that only steer the router's selection are state, not parameters, and are left out.
+"""
+
+from dataclasses import dataclass
+
+from weft.model.families import Kind, Shape
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Count:
+    """Parameters by part of the model."""
+
+    embedding: int
+    attention: int
+    norm: int
+    router: int
+    routed: int
+    shared: int
+    dense: int
+    head: int
+
+    @property
+    def all(self) -> int:
+        """The sum of the parts."""
+        layers = self.attention + self.norm + self.router + self.routed + self.shared + self.dense
+        return self.embedding + layers + self.head
+
+
+def total(shape: Shape) -> Count:
+    """Every parameter of a model; a head tied to the embedding is counted there.
+
+    Example:
+        >>> total(_MIXTRAL_8X7B).all
+        46702792704
+    """
+    return _count(shape, experts=shape.experts)
+
+
+def active(shape: Shape) -> Count:
+    """The parameters that one token visits, the embedding counted whole, as releases count them.
+
+    Example:
+        >>> active(_MIXTRAL_8X7B).all
+        12879925248
+    """
+    return _count(shape, experts=shape.top_k)
+
+
+def multiplied(shape: Shape) -> int:
+    """The parameters that one token is multiplied by: the active ones without the embedding."""
+    count = active(shape)
+    head = shape.vocab * shape.hidden
+    return count.all - count.embedding - count.head + head
+
+
+def attention_flops(shape: Shape, *, sequence: int) -> int:
+    """The FLOPs of one token in scores and weighted sums of causal attention, both directions."""
+    return 6 * shape.layers * shape.attention_columns * sequence
+
+
+def token_flops(shape: Shape, *, sequence: int) -> int:
+    """The FLOPs of one token in a sequence of that length, forward and backward.
+
+    Example:
+        >>> round(token_flops(_MIXTRAL_8X7B, sequence=8192) / 1e9, 1)
+        82.9
+
+    Paper: section 6.1.
+    """
+    return 6 * multiplied(shape) + attention_flops(shape, sequence=sequence)
+
+
+def _count(shape: Shape, *, experts: int) -> Count:
+    """The parts of a model of which a layer's routed experts are so many."""
+    kinds = [shape.kind(layer) for layer in range(shape.layers)]
+    dense, moe = kinds.count(Kind.DENSE), len(kinds) - kinds.count(Kind.DENSE)
+    qkv = shape.qkv_columns * shape.hidden
+    norms = 2 * shape.hidden + (2 * shape.head_dim if shape.qk_norm else 0)
+    table = shape.vocab * shape.hidden
+    return Count(
+        embedding=table,
+        attention=shape.layers * (qkv + shape.attention_columns * shape.hidden),
+        norm=shape.layers * norms + shape.hidden,
+        router=moe * shape.experts * shape.hidden,
+        routed=moe * experts * _feed_forward(shape, shape.ffn_hidden),
+        shared=moe * _feed_forward(shape, shape.shared_hidden),
+        dense=dense * _feed_forward(shape, shape.dense_ffn_hidden),
+        head=0 if shape.tied else table,
+    )
+
+
+def _feed_forward(shape: Shape, width: int) -> int:
+    """A gated feed-forward: gate, up and down."""
+    return 3 * shape.hidden * width
+
+
+_MIXTRAL_8X7B = Shape(
+    vocab=32000,
+    hidden=4096,
+    layers=32,
+    heads=32,
+    kv_heads=8,
+    head_dim=128,
+    ffn_hidden=14336,
+    experts=8,
+    top_k=2,
+    shared_experts=0,
+    dense_layers=0,
+    dense_ffn_hidden=0,
+    qk_norm=False,
+    tied=False,
+    init_std=0.02,
+)

@@ -1,0 +1,147 @@
+"""Parameters: physical tensors that kernels use, and the logical names under which files know their parts.
+
+Each logical parameter is one contiguous flat range of one physical tensor:
+
+    qkv [(H + 2G) C, D] = q | k | v        up [L, 2F, D] = for each expert: gate | up        down [L, D, F]
+
+so a checkpoint is a set of flat ranges of logical names, whatever the layout that wrote it.
+"""
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from math import prod
+
+from weft.model.families import Kind, Shape
+
+
+class Residence(StrEnum):
+    """Over which ranks a parameter's replicas lie: all of dp x sp, or those that hold the same experts."""
+
+    DENSE = "dense"
+    EXPERT = "edp"
+
+
+class Init(StrEnum):
+    """How a parameter starts."""
+
+    NORMAL = "normal"
+    SCALED = "scaled"  # normal, divided by sqrt(2 layers): what writes into the residual stream
+    ONES = "ones"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Logical:
+    """A named part of a physical parameter: where it starts in it, flat, and its own shape."""
+
+    name: str
+    start: int
+    shape: tuple[int, ...]
+
+    @property
+    def stop(self) -> int:
+        return self.start + prod(self.shape)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parameter:
+    """One physical tensor of one rank."""
+
+    name: str
+    segment: str
+    shape: tuple[int, ...]
+    parts: tuple[Logical, ...]
+    kind: Kind | None = None  # of the layer it belongs to
+    residence: Residence = Residence.DENSE
+    decays: bool = True
+    init: Init = Init.NORMAL
+
+    @property
+    def numel(self) -> int:
+        return prod(self.shape)
+
+
+def parameters(shape: Shape, *, ep: int = 1, ep_rank: int = 0) -> tuple[Parameter, ...]:
+    """Every physical parameter of one expert-parallel rank, in order of use."""
+    local = shape.experts // ep
+    experts = range(ep_rank * local, (ep_rank + 1) * local)
+    layers = tuple(p for i in range(shape.layers) for p in _layer(shape, i, experts))
+    embed = _whole("embed", "embed", (shape.vocab, shape.hidden))
+    norm = _whole("norm", "head", (shape.hidden,), decays=False, init=Init.ONES)
+    head = _whole("head", "head", (shape.vocab, shape.hidden))
+    return (embed, *layers, norm) if shape.tied else (embed, *layers, norm, head)
+
+
+def _layer(shape: Shape, index: int, experts: range) -> tuple[Parameter, ...]:
+    kind = shape.kind(index)
+    ffn = {
+        Kind.MOE: lambda: _routed(shape, index, experts),
+        Kind.SHARED_MOE: lambda: (*_routed(shape, index, experts), *_shared(shape, index)),
+        Kind.DENSE: lambda: _pair(shape, index, "dense", shape.dense_ffn_hidden),
+    }[kind]()
+    return tuple(replace(p, kind=kind) for p in (*_attention(shape, index), *ffn))
+
+
+def _attention(shape: Shape, index: int) -> tuple[Parameter, ...]:
+    at = f"layers.{index}"
+    d, c = shape.hidden, shape.head_dim
+    rows = (("q", shape.heads * c), ("k", shape.kv_heads * c), ("v", shape.kv_heads * c))
+    qkv = Parameter(
+        name=f"{at}.qkv",
+        segment=at,
+        shape=(shape.qkv_columns, d),
+        parts=_stack(((f"{at}.{n}", (r, d)) for n, r in rows)),
+    )
+    norms = [
+        _whole(f"{at}.{n}", at, (size,), decays=False, init=Init.ONES)
+        for n, size in (("norm1", d), ("norm2", d), *((("q_norm", c), ("k_norm", c)) if shape.qk_norm else ()))
+    ]
+    out = _whole(f"{at}.out", at, (d, shape.attention_columns), init=Init.SCALED)
+    return (norms[0], qkv, *norms[2:], out, norms[1])
+
+
+def _routed(shape: Shape, index: int, experts: range) -> tuple[Parameter, ...]:
+    at = f"layers.{index}"
+    d, f, local = shape.hidden, shape.ffn_hidden, len(experts)
+    up = (
+        (f"{at}.experts.{e}.{half}", (f, d)) for e in experts for half in ("gate", "up")
+    )
+    down = ((f"{at}.experts.{e}.down", (d, f)) for e in experts)
+    routed = {"segment": at, "residence": Residence.EXPERT}
+    return (
+        _whole(f"{at}.router", at, (shape.experts, d)),
+        Parameter(name=f"{at}.up", shape=(local, 2 * f, d), parts=_stack(up), **routed),
+        Parameter(
+            name=f"{at}.down", shape=(local, d, f), parts=_stack(down), init=Init.SCALED, **routed
+        ),
+    )
+
+
+def _shared(shape: Shape, index: int) -> tuple[Parameter, ...]:
+    return _pair(shape, index, "shared", shape.shared_hidden)
+
+
+def _pair(shape: Shape, index: int, name: str, width: int) -> tuple[Parameter, ...]:
+    at = f"layers.{index}"
+    d = shape.hidden
+    halves = ((f"{at}.{name}.{half}", (width, d)) for half in ("gate", "up"))
+    up = Parameter(name=f"{at}.{name}_up", segment=at, shape=(2 * width, d), parts=_stack(halves))
+    down = Parameter(
+        name=f"{at}.{name}_down",
+        segment=at,
+        shape=(d, width),
+        parts=_stack(((f"{at}.{name}.down", (d, width)),)),
+        init=Init.SCALED,
+    )
+    return (up, down)
+
+
+def _whole(name: str, segment: str, shape: tuple[int, ...], **fields) -> Parameter:
+    return Parameter(name=name, segment=segment, shape=shape, parts=_stack(((name, shape),)), **fields)
+
+
+def _stack(parts) -> tuple[Logical, ...]:
+    """Logical parts laid end to end."""
+    laid: list[Logical] = []
+    for name, shape in parts:
+        laid.append(Logical(name=name, start=laid[-1].stop if laid else 0, shape=shape))
+    return tuple(laid)

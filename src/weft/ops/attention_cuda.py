@@ -1,0 +1,75 @@
+"""Attention by the kernels of torch for NVIDIA GPUs, in half precision.
+
+`attention_flash` takes documents of any lengths in one call, through their cumulative lengths.
+`attention_cudnn` is about twice as fast (docs/log.md) and takes documents of one length only. Both
+give the gradients of `attention`.
+
+The log-sum-exp that a body returns is for its own gradient body: cuDNN keeps it in a layout of its
+choice.
+
+NOTE: the backward of both adds partial sums in no fixed order unless
+`torch.use_deterministic_algorithms(True)` is set, which the flash kernel obeys at some cost and
+cuDNN does not.
+"""
+
+import torch
+from torch import Tensor
+
+from weft.ops.attention import Segments, batched, flat, runs
+
+
+def attention_cuda(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
+    """Returns what `attention` returns, by cuDNN where all documents have one length."""
+    body = attention_cudnn if len(runs(segments)) == 1 else attention_flash
+    return body(q, k, v, segments)
+
+
+def attention_cuda_dgrad(
+    da: Tensor, q: Tensor, k: Tensor, v: Tensor, a: Tensor, lse: Tensor, segments: Segments
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the gradients by the kernel that `attention_cuda` took for these documents."""
+    body = attention_cudnn_dgrad if len(runs(segments)) == 1 else attention_flash_dgrad
+    return body(da, q, k, v, a, lse, segments)
+
+
+def attention_flash(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
+    """Returns the attention output and the log-sum-exp [J, N] of documents of any lengths."""
+    out, lse, *_ = torch.ops.aten._flash_attention_forward(
+        q, k, v, segments.cumulative, segments.cumulative, segments.longest, segments.longest,
+        0.0, True, False,
+    )  # fmt: skip
+    return out, lse
+
+
+def attention_flash_dgrad(
+    da: Tensor, q: Tensor, k: Tensor, v: Tensor, a: Tensor, lse: Tensor, segments: Segments
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the gradients of queries, keys and values of documents of any lengths."""
+    no_dropout = torch.empty(2, dtype=torch.uint64, device=q.device)
+    return torch.ops.aten._flash_attention_backward(
+        da, q, k, v, a, lse, segments.cumulative, segments.cumulative,
+        segments.longest, segments.longest, 0.0, True, no_dropout, no_dropout,
+    )  # fmt: skip
+
+
+def attention_cudnn(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
+    """Returns the attention output and cuDNN's own log-sum-exp of documents of one length."""
+    (run,) = runs(segments)
+    out, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
+        batched(q, run), batched(k, run), batched(v, run), None, True, 0.0, True
+    )
+    return flat(out), lse
+
+
+def attention_cudnn_dgrad(
+    da: Tensor, q: Tensor, k: Tensor, v: Tensor, a: Tensor, lse: Tensor, segments: Segments
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the gradients of queries, keys and values of documents of one length."""
+    (run,) = runs(segments)
+    da, q, k, v, a = (batched(x, run) for x in (da, q, k, v, a))
+    no_dropout = torch.empty((), dtype=torch.int64, device=q.device)
+    dq, dk, dv = torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
+        da, q, k, v, a, lse, no_dropout, no_dropout, None, None, None,
+        run.length, run.length, 0.0, True,
+    )  # fmt: skip
+    return flat(dq), flat(dk), flat(dv)

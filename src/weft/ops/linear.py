@@ -1,0 +1,79 @@
+"""Linear maps: embedding, the projections, the router's logits, the residual sum.
+
+The weight gradient of each is one product added into its accumulator. The embedding's is a sum of
+gradient rows by token: sorted by token and summed segment by segment in ascending position, because
+a scattered add on a GPU is an atomic, whose order is not fixed. `embed_wgrad_cpu` is the same sum
+in the same order without the sort: `index_add_` on a CPU walks its rows one by one, whatever the
+number of threads.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from weft.ops.precision import accumulation_dtype, add_product
+
+
+def embed(tokens: Tensor, w: Tensor) -> Tensor:
+    """Returns the row of `w` that each token names."""
+    return F.embedding(tokens, w)
+
+
+def embed_wgrad(acc: Tensor, dx: Tensor, tokens: Tensor) -> Tensor:
+    """Adds to each token's row of `acc` the gradients of its positions, in ascending position.
+
+    Numerics:
+        One fixed-order sum a token in the dtype of `acc`; a table of the size of `acc` is its
+        temporary.
+    """
+    ordered, order = torch.sort(tokens, stable=True)
+    edges = torch.searchsorted(ordered, torch.arange(acc.shape[0] + 1, device=tokens.device))
+    rows = dx.index_select(0, order).to(acc.dtype)
+    return acc.add_(torch.segment_reduce(rows, "sum", offsets=edges, initial=0))
+
+
+def embed_wgrad_cpu(acc: Tensor, dx: Tensor, tokens: Tensor) -> Tensor:
+    """Adds what `embed_wgrad` adds, touching only the rows that occur."""
+    return acc.index_add_(0, tokens, dx.to(acc.dtype))
+
+
+def project(x: Tensor, w: Tensor) -> Tensor:
+    """Returns `x @ w.T`."""
+    return F.linear(x, w)
+
+
+def project_dgrad(dy: Tensor, w: Tensor) -> Tensor:
+    """Returns the gradient of the input of `project`."""
+    return dy @ w
+
+
+def project_wgrad(acc: Tensor, dy: Tensor, x: Tensor) -> Tensor:
+    """Adds the gradient of the weight of `project` into `acc`."""
+    return add_product(acc, dy, x)
+
+
+def project_wgrad_narrow(acc: Tensor, dy: Tensor, x: Tensor) -> Tensor:
+    """Adds the gradient of the weight of `project` into `acc`, leaving the operands in their narrow
+    dtype.
+
+    Numerics:
+        The matrix units accumulate in the dtype of `acc` and the product is added there: no
+        rounding in between.
+    """
+    return torch.ops.aten.addmm.dtype_out(acc, dy.T, x, acc.dtype, out=acc)
+
+
+def router_logits(h: Tensor, w: Tensor) -> Tensor:
+    """Returns the router's logits, computed in the accumulation dtype."""
+    acc = accumulation_dtype(h.dtype)
+    return F.linear(h.to(acc), w.to(acc))
+
+
+def router_logits_dgrad(dlogits: Tensor, w: Tensor) -> Tensor:
+    """Returns the gradient of the router's input, in the dtype of its weight."""
+    return (dlogits @ w.to(dlogits.dtype)).to(w.dtype)
+
+
+def add(x: Tensor, y: Tensor) -> Tensor:
+    """Returns the residual sum."""
+    return x + y

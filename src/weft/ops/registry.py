@@ -1,0 +1,149 @@
+"""The bodies of this room by the names of the vocabulary.
+
+`reference_bodies` is complete: every operator but the collectives, on any device and in any dtype.
+The other tables replace some of them where torch has a faster body for a device; which of them a
+machine takes, and why, is decided once in `runtime.backends`. Whether this torch has the private
+operators they call is asked here and nowhere else.
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import torch
+
+from weft.ops import (
+    attention,
+    attention_cuda,
+    grouped,
+    heads,
+    linear,
+    loss,
+    norm,
+    optimizer,
+    rope,
+    router,
+    rows,
+)
+
+Bodies = Mapping[str, Callable]
+
+
+def reference_bodies() -> Bodies:
+    """Returns every body of the vocabulary but the collectives', for any device and dtype."""
+    return MappingProxyType(
+        {
+            "embed": linear.embed,
+            "embed.wgrad": linear.embed_wgrad,
+            "rope_table": rope.rope_table,
+            "rms_norm": norm.rms_norm,
+            "rms_norm.dgrad": norm.rms_norm_dgrad,
+            "rms_norm.wgrad": norm.rms_norm_wgrad,
+            "add_rms_norm": norm.add_rms_norm,
+            "add_rms_norm.dgrad": norm.add_rms_norm_dgrad,
+            "add_rms_norm.wgrad": norm.add_rms_norm_wgrad,
+            "qkv_project": linear.project,
+            "qkv_project.dgrad": linear.project_dgrad,
+            "qkv_project.wgrad": linear.project_wgrad,
+            "rotate": rope.rotate,
+            "rotate.dgrad": rope.rotate_dgrad,
+            "norm_rotate": rope.norm_rotate,
+            "norm_rotate.dgrad": rope.norm_rotate_dgrad,
+            "norm_rotate.wgrad": rope.norm_rotate_wgrad,
+            "pack_heads": heads.pack_heads,
+            "pack_heads.dgrad": heads.pack_heads_dgrad,
+            "split_heads": heads.split_heads,
+            "split_heads.dgrad": heads.split_heads_dgrad,
+            "attention": attention.attention,
+            "attention.dgrad": attention.attention_dgrad,
+            "join_heads": heads.join_heads,
+            "join_heads.dgrad": heads.join_heads_dgrad,
+            "project": linear.project,
+            "project.dgrad": linear.project_dgrad,
+            "project.wgrad": linear.project_wgrad,
+            "add": linear.add,
+            "router_logits": linear.router_logits,
+            "router_logits.dgrad": linear.router_logits_dgrad,
+            "router_logits.wgrad": linear.project_wgrad,
+            "select_experts": router.select_experts,
+            "select_experts.dgrad": router.select_experts_dgrad,
+            "replay_experts": router.replay_experts,
+            "replay_experts.dgrad": router.select_experts_dgrad,
+            "count_load": rows.count_load,
+            "router_losses": router.router_losses,
+            "router_losses.dgrad": router.router_losses_dgrad,
+            "add_load": router.add_load,
+            "plan_rows": rows.plan_rows,
+            "plan_received": rows.plan_received,
+            "count_local": rows.count_local,
+            "plan_local": rows.plan_local,
+            "permute": rows.permute,
+            "permute.dgrad": rows.permute_dgrad,
+            "permute_weights": rows.permute_weights,
+            "permute_weights.dgrad": rows.permute_weights_dgrad,
+            "reorder": rows.reorder,
+            "reorder.dgrad": rows.reorder_dgrad,
+            "reorder_weights": rows.reorder,
+            "reorder_weights.dgrad": rows.reorder_dgrad,
+            "gather_sum": rows.gather_sum,
+            "gather_sum.dgrad": rows.gather_sum_dgrad,
+            "expert_up": grouped.expert_up,
+            "expert_up.dgrad": grouped.expert_up_dgrad,
+            "expert_up.wgrad": grouped.expert_up_wgrad,
+            "swiglu": grouped.swiglu,
+            "swiglu.dgrad": grouped.swiglu_dgrad,
+            "expert_down": grouped.expert_up,
+            "expert_down.dgrad": grouped.expert_up_dgrad,
+            "expert_down.wgrad": grouped.expert_up_wgrad,
+            "dense_swiglu": grouped.dense_swiglu,
+            "dense_swiglu.dgrad": grouped.dense_swiglu_dgrad,
+            "cross_entropy": loss.cross_entropy,
+            "cross_entropy.fused": loss.cross_entropy_fused,
+            "splits_to_host": rows.splits_to_host,
+            "rows_to_host": rows.rows_to_host,
+            "square_sum": optimizer.square_sum,
+            "decide": optimizer.decide,
+            "adamw": optimizer.adamw,
+        }
+    )
+
+
+def cpu_bodies() -> Bodies:
+    """Returns the bodies that replace the reference on a CPU, in any dtype.
+
+    Numerics:
+        The same sums in fewer passes: equal to the reference within the tolerance of their
+        operators, and deterministic for a given number of threads.
+    """
+    faster: dict[str, Callable] = {"embed.wgrad": linear.embed_wgrad_cpu}
+    if _has("_scaled_dot_product_flash_attention_for_cpu"):
+        faster["attention"] = attention.attention_cpu
+        faster["attention.dgrad"] = attention.attention_cpu_dgrad
+    if _has("_fused_adamw_"):
+        faster["adamw"] = optimizer.adamw_fused
+    return MappingProxyType(faster)
+
+
+def cuda_bodies() -> Bodies:
+    """Returns the bodies that replace the reference on a GPU in bfloat16.
+
+    None of them waits for the device.
+    """
+    faster: dict[str, Callable] = {}
+    if _has("_grouped_mm"):
+        for name in ("expert_up", "expert_down"):
+            faster[name] = grouped.expert_up_grouped
+            faster[f"{name}.dgrad"] = grouped.expert_up_dgrad_grouped
+            faster[f"{name}.wgrad"] = grouped.expert_up_wgrad_grouped
+    if "dtype_out" in torch.ops.aten.addmm.overloads():
+        faster["qkv_project.wgrad"] = linear.project_wgrad_narrow
+        faster["project.wgrad"] = linear.project_wgrad_narrow
+    if _has("_flash_attention_forward") and _has("_scaled_dot_product_cudnn_attention"):
+        faster["attention"] = attention_cuda.attention_cuda
+        faster["attention.dgrad"] = attention_cuda.attention_cuda_dgrad
+    if _has("_fused_adamw_"):
+        faster["adamw"] = optimizer.adamw_fused
+    return MappingProxyType(faster)
+
+
+def _has(operator: str) -> bool:
+    return hasattr(torch.ops.aten, operator)

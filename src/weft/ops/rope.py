@@ -1,0 +1,151 @@
+"""Rotary positions: the table, and the rotation of queries and keys with and without QK norm.
+
+Channels pair as (c, c + C/2), the "rotate half" convention of the published checkpoints:
+
+    y = x cos + half(x) sin        half([a, b]) = [-b, a]
+    dx = dy cos + half'(dy sin)    half'([a, b]) = [b, -a]
+
+The columns of `qkv` are [query heads | key heads | value heads]; values pass through.
+"""
+
+import torch
+from torch import Tensor
+
+from weft.ops.norm import inverse_rms, normalise_dgrad, normalise_wgrad
+
+
+def rope_table(
+    positions: Tensor, *, theta: float, head_dim: int, dtype: str
+) -> tuple[Tensor, Tensor]:
+    """Returns the cosine and sine of each position's angles, every angle twice along the channels.
+
+    Numerics:
+        Computed in `dtype` throughout, in the order of operations of the published models.
+    """
+    real = {"float32": torch.float32, "float64": torch.float64}[dtype]
+    channels = torch.arange(0, head_dim, 2, device=positions.device).to(real)
+    frequencies = 1.0 / theta ** (channels / head_dim)
+    angles = positions.to(real).unsqueeze(-1) * frequencies
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(
+    qkv: Tensor, cos: Tensor, sin: Tensor, *, heads: int, kv_heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns rotated queries and keys, and values as a view.
+
+    Shapes:
+        qkv [T, Q] -> q [T, H, C], k [T, G, C], v [T, G, C]
+    """
+    x = qkv.unflatten(-1, (heads + 2 * kv_heads, -1))
+    turned = _turn(x[:, : heads + kv_heads], cos, sin).to(qkv.dtype)
+    return turned[:, :heads], turned[:, heads:], x[:, heads + kv_heads :]
+
+
+def rotate_dgrad(
+    dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor, *, heads: int, kv_heads: int
+) -> Tensor:
+    """Returns the gradient of `qkv`."""
+    dx = dq.new_empty(dq.shape[0], heads + 2 * kv_heads, dq.shape[-1])
+    dx[:, :heads] = _turn_back(dq, cos, sin)
+    dx[:, heads : heads + kv_heads] = _turn_back(dk, cos, sin)
+    dx[:, heads + kv_heads :] = dv
+    return dx.flatten(1)
+
+
+def norm_rotate(
+    qkv: Tensor,
+    q_norm: Tensor,
+    k_norm: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    heads: int,
+    kv_heads: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns normalised, rotated queries and keys, values as a view, and the norms' rstd.
+
+    Shapes:
+        rstd [T, H + G]: one a query head, then one a key head.
+    """
+    x = qkv.unflatten(-1, (heads + 2 * kv_heads, -1))
+    turning = x[:, : heads + kv_heads]
+    rstd = inverse_rms(turning, eps)
+    weight = _by_head(q_norm, k_norm, heads, kv_heads)
+    normal = (turning * rstd.unsqueeze(-1)) * weight
+    turned = _turn(normal, cos, sin).to(qkv.dtype)
+    return turned[:, :heads], turned[:, heads:], x[:, heads + kv_heads :], rstd
+
+
+def norm_rotate_dgrad(
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+    qkv: Tensor,
+    q_norm: Tensor,
+    k_norm: Tensor,
+    rstd: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    heads: int,
+    kv_heads: int,
+    eps: float,
+) -> Tensor:
+    """Returns the gradient of `qkv`, through the rotation and both norms."""
+    x = qkv.unflatten(-1, (heads + 2 * kv_heads, -1))
+    both = slice(None), slice(0, heads + kv_heads)
+    dnormal = torch.cat((_turn_back(dq, cos, sin), _turn_back(dk, cos, sin)), dim=1)
+    dx = torch.empty_like(x)
+    dx[both] = normalise_dgrad(dnormal, x[both], _by_head(q_norm, k_norm, heads, kv_heads), rstd)
+    dx[:, heads + kv_heads :] = dv
+    return dx.flatten(1)
+
+
+def norm_rotate_wgrad(
+    q_acc: Tensor,
+    k_acc: Tensor,
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+    qkv: Tensor,
+    rstd: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    heads: int,
+    kv_heads: int,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """Adds the gradients of both norms' weights into their accumulators."""
+    x = qkv.unflatten(-1, (heads + 2 * kv_heads, -1))
+    both = heads + kv_heads
+    dq, dk = _turn_back(dq, cos, sin), _turn_back(dk, cos, sin)
+    q_acc = normalise_wgrad(q_acc, dq, x[:, :heads], rstd[:, :heads])
+    return q_acc, normalise_wgrad(k_acc, dk, x[:, heads:both], rstd[:, heads:])
+
+
+def _by_head(q_norm: Tensor, k_norm: Tensor, heads: int, kv_heads: int) -> Tensor:
+    return torch.cat((q_norm.expand(heads, -1), k_norm.expand(kv_heads, -1)))
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotates x [T, heads, C] by the angles of its rows, in the dtype of the table."""
+    wide, cos, sin = x.to(cos.dtype), cos.unsqueeze(1), sin.unsqueeze(1)
+    half = x.shape[-1] // 2
+    y = wide * cos
+    y[..., :half].addcmul_(wide[..., half:], sin[..., :half], value=-1)
+    y[..., half:].addcmul_(wide[..., :half], sin[..., half:])
+    return y
+
+
+def _turn_back(dy: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Applies the transpose of `_turn`."""
+    wide, cos, sin = dy.to(cos.dtype), cos.unsqueeze(1), sin.unsqueeze(1)
+    half = dy.shape[-1] // 2
+    dx = wide * cos
+    dx[..., :half].addcmul_(wide[..., half:], sin[..., half:])
+    dx[..., half:].addcmul_(wide[..., :half], sin[..., :half], value=-1)
+    return dx

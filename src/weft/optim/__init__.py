@@ -1,0 +1,1 @@
+"""How parameters move: learning rates (the update itself is an operator, `ops.optimizer`)."""

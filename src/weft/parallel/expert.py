@@ -1,0 +1,129 @@
+"""Expert parallelism: rows to the ranks that hold their experts and back, by either of the paper's two ways.
+
+    all-to-all    permute -> all-to-all -> reorder -> experts -> reorder -> all-to-all -> gather-sum
+    all-gather    all-gather -> permute (scatter and drop) -> experts -> gather-sum (fill) -> reduce-scatter
+
+Rows are sorted by (expert, source rank). The gate weights travel with the rows, because they multiply before FC2.
+
+Paper: 1.3; volume of all-to-all 2 k / n b s h (n - 1) / n, of all-gather + reduce-scatter 2 b s h (n - 1) / n elements.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Local:
+    """Rows that never left: every expert is here."""
+
+    rows: Any
+    row_weights: Any
+    ends: Any
+    order: Any
+    slot_row: Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exchanged:
+    """Rows that came by all-to-all, and the way back."""
+
+    rows: Any
+    row_weights: Any
+    ends: Any
+    order: Any
+    slot_row: Any
+    splits: Any
+    received_order: Any
+    received_inverse: Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gathered:
+    """Rows kept from an all-gather, and where they belong in it."""
+
+    rows: Any
+    row_weights: Any
+    ends: Any
+    order: Any
+    slot_row: Any
+
+
+def dispatch_local(o: Any, h: Any, weights: Any, experts: Any, *, num_experts: int, top_k: int) -> Local:
+    """Rows sorted by expert on one rank that holds them all."""
+    order, slot_row, _, ends = o.call("plan_rows", experts, experts=num_experts)
+    here = {"R": "O"}
+    (rows,) = o.call("permute", h, order, slot_row, top_k=top_k, renames=here)
+    (row_weights,) = o.call("permute_weights", weights, order, slot_row, top_k=top_k, renames=here)
+    return Local(rows=rows, row_weights=row_weights, ends=ends, order=order, slot_row=slot_row)
+
+
+def combine_local(o: Any, d: Any, e: Local, *, top_k: int) -> Any:
+    """Each token's rows summed."""
+    (z,) = o.call("gather_sum", d, e.slot_row, e.order, top_k=top_k)
+    return z
+
+
+def dispatch_all_to_all(
+    o: Any, h: Any, weights: Any, experts: Any, *, num_experts: int, top_k: int
+) -> Exchanged:
+    """Rows sorted by (expert, source rank) on the rank that holds the expert; one named host synchronisation."""
+    order, slot_row, counts, _ = o.call("plan_rows", experts, experts=num_experts)
+    (received,) = o.call("all_to_all_counts", counts, axis="ep", label="counts")
+    leaving = {"R": "O"}
+    (rows,) = o.call("permute", h, order, slot_row, top_k=top_k, renames=leaving)
+    (scales,) = o.call("permute_weights", weights, order, slot_row, top_k=top_k, renames=leaving)
+    (splits,) = o.call("splits_to_host", counts, received)
+    rows = _exchange(o, rows, splits, "rows", reverse=False)
+    scales = _exchange(o, scales, splits, "weights", reverse=False)
+    there, back, ends = o.call("plan_received", received, splits)
+    (rows,) = o.call("reorder", rows, there, back)
+    (scales,) = o.call("reorder_weights", scales, there, back)
+    return Exchanged(
+        rows=rows,
+        row_weights=scales,
+        ends=ends,
+        order=order,
+        slot_row=slot_row,
+        splits=splits,
+        received_order=there,
+        received_inverse=back,
+    )
+
+
+def combine_all_to_all(o: Any, d: Any, e: Exchanged, *, top_k: int) -> Any:
+    """Rows sent home, then each token's summed."""
+    (d,) = o.call("reorder", d, e.received_inverse, e.received_order)
+    d = _exchange(o, d, e.splits, "outputs", reverse=True)
+    (z,) = o.call("gather_sum", d, e.slot_row, e.order, top_k=top_k, renames={"R": "O"})
+    return z
+
+
+def _exchange(o: Any, rows: Any, splits: Any, label: str, *, reverse: bool) -> Any:
+    op = "all_to_all_weights" if label == "weights" else "all_to_all_rows"
+    renames = {"O": "R", "R": "O"} if reverse else {}
+    (out,) = o.call(op, rows, splits, axis="ep", label=label, reverse=reverse, renames=renames)
+    return out
+
+
+def dispatch_all_gather(
+    o: Any, h: Any, weights: Any, experts: Any, *, first: int, local: int, top_k: int
+) -> Gathered:
+    """Every token of the group, then the rows of this rank's experts: scatter and drop."""
+    (all_experts,) = o.call("all_gather_experts", experts, axis="ep", label="experts")
+    (all_weights,) = o.call("all_gather_weights", weights, axis="ep", label="weights")
+    (counts,) = o.call("count_local", all_experts, first=first, local=local)
+    (tokens,) = o.call("all_gather", h, axis="ep", label="tokens")
+    (count,) = o.call("rows_to_host", counts)
+    order, slot_row, ends = o.call("plan_local", all_experts, count, first=first, local=local)
+    group = {"T": "U"}
+    (rows,) = o.call("permute", tokens, order, slot_row, top_k=top_k, renames=group)
+    (scales,) = o.call("permute_weights", all_weights, order, slot_row, top_k=top_k, renames=group)
+    return Gathered(rows=rows, row_weights=scales, ends=ends, order=order, slot_row=slot_row)
+
+
+def combine_all_gather(o: Any, d: Any, e: Gathered, *, top_k: int) -> Any:
+    """A dense partial sum with zeros where nothing is, then the sum over ranks: fill and gather."""
+    group = {"T": "U"}
+    (partial,) = o.call("gather_sum", d, e.slot_row, e.order, top_k=top_k, renames=group)
+    (z,) = o.call("reduce_scatter", partial, axis="ep", label="outputs")
+    return z

@@ -1,0 +1,90 @@
+"""The layout: how many ranks each axis has, where a rank stands on each, and how attention is cut.
+
+    world = dp x sp, sp fastest        ep: consecutive blocks of dp x sp        edp: ranks that hold the same experts
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from weft.errors import LayoutError
+
+
+class Dispatch(StrEnum):
+    """How tokens reach their experts (paper 1.3)."""
+
+    ALL_TO_ALL = "all_to_all"
+    ALL_GATHER = "all_gather"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """Degrees of each axis. `dense` (dp x sp) and `edp` (dp x sp / ep) follow."""
+
+    dp: int = 1
+    sp: int = 1
+    ep: int = 1
+    dispatch: Dispatch = Dispatch.ALL_TO_ALL
+
+    @property
+    def world(self) -> int:
+        return self.dp * self.sp
+
+    @property
+    def edp(self) -> int:
+        return self.world // self.ep
+
+    def degree(self, axis: str) -> int:
+        """How many ranks a group of that axis has."""
+        return {
+            "sp": self.sp, "ep": self.ep, "dense": self.world, "edp": self.edp, "world": self.world
+        }[axis]
+
+    def ep_rank(self, rank: int) -> int:
+        """Which share of the experts a rank holds."""
+        return rank % self.ep
+
+    def name(self) -> str:
+        """A short name, as in `sp2 dp2 ep4 all_gather`."""
+        degrees = (("sp", self.sp), ("dp", self.dp), ("ep", self.ep))
+        parts = [f"{axis}{n}" for axis, n in degrees if n > 1]
+        if self.ep > 1:
+            parts.append(self.dispatch.value)
+        return " ".join(parts) or "one rank"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeadSplit:
+    """Attention heads on one rank of the sequence-parallel group: queries, keys/values, and how often a KV head repeats."""
+
+    heads: int
+    kv_heads: int
+    replicas: int
+
+
+def split_heads(heads: int, kv_heads: int, sp: int) -> HeadSplit:
+    """How Ulysses cuts the heads; KV heads are replicated where sp exceeds them.
+
+    Raises:
+        LayoutError: sp does not divide the query heads, or neither of sp and kv_heads divides the other.
+
+    Example:
+        >>> split_heads(32, 4, 8)
+        HeadSplit(heads=4, kv_heads=1, replicas=2)
+    """
+    if heads % sp:
+        raise LayoutError(
+            f"parallel.sp = {sp} does not divide the {heads} query heads; try sp = {_below(heads, sp)}"
+        )
+    if kv_heads % sp and sp % kv_heads:
+        raise LayoutError(
+            f"parallel.sp = {sp} neither divides the {kv_heads} key/value heads nor is divided by them; "
+            f"try sp = {_below(kv_heads, sp)}"
+        )
+    return HeadSplit(
+        heads=heads // sp, kv_heads=max(kv_heads // sp, 1), replicas=max(sp // kv_heads, 1)
+    )
+
+
+def _below(number: int, limit: int) -> int:
+    """The largest divisor of number that is at most limit."""
+    return next(d for d in range(limit, 0, -1) if number % d == 0)

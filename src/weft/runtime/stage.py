@@ -1,0 +1,118 @@
+"""One rank's part of a model: its state and its bound steps, ready to be fed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weft.comm.transport import Transport
+from weft.compose.plan import Plan
+from weft.compose.step import Step, evaluation_step, training_step
+from weft.runtime.batch import Batch
+from weft.runtime.closures import Body
+from weft.runtime.executor import BoundStep, Environment, bind
+from weft.runtime.lanes import CudaLanes, HostLanes, Lanes
+from weft.runtime.state import State, allocate, with_own_statistics
+from weft.runtime.wire import collective_bodies
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rates:
+    """The settings of one update, known on the host."""
+
+    lr: float
+    weight_decay: float
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    """A bound training step over its state."""
+
+    step: Step
+    state: State
+    bound: BoundStep
+    transport: Transport
+
+    @property
+    def plan(self) -> Plan:
+        return self.step.plan
+
+    def environment(
+        self,
+        batches: Sequence[Batch],
+        *,
+        divisor: float,
+        rates: Rates,
+        forced: Mapping[str, Tensor] | None = None,
+    ) -> Environment:
+        """What a step reads; clears what it accumulates."""
+        self.state.begin()
+        environment: Environment = {
+            "divisor": divisor,
+            "rates": (rates.lr, rates.weight_decay, rates.step),
+            **(forced or {}),
+        }
+        for m, batch in enumerate(batches):
+            environment.update(batch.environment(m))
+        return environment
+
+    def train(self, batches: Sequence[Batch], *, divisor: float, rates: Rates) -> Environment:
+        """One step; the environment it returns holds the step's results (`stats`, `verdict`)."""
+        return self.bound.run(self.environment(batches, divisor=divisor, rates=rates))
+
+
+def build(
+    plan: Plan,
+    *,
+    bodies: Mapping[str, Body],
+    transport: Transport,
+    device: torch.device,
+    step: Step | None = None,
+) -> Stage:
+    """Composes, allocates and binds one rank's training step."""
+    step = step or training_step(plan)
+    state = allocate(step, device=device)
+    bound = _bind(step, state.statics, bodies, transport, device)
+    return Stage(step=step, state=state, bound=bound, transport=transport)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluator:
+    """The forward alone over a stage's parameters, with statistics of its own."""
+
+    bound: BoundStep
+    stats: Tensor
+    transport: Transport
+
+    def add(self, batch: Batch, *, divisor: float) -> None:
+        """Adds one micro-batch's loss over `divisor` to this rank's sum."""
+        self.bound.run({"divisor": divisor, **batch.environment(0)})
+
+    def total(self) -> float:
+        """The sum over all ranks; starts the next sum from zero."""
+        total = self.transport.all_reduce(self.stats[:1], axis="world", label="evaluation").wait()
+        self.stats.zero_()
+        return float(total)
+
+
+def evaluator(stage: Stage, *, bodies: Mapping[str, Body], device: torch.device) -> Evaluator:
+    """Binds the evaluation step to the parameters of a stage."""
+    step = evaluation_step(stage.plan)
+    own = with_own_statistics(stage.state)
+    bound = _bind(step, own.statics, bodies, stage.transport, device)
+    return Evaluator(bound=bound, stats=own.stats, transport=stage.transport)
+
+
+def _bind(
+    step: Step,
+    statics: Mapping[str, Any],
+    bodies: Mapping[str, Body],
+    transport: Transport,
+    device: torch.device,
+) -> BoundStep:
+    lanes: Lanes = CudaLanes(device) if device.type == "cuda" else HostLanes()
+    wired = {**bodies, **collective_bodies(transport)}
+    return bind(step, bodies=wired, statics=statics, lanes=lanes)

@@ -1,0 +1,178 @@
+"""The tensors that live as long as a run: flat parameters, gradients, optimizer shards, statistics, biases.
+
+Each bucket is one flat buffer; a parameter and its gradient are 16-byte aligned views of it. The master weights are an
+FP32 shard; where the compute dtype is already the accumulation dtype, they are the bucket's own elements, not a copy.
+
+Initial values are drawn for each logical parameter by a generator keyed by (seed, name), so that they depend on no
+layout.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weft.compose.plan import AUX, LOADS, LOSS, NORM2, statistics_size
+from weft.compose.step import Step
+from weft.model.params import Init, Logical, Parameter
+from weft.parallel.zero import Bucket, Piece, decayed, pieces
+
+KINDS = ("master", "mean", "square")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Precision:
+    """The compute dtype and the dtype of sums, promote(compute, float32)."""
+
+    act: torch.dtype
+    acc: torch.dtype
+
+
+def precision(name: str) -> Precision:
+    """The dtypes behind a recipe's word."""
+    act = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}[name]
+    return Precision(act=act, acc=torch.promote_types(act, torch.float32))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class State:
+    """Every static tensor of one rank, by the key that instances use."""
+
+    step: Step
+    statics: Mapping[str, Any]
+    stats: Tensor
+    zeroed: tuple[Tensor, ...]
+
+    def begin(self) -> None:
+        """Clears what a step accumulates."""
+        torch._foreach_zero_(list(self.zeroed))
+
+    def shards(self) -> Iterator[tuple[str, Piece, Tensor]]:
+        """Every piece of optimizer state this rank owns: kind, logical range, its elements."""
+        layout, rank = self.step.plan.layout, self.step.plan.rank
+        for bucket in self.step.buckets:
+            for piece in pieces(bucket, replica(layout.ep, bucket, rank)):
+                for kind in KINDS:
+                    flat = self.statics[f"{kind}:{bucket.name}"]
+                    yield kind, piece, flat[piece.offset : piece.offset + piece.stop - piece.start]
+
+
+def replica(ep: int, bucket: Bucket, rank: int) -> int:
+    """The position of a rank among the replicas of a bucket."""
+    return rank if bucket.axis == "dense" else rank // ep
+
+
+def allocate(step: Step, *, device: torch.device) -> State:
+    """All buffers of one rank, zero: fill them with `initialise` or from a checkpoint."""
+    plan = step.plan
+    dtypes = precision(plan.precision)
+    statics: dict[str, Any] = {}
+    zeroed: list[Tensor] = []
+    for bucket in step.buckets:
+        zeroed.append(_allocate_bucket(statics, bucket, plan.layout.ep, plan.rank, dtypes, device))
+    stats = torch.zeros(statistics_size(plan.shape), dtype=dtypes.acc, device=device)
+    zeroed.append(stats)
+    statics.update(_statistics(stats, plan.shape.layers, plan.shape.experts))
+    for i in range(plan.shape.layers):
+        bias = torch.zeros(plan.shape.experts, dtype=dtypes.acc, device=device)
+        statics[f"state:layers.{i}.router_bias"] = bias
+    return State(step=step, statics=statics, stats=stats, zeroed=tuple(zeroed))
+
+
+def _allocate_bucket(
+    statics: dict[str, Any],
+    bucket: Bucket,
+    ep: int,
+    rank: int,
+    dtypes: Precision,
+    device: torch.device,
+) -> Tensor:
+    flat = torch.zeros(bucket.numel, dtype=dtypes.act, device=device)
+    grads = torch.zeros(bucket.numel, dtype=dtypes.acc, device=device)
+    position = replica(ep, bucket, rank)
+    own = slice(position * bucket.shard, (position + 1) * bucket.shard)
+    statics[f"bucket:{bucket.name}"] = flat
+    statics[f"gradients:{bucket.name}"] = grads
+    statics[f"decay:{bucket.name}"] = decayed(bucket, position)
+    statics[f"master:{bucket.name}"] = flat[own].to(dtypes.acc)  # a view where the dtypes agree
+    for kind in ("mean", "square"):
+        statics[f"{kind}:{bucket.name}"] = torch.zeros_like(grads[own])
+    for slot in bucket.slots:
+        parameter = slot.parameter
+        place = slice(slot.start, slot.start + parameter.numel)
+        statics[f"param:{parameter.name}"] = flat[place].view(parameter.shape)
+        statics[f"grad:{parameter.name}"] = grads[place].view(parameter.shape)
+    return grads
+
+
+def _statistics(stats: Tensor, layers: int, experts: int) -> dict[str, Tensor]:
+    tallies = stats[LOADS:].view(layers, experts)
+    named = {f"stats:tally.layers.{i}": tallies[i] for i in range(layers)}
+    named["stats:stats"] = stats
+    named["stats:loss"] = stats[LOSS : LOSS + 1]
+    named["stats:losses"] = stats[AUX : AUX + 2]
+    named["stats:norm2"] = stats[NORM2 : NORM2 + 1]
+    return named
+
+
+def with_own_statistics(state: State) -> State:
+    """The same parameters with a statistics vector of its own, so that evaluating disturbs nothing."""
+    shape = state.step.plan.shape
+    stats = torch.zeros_like(state.stats)
+    statics = {**state.statics, **_statistics(stats, shape.layers, shape.experts)}
+    return State(step=state.step, statics=statics, stats=stats, zeroed=(stats,))
+
+
+def initialise(state: State, *, seed: int) -> None:
+    """Draws every parameter; each logical one from its own generator."""
+    shape = state.step.plan.shape
+    for parameter in state.step.parameters:
+        flat = state.statics[f"param:{parameter.name}"].view(-1)
+        for part in parameter.parts:
+            std = _deviation(parameter, shape.init_std, shape.layers)
+            flat[part.start : part.stop] = _draw(part, std, seed, flat.device).to(flat.dtype)
+    copy_to_master(state)
+
+
+def _deviation(parameter: Parameter, std: float, layers: int) -> float | None:
+    match parameter.init:
+        case Init.ONES:
+            return None
+        case Init.NORMAL:
+            return std
+        case Init.SCALED:
+            return std / sqrt(2 * layers)
+
+
+def _draw(part: Logical, std: float | None, seed: int, device: torch.device) -> Tensor:
+    count = part.stop - part.start
+    if std is None:
+        return torch.ones(count, device=device)
+    key = hashlib.blake2b(f"{seed}/{part.name}".encode(), digest_size=7).digest()
+    generator = torch.Generator(device).manual_seed(int.from_bytes(key, "little"))
+    return torch.randn(count, generator=generator, device=device).mul_(std)
+
+
+def fill(state: State, read: Callable[[Logical], Tensor]) -> None:
+    """Parameters from anywhere: `read` gives the flat values of a logical parameter."""
+    for parameter in state.step.parameters:
+        flat = state.statics[f"param:{parameter.name}"].view(-1)
+        for part in parameter.parts:
+            flat[part.start : part.stop].copy_(read(part).view(-1))
+    copy_to_master(state)
+
+
+def copy_to_master(state: State) -> None:
+    """Sets each master shard to the parameters it owns."""
+    plan = state.step.plan
+    for bucket in state.step.buckets:
+        position = replica(plan.layout.ep, bucket, plan.rank)
+        flat = state.statics[f"bucket:{bucket.name}"]
+        own = flat[position * bucket.shard : (position + 1) * bucket.shard]
+        master = state.statics[f"master:{bucket.name}"]
+        if master.data_ptr() != own.data_ptr():
+            master.copy_(own)

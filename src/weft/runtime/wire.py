@@ -1,0 +1,76 @@
+"""The bodies of collectives: the vocabulary's communication operators over one rank's transport.
+
+Each returns a handle; the executor posts and waits. This is also where named host synchronisations meet their sizes.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from weft.comm.handle import Handle
+from weft.comm.transport import Transport
+
+
+def collective_bodies(transport: Transport) -> Mapping[str, Callable[..., Handle]]:
+    """A body for every operator of the communication lane."""
+
+    def rows(x: Tensor, splits: Any, *, axis: str, label: str, reverse: bool) -> Handle:
+        send, receive = splits.send, splits.receive
+        if reverse:
+            send, receive = receive, send
+        return transport.all_to_all_rows(x.contiguous(), send, receive, axis=axis, label=label)
+
+    def even(x: Tensor, *, axis: str, label: str) -> Handle:
+        return transport.all_to_all(x.contiguous(), axis=axis, label=label)
+
+    def gather(x: Tensor, *, axis: str, label: str) -> Handle:
+        return transport.all_gather(x.contiguous(), axis=axis, label=label)
+
+    def scatter(x: Tensor, *, axis: str, label: str) -> Handle:
+        return transport.reduce_scatter(x.contiguous(), axis=axis, label=label)
+
+    def reduce(x: Tensor, *, axis: str, label: str) -> Handle:
+        return transport.all_reduce(x, axis=axis, label=label)
+
+    def statistics(stats: Tensor, norm2: Tensor, *, axis: str, label: str) -> Handle:
+        return transport.all_reduce(stats, axis=axis, label=label)  # norm2 is a view of stats
+
+    def counts(x: Tensor, *, axis: str, label: str) -> Handle:
+        return Reshaped(transport.all_to_all(x, axis=axis, label=label), transport.group_size(axis))
+
+    def gather_params(updated: Tensor, bucket: Tensor, *, axis: str, label: str) -> Handle:
+        shard = updated.to(bucket.dtype)
+        return transport.all_gather_into(bucket, shard, axis=axis, label=label)
+
+    return {
+        "all_to_all": even,
+        "all_to_all_counts": counts,
+        "all_to_all_rows": rows,
+        "all_to_all_weights": rows,
+        "all_gather": gather,
+        "all_gather_weights": gather,
+        "all_gather_experts": gather,
+        "reduce_scatter": scatter,
+        "reduce_scatter_weights": scatter,
+        "reduce_scatter_grad": scatter,
+        "sum_load": reduce,
+        "sum_statistics": statistics,
+        "gather_params": gather_params,
+    }
+
+
+class Reshaped(Handle):
+    """Counts by expert, seen as [source rank, local expert] once they are here."""
+
+    def __init__(self, inner: Handle, ranks: int) -> None:
+        self.inner = inner
+        self.ranks = ranks
+
+    def ready(self) -> bool:
+        """Whether the counts are here."""
+        return self.inner.ready()
+
+    def wait(self) -> Tensor:
+        """Shapes: [Y, L]."""
+        return self.inner.wait().view(self.ranks, -1)

@@ -1,0 +1,73 @@
+"""What an order is made of: run a task, post a collective, wait for it, free a value."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from weft.graph.opset import Lane
+from weft.graph.program import Program, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Runs a task on the compute lane (or, for a host task, on the host)."""
+
+    task: Task
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """Starts a collective on its lane; its outputs are not there yet."""
+
+    task: Task
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Makes the compute lane wait for a posted collective."""
+
+    task: Task
+
+
+@dataclass(frozen=True, slots=True)
+class Free:
+    """Lets go of a value that nothing reads any more."""
+
+    value: str
+
+
+Action = Run | Post | Wait | Free
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ordered:
+    """A program and the order in which it is executed: the schedule of one segment."""
+
+    program: Program
+    actions: tuple[Action, ...]
+
+
+def is_collective(task: Task) -> bool:
+    """Whether a task is posted and waited for instead of run."""
+    return task.lane is Lane.COMM
+
+
+def with_frees(program: Program, actions: Sequence[Action]) -> tuple[Action, ...]:
+    """The actions with each value freed after its last use; what a collective reads lives until its wait."""
+    permanent = {*program.outputs, *program.kept}
+    permanent.update(v for v in program.inputs if v.startswith(("w.", "acc.", "s.")))
+    last: dict[str, int] = {}
+    for position, action in enumerate(actions):
+        match action:
+            case Run(task) | Wait(task):
+                last.update(dict.fromkeys((*task.inputs, *task.outputs), position))
+            case _:
+                pass
+    frees: dict[int, list[str]] = {}
+    for value, position in last.items():
+        if value not in permanent:
+            frees.setdefault(position, []).append(value)
+    result: list[Action] = []
+    for position, action in enumerate(actions):
+        result.append(action)
+        result.extend(Free(value) for value in sorted(frees.get(position, ())))
+    return tuple(result)

@@ -1,0 +1,128 @@
+"""Orders of one segment: serial, overlapped, and random legal ones for tests.
+
+    serial       program order; each collective is waited for at once
+    overlapped   collectives are posted as soon as their inputs exist and waited for as late as possible; what nobody
+                 on the way to the next collective needs (weight gradients, first of all) runs under them
+"""
+
+import random
+from collections.abc import Callable, Iterable
+
+from weft.graph.program import Program, Task
+from weft.schedule.action import Action, Ordered, Post, Run, Wait, is_collective, with_frees
+
+Price = Callable[[Task], float]
+
+
+def serial(program: Program) -> Ordered:
+    """Every task in program order, no two at once."""
+    actions: list[Action] = []
+    for task in program.tasks:
+        actions.extend((Post(task), Wait(task)) if is_collective(task) else (Run(task),))
+    return Ordered(program=program, actions=with_frees(program, actions))
+
+
+def overlapped(program: Program, price: Price) -> Ordered:
+    """Communication beside compute: what hides a collective is chosen by its price.
+
+    While something is in flight, tasks that lead to a later collective run first; then, as long as the time in flight
+    is not yet covered, tasks that lead to none; only then does the compute lane wait.
+    """
+    state = _State(program)
+    urgent = _leads_to_collective(program)
+    while state.pending:
+        post = next((t for t in state.ready() if is_collective(t)), None)
+        if post is not None:
+            state.post(post, price(post))
+            continue
+        runnable = [t for t in state.ready() if not is_collective(t)]
+        lead = next((t for t in runnable if t.name in urgent), None)
+        filler = next((t for t in runnable if t.name not in urgent), None)
+        if lead is not None:
+            state.run(lead, price(lead))
+        elif filler is not None and (state.uncovered() > 0 or not state.flying):
+            state.run(filler, price(filler))
+        else:
+            state.wait()
+    state.drain()
+    return Ordered(program=program, actions=with_frees(program, state.actions))
+
+
+def shuffled(program: Program, seed: int) -> Ordered:
+    """A random legal order: any order that data flow and the issue order of each group allow."""
+    chance = random.Random(seed)
+    state = _State(program)
+    while state.pending:
+        choices = list(state.ready())
+        if not choices or (state.flying and chance.random() < 1 / 4):  # a wait now and then
+            state.wait(chance.randrange(len(state.flying)))
+            continue
+        task = chance.choice(choices)
+        state.post(task, 1) if is_collective(task) else state.run(task, 1)
+    state.drain()
+    return Ordered(program=program, actions=with_frees(program, state.actions))
+
+
+class _State:
+    """An order under construction: what is done, what is in flight, and which tasks may go next."""
+
+    def __init__(self, program: Program) -> None:
+        self.actions: list[Action] = []
+        self.pending = list(program.tasks)
+        self.available = set(program.inputs)
+        self.flying: list[Task] = []
+        self.left: dict[str, float] = {}
+
+    def ready(self) -> Iterable[Task]:
+        """Tasks whose inputs exist, in program order; of each group only the next collective."""
+        blocked: set[str] = set()
+        for task in self.pending:
+            if is_collective(task):
+                first = task.group not in blocked
+                blocked.add(task.group)
+                if not first:
+                    continue
+            if self.available.issuperset(task.inputs):
+                yield task
+
+    def post(self, task: Task, time: float) -> None:
+        self.actions.append(Post(task))
+        self.pending.remove(task)
+        self.flying.append(task)
+        self.left[task.name] = time
+
+    def run(self, task: Task, time: float) -> None:
+        self.actions.append(Run(task))
+        self.pending.remove(task)
+        self.available.update(task.outputs)
+        for name in self.left:
+            self.left[name] -= time
+
+    def wait(self, which: int = 0) -> None:
+        task = self.flying.pop(which)
+        self.actions.append(Wait(task))
+        self.available.update(task.outputs)
+        del self.left[task.name]
+
+    def uncovered(self) -> float:
+        """How much longer the collective that is waited for next is in flight."""
+        return self.left[self.flying[0].name] if self.flying else 0
+
+    def drain(self) -> None:
+        while self.flying:
+            self.wait()
+
+
+def _leads_to_collective(program: Program) -> set[str]:
+    """Names of tasks that some later collective depends on."""
+    producer = program.producer()
+    urgent: set[str] = set()
+    frontier = [t for t in program.tasks if is_collective(t)]
+    while frontier:
+        task = frontier.pop()
+        for value in task.inputs:
+            maker = producer.get(value)
+            if maker is not None and maker.name not in urgent:
+                urgent.add(maker.name)
+                frontier.append(maker)
+    return urgent

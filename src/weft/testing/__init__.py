@@ -1,0 +1,1 @@
+"""What tests of parallel programs need: ranks, agreement, tolerances, routing with a chosen imbalance."""

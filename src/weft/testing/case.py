@@ -1,0 +1,353 @@
+"""Inputs for every body: small, adversarial where they can be, the same on every machine.
+
+`cases(name, dtype)` gives the calls of one operator of the vocabulary by label. Every agreement
+check of bodies draws from here, whatever implementation it checks, so a new body is checked by
+being registered. Row maps are built here in plain Python, so a wrong map in `ops.rows` cannot make
+its own input.
+"""
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from weft.ops.attention import segments
+from weft.ops.precision import accumulation_dtype
+from weft.ops.rows import Splits
+
+# Odd counts of tokens and unequal everything else: no two dims can be taken for each other. Widths
+# are multiples of 8, the alignment of 16 bytes that grouped products want in bfloat16.
+T, D, V, C, H, G, E, K, F = 15, 24, 40, 8, 4, 2, 5, 2, 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """One call of a forward body: its operands, attributes, and the terms of its longest sum."""
+
+    inputs: tuple
+    attrs: Mapping[str, object] = field(default_factory=dict)
+    length: int = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Maker:
+    """Draws tensors of one dtype from a generator of its own."""
+
+    generator: torch.Generator
+    dtype: torch.dtype
+    device: str
+
+    def act(self, *shape: int) -> Tensor:
+        values = torch.randn(*shape, generator=self.generator, dtype=torch.float64)
+        return values.to(self.dtype).to(self.device)
+
+    def acc(self, *shape: int) -> Tensor:
+        values = torch.randn(*shape, generator=self.generator, dtype=torch.float64)
+        return values.to(accumulation_dtype(self.dtype)).to(self.device)
+
+    def ints(self, values: Sequence | Tensor, dtype: torch.dtype = torch.int64) -> Tensor:
+        return torch.as_tensor(values, dtype=dtype, device=self.device)
+
+    def below(self, bound: int, *shape: int) -> Tensor:
+        return torch.randint(bound, shape, generator=self.generator).to(self.device)
+
+
+def routings(maker: Maker) -> Mapping[str, Tensor]:
+    """Returns choices [T, k] by the way in which they are hard."""
+    spread = torch.rand(T, E, generator=maker.generator).argsort(-1)[:, :K]
+    skewed = spread.masked_fill(torch.rand(T, K, generator=maker.generator) < 0.5, 1)
+    return {
+        "random": spread.to(maker.device),
+        "skewed": skewed.to(maker.device),
+        "empty_expert": maker.ints(torch.where(spread == 2, 4, spread)),
+        "all_to_one": torch.full((T, 1), 3, device=maker.device),
+        "no_tokens": maker.ints(torch.zeros(0, K)),
+    }
+
+
+def cases(name: str, dtype: torch.dtype, device: str = "cpu") -> Mapping[str, Case]:
+    """Returns the calls of the operator of that name, by label."""
+    seed = zlib.crc32(name.encode())
+    maker = Maker(generator=torch.Generator().manual_seed(seed), dtype=dtype, device=device)
+    for table in (_dense(), _attention(), _router(), _maps(), _movement(), _experts(), _step()):
+        if name in table:
+            return table[name](maker)
+    raise KeyError(f"no cases for operator {name!r}; add them to weft/testing/case.py")
+
+
+Table = Mapping[str, Callable[[Maker], Mapping[str, Case]]]
+
+
+def _dense() -> Table:
+    eps = {"eps": 1e-5}
+    return {
+        "embed": lambda m: {
+            "repeats": Case(inputs=(m.below(3, T), m.act(V, D)), length=T),
+            "spread": Case(inputs=(m.below(V, T), m.act(V, D)), length=T),
+        },
+        "rms_norm": lambda m: {"rows": Case(inputs=(m.act(T, D), m.act(D)), attrs=eps, length=D)},
+        "add_rms_norm": lambda m: {
+            "rows": Case(inputs=(m.act(T, D), m.act(T, D), m.act(D)), attrs=eps, length=D)
+        },
+        "qkv_project": lambda m: {"rows": Case(inputs=(m.act(T, D), m.act(F, D)), length=D)},
+        "project": lambda m: {"rows": Case(inputs=(m.act(T, F), m.act(D, F)), length=D)},
+        "router_logits": lambda m: {"rows": Case(inputs=(m.act(T, D), m.act(E, D)), length=D)},
+        "add": lambda m: {"rows": Case(inputs=(m.act(T, D), m.act(T, D)))},
+        "dense_swiglu": lambda m: {"rows": Case(inputs=(m.act(T, 2 * F),))},
+        "cross_entropy": _cross_entropy,
+    }
+
+
+def _cross_entropy(m: Maker) -> Mapping[str, Case]:
+    targets = m.below(V, T)
+    ignored = targets.clone()
+    ignored[[0, 4, 5, 6, 7, T - 1]] = -100  # a whole chunk of four among them
+    operands = m.act(T, D), m.act(V, D)
+    nothing = torch.full_like(targets, -100)
+
+    def case(wanted: Tensor, divisor: int, chunk: int) -> Case:
+        inputs = (*operands, wanted, divisor, m.acc(1))
+        return Case(inputs=inputs, attrs={"chunk": chunk}, length=V)
+
+    return {
+        "one_chunk": case(targets, T, 1000),
+        "chunks": case(targets, 3 * T, 4),
+        "ignored": case(ignored, T - 6, 4),
+        "nothing_valid": case(nothing, 1, 4),
+    }
+
+
+def _attention() -> Table:
+    names = {"heads": H, "kv_heads": G}
+    return {
+        "rope_table": lambda m: {
+            "positions": Case(
+                inputs=(m.ints([0, 1, 2, 0, 1, 4095]),),
+                attrs={"theta": 1e4, "head_dim": C, "dtype": _real(m)},
+            )
+        },
+        "rotate": lambda m: {
+            "heads": Case(inputs=(m.act(T, (H + 2 * G) * C), *_angles(m)), attrs=names)
+        },
+        "norm_rotate": lambda m: {
+            "heads": Case(
+                inputs=(m.act(T, (H + 2 * G) * C), m.act(C), m.act(C), *_angles(m)),
+                attrs={**names, "eps": 1e-6},
+                length=C,
+            )
+        },
+        "pack_heads": lambda m: {
+            f"sp_{sp}": Case(
+                inputs=(m.act(T, H, C), m.act(T, G, C), m.act(T, G, C)), attrs={**names, "sp": sp}
+            )
+            for sp in (1, 2, 4)  # G / 2, G and 2 G ranks: whole heads, one head, replicas
+        },
+        "split_heads": lambda m: {"share": Case(inputs=(m.act(T, (H + 2 * G) * C),), attrs=names)},
+        "join_heads": lambda m: {
+            "ranks": Case(inputs=(m.act(3 * T, H, C),), attrs={"sp": 3, "heads": H})
+        },
+        "attention": lambda m: {
+            "one": _documents(m, (16,), G),
+            "equal": _documents(m, (16, 32, 48), G),
+            "ragged": _documents(m, (1, 2, 10, 18, 26, 37), G),
+            "every_head_its_own": _documents(m, (9, 12), H),
+        },
+    }
+
+
+def _real(m: Maker) -> str:
+    return str(accumulation_dtype(m.dtype)).removeprefix("torch.")
+
+
+def _angles(m: Maker) -> tuple[Tensor, Tensor]:
+    angles = m.acc(T, C // 2).repeat(1, 2)
+    return angles.cos(), angles.sin()
+
+
+def _documents(m: Maker, ends: tuple[int, ...], kv_heads: int) -> Case:
+    tokens = ends[-1]
+    qkv = m.act(tokens, H, C), m.act(tokens, kv_heads, C), m.act(tokens, kv_heads, C)
+    return Case(inputs=(*qkv, segments(ends, m.device)), length=max(tokens, C))
+
+
+def _router() -> Table:
+    loss = {"top_k": K, "aux_coef": 0.3, "z_coef": 0.2, "tokens": 3 * T, "scale": 0.25}
+    return {
+        "select_experts": lambda m: {
+            label: Case(inputs=(logits, bias), attrs=attrs, length=E)
+            for label, logits, bias, attrs in _selections(m)
+        },
+        "replay_experts": lambda m: {
+            label: Case(inputs=(logits, bias, routings(m)["random"]), attrs=attrs, length=E)
+            for label, logits, bias, attrs in _selections(m)
+        },
+        "router_losses": lambda m: {
+            score: Case(
+                inputs=(2 * m.acc(T, E), m.below(9, E), m.acc(2)),
+                attrs={**loss, "score": score},
+                length=T,
+            )
+            for score in ("softmax", "sigmoid")
+        },
+        "add_load": lambda m: {"load": Case(inputs=(m.below(9, E), m.acc(E).round()))},
+    }
+
+
+def _selections(m: Maker) -> list[tuple[str, Tensor, Tensor, Mapping[str, object]]]:
+    found = []
+    for score in ("softmax", "sigmoid"):
+        for renormalise in (True, False):
+            label = f"{score}{'_renormalised' if renormalise else ''}"
+            attrs = {"top_k": K, "score": score, "renormalise": renormalise, "scaling": 2.5}
+            found.append((label, 2 * m.acc(T, E), 0.1 * m.acc(E), attrs))
+            found.append((f"{label}_ties", m.acc(T, 1).repeat(1, E), 0 * m.acc(E), attrs))
+    return found
+
+
+def _maps() -> Table:
+    local = {"first": 1, "local": 2}
+    return {
+        "count_load": lambda m: _each_routing(m, {"experts": E}),
+        "plan_rows": lambda m: _each_routing(m, {"experts": E}),
+        "count_local": lambda m: _each_routing(m, local),
+        "plan_local": lambda m: {
+            label: Case(inputs=(chosen, len(rows_of(chosen, 1, 2))), attrs=local)
+            for label, chosen in routings(m).items()
+        },
+        "plan_received": lambda m: {
+            label: _received(counts)
+            for label, counts in {
+                "random": m.below(4, 3, 2),
+                "one_source": m.ints([[0, 0], [3, 2], [0, 0]]),
+                "one_expert": m.ints([[0, 2], [0, 1], [0, 4]]),
+                "nothing": m.ints([[0, 0], [0, 0], [0, 0]]),
+            }.items()
+        },
+        "splits_to_host": lambda m: {"ranks": Case(inputs=(m.below(9, 6), m.below(9, 3, 2)))},
+        "rows_to_host": lambda m: {"experts": Case(inputs=(m.below(9, 4),))},
+    }
+
+
+def _each_routing(m: Maker, attrs: Mapping[str, object]) -> Mapping[str, Case]:
+    return {label: Case(inputs=(c,), attrs=attrs) for label, c in routings(m).items()}
+
+
+def _received(counts: Tensor) -> Case:
+    return Case(inputs=(counts, Splits(send=(0, 0, 0), receive=tuple(counts.sum(1).tolist()))))
+
+
+def rows_of(chosen: Tensor, first: int, local: int) -> list[int]:
+    """Returns the choices of experts [first, first + local), by expert and then by choice."""
+    flat = chosen.flatten().tolist()
+    here = [c for c, expert in enumerate(flat) if first <= expert < first + local]
+    return sorted(here, key=lambda c: flat[c])
+
+
+def _movement() -> Table:
+    def with_maps(make: Callable[[Maker, Tensor, Tensor, Tensor], tuple]) -> Callable:
+        return lambda m: {
+            label: Case(
+                inputs=make(m, chosen, order, slots), attrs={"top_k": chosen.shape[1]}, length=K
+            )
+            for label, (chosen, order, slots) in _row_maps(m).items()
+        }
+
+    def reordered(make: Callable[[Maker], Tensor]) -> Callable:
+        order = torch.tensor([4, 0, 3, 6, 1, 2, 5])
+        return lambda m: {
+            "rows": Case(inputs=(make(m), m.ints(order), m.ints(order.argsort()))),
+            "nothing": Case(inputs=(make(m)[:0], m.ints([]), m.ints([]))),
+        }
+
+    return {
+        "permute": with_maps(lambda m, c, o, s: (m.act(c.shape[0], D), o, s)),
+        "permute_weights": with_maps(lambda m, c, o, s: (m.acc(*c.shape), o, s)),
+        "gather_sum": with_maps(lambda m, _, o, s: (m.act(o.shape[0], D), s, o)),
+        "reorder": reordered(lambda m: m.act(7, D)),
+        "reorder_weights": reordered(lambda m: m.acc(7)),
+    }
+
+
+def _row_maps(m: Maker) -> Mapping[str, tuple[Tensor, Tensor, Tensor]]:
+    found = {}
+    for label, chosen in routings(m).items():
+        found[label] = (chosen, *_row_map(m, chosen, 0, E))
+    spread = routings(m)["random"]
+    found["local"] = (spread, *_row_map(m, spread, 1, 2))
+    found["none_local"] = (spread, *_row_map(m, spread, E, 2))
+    return found
+
+
+def _row_map(m: Maker, chosen: Tensor, first: int, local: int) -> tuple[Tensor, Tensor]:
+    order = rows_of(chosen, first, local)
+    slots = torch.full((chosen.numel(),), -1)
+    for row, choice in enumerate(order):
+        slots[choice] = row
+    return m.ints(order), m.ints(slots.view(chosen.shape))
+
+
+def _experts() -> Table:
+    loads = {
+        "uneven": (3, 9, 1, 5),
+        "empty_expert": (4, 0, 7, 0),
+        "all_to_one": (0, 0, 11, 0),
+        "no_rows": (0, 0, 0, 0),
+    }
+
+    def each_load(inner: int, outer: int) -> Callable[[Maker], Mapping[str, Case]]:
+        return lambda m: {
+            label: Case(
+                inputs=(
+                    m.act(sum(load), inner),
+                    m.act(len(load), outer, inner),
+                    m.ints(load).cumsum(0).to(torch.int32),
+                ),
+                length=inner,
+            )
+            for label, load in loads.items()
+        }
+
+    return {
+        "expert_up": each_load(D, 2 * F),
+        "expert_down": each_load(F, D),
+        "swiglu": lambda m: {
+            f"{rows}_rows": Case(inputs=(m.act(rows, 2 * F), m.acc(rows)), length=F)
+            for rows in (18, 0)
+        },
+    }
+
+
+def _step() -> Table:
+    betas = {"beta1": 0.9, "beta2": 0.95, "eps": 1e-8}
+
+    def update(m: Maker, verdict: list[float], decay: int, step: int) -> Case:
+        wide = accumulation_dtype(m.dtype)
+        state = m.acc(21), m.acc(21), m.acc(21).square()
+        signals = m.acc(21), torch.tensor(verdict, dtype=wide, device=m.device)
+        return Case(inputs=(*signals, (3e-3, 0.1, step), *state, decay), attrs=betas)
+
+    def stats(m: Maker, loss: float, norm2: float) -> Case:
+        values = torch.tensor([loss, 0.1, 0.2, norm2, 3.0, 4.0], dtype=accumulation_dtype(m.dtype))
+        return Case(inputs=(values.to(m.device),), attrs={"clip_norm": 1.0})
+
+    nan, inf = float("nan"), float("inf")
+    return {
+        "square_sum": lambda m: {"shard": Case(inputs=(m.acc(1001), m.acc(1)), length=1001)},
+        "decide": lambda m: {
+            "clipped": stats(m, 2.0, 9.0),
+            "short": stats(m, 2.0, 0.25),
+            "zero": stats(m, 2.0, 0.0),
+            "loss_not_a_number": stats(m, nan, 9.0),
+            "norm_infinite": stats(m, 2.0, inf),
+            "norm_not_a_number": stats(m, 2.0, nan),
+        },
+        "adamw": lambda m: {
+            "first_step": update(m, [1.0, 0.0], 8, 1),
+            "clipped": update(m, [0.25, 0.0], 8, 7),
+            "all_decayed": update(m, [1.0, 0.0], 21, 3),
+            "none_decayed": update(m, [1.0, 0.0], 0, 3),
+            "refused": update(m, [nan, 1.0], 8, 3),
+        },
+    }

@@ -1,0 +1,133 @@
+"""Models small enough to train in a test, one of each family, and random data for them.
+
+Every number is small, and few are equal, so that two dims swapped are an error of shape. Weights
+start large (0.2) for gradients far above rounding.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import numpy as np
+
+from weft.compose.plan import Arithmetic, Plan, Update
+from weft.data.batches import IGNORED, MicroBatch
+from weft.model.families import Shape
+from weft.parallel.layout import Layout
+
+SEQUENCE = 16
+MICRO_BATCH = 2
+MICRO_BATCHES = 4
+_IGNORED_SHARE = 0.1  # of targets, so that the divisor is not the number of tokens
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Model:
+    """A shape and the constants of its operators."""
+
+    shape: Shape
+    arithmetic: Arithmetic
+
+    def with_shape(self, **changes: int | bool) -> "Model":
+        """The same model but for some numbers of its shape."""
+        return replace(self, shape=replace(self.shape, **changes))
+
+
+def mixtral_like() -> Model:
+    """Softmax router, every layer routed."""
+    return Model(shape=_SHAPE, arithmetic=_ARITHMETIC)
+
+
+def qwen3_like() -> Model:
+    """QK norm, and the head is the embedding."""
+    return Model(shape=replace(_SHAPE, qk_norm=True, tied=True), arithmetic=_ARITHMETIC)
+
+
+def deepseek_like() -> Model:
+    """A leading dense layer, shared experts, a sigmoid router with scaled weights."""
+    shape = replace(_SHAPE, layers=3, shared_experts=2, dense_layers=1, dense_ffn_hidden=44)
+    return Model(shape=shape, arithmetic=replace(_ARITHMETIC, score="sigmoid", scaling=1.5))
+
+
+_SHAPE = Shape(
+    vocab=61,
+    hidden=28,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=6,
+    ffn_hidden=20,
+    experts=8,
+    top_k=2,
+    shared_experts=0,
+    dense_layers=0,
+    dense_ffn_hidden=0,
+    qk_norm=False,
+    tied=False,
+    init_std=0.2,
+)
+
+_ARITHMETIC = Arithmetic(
+    norm_eps=1e-5,
+    rope_theta=1e4,
+    score="softmax",
+    renormalise=True,
+    scaling=1.0,
+    aux_coef=0.1,
+    z_coef=0.1,
+)
+
+FAMILIES: Mapping[str, Model] = MappingProxyType(
+    {"mixtral": mixtral_like(), "qwen3": qwen3_like(), "deepseek": deepseek_like()}
+)
+
+
+def plan(
+    model: Model,
+    layout: Layout | None = None,
+    rank: int = 0,
+    *,
+    order: str = "serial",
+    precision: str = "float64",
+    replay: bool = False,
+) -> Plan:
+    """One rank's plan of a step over the small batch of this module."""
+    return Plan(
+        shape=model.shape,
+        arithmetic=model.arithmetic,
+        layout=layout or Layout(),
+        rank=rank,
+        sequence=SEQUENCE,
+        micro_batch=MICRO_BATCH,
+        micro_batches=MICRO_BATCHES,
+        precision=precision,
+        order=order,
+        update=Update(beta1=0.9, beta2=0.95, eps=1e-8, clip_norm=1.0),
+        replay=replay,
+    )
+
+
+def batches(model: Model, step: int) -> Sequence[MicroBatch]:
+    """The micro-batches of one step, over all ranks."""
+    return [micro_batch(model.shape.vocab, seed=(step, m)) for m in range(MICRO_BATCHES)]
+
+
+def micro_batch(vocab: int, *, seed: tuple[int, ...]) -> MicroBatch:
+    """Random tokens in random documents; none crosses a sample, some targets are ignored."""
+    random = np.random.default_rng(seed)
+    tokens, targets = random.integers(0, vocab, (2, MICRO_BATCH * SEQUENCE))
+    targets[random.random(len(targets)) < _IGNORED_SHARE] = IGNORED
+    lengths = [n for _ in range(MICRO_BATCH) for n in _documents(random)]
+    return MicroBatch(
+        tokens=tokens,
+        targets=targets,
+        positions=np.concatenate([np.arange(n) for n in lengths]),
+        ends=tuple(np.cumsum(lengths).tolist()),
+    )
+
+
+def _documents(random: np.random.Generator) -> list[int]:
+    """The lengths of one to three documents that fill a sample."""
+    cuts = random.choice(np.arange(1, SEQUENCE), size=random.integers(3), replace=False)
+    edges = np.concatenate(([0], np.sort(cuts), [SEQUENCE]))
+    return np.diff(edges).tolist()

@@ -1,0 +1,1 @@
+"""A million times: the life of a run, from recipe to sample, on every rank."""

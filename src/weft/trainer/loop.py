@@ -1,0 +1,112 @@
+"""The loop: one page. Feed, step, record; evaluate, save; sample at the end."""
+
+import math
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from weft.errors import WeftError
+from weft.optim.lr import learning_rate
+from weft.runtime.stage import Rates
+from weft.telemetry.metrics import Metrics
+from weft.telemetry.progress import Display
+from weft.trainer import record
+from weft.trainer.recover import save_session
+from weft.trainer.session import Session
+
+Record = Mapping[str, Any]
+
+
+class Loop:
+    """A run in progress on one rank: where it stands, and the results still on their way from the device."""
+
+    def __init__(self, session: Session, metrics: Metrics | None, display: Display) -> None:
+        self.session = session
+        self.metrics = metrics
+        self.display = display
+        self.readings: deque[record.Reading] = deque()
+        self.last: Record = {}
+        self.validation: float | None = None
+
+    def run(self, *, start: int) -> None:
+        """Trains from `start` finished steps to the end."""
+        train = self.session.config.train
+        for step in range(start + 1, train.steps + 1):
+            self._step(step)
+            last = step == train.steps
+            if last or step % train.eval_every == 0:
+                self._evaluate(step)
+            if train.checkpoint_every and (last or step % train.checkpoint_every == 0):
+                self._save(step)
+        self._drain(keep=0)
+
+    def _step(self, step: int) -> None:
+        session, device = self.session, self.session.place.device
+        batches = session.feed.load(session.stage.plan, step - 1, device)
+        rates = self._rates(step)
+        session.transport.reset_exposed()
+        watch = record.Stopwatch(device)
+        divisor = float(session.feed.training.divisor(step - 1))
+        results = session.stage.train(batches, divisor=divisor, rates=rates)
+        self.readings.append(
+            record.read(
+                results,
+                step=step,
+                tokens=session.config.train.global_batch * session.config.data.sequence,
+                lr=rates.lr,
+                watch=watch,
+                exposed_seconds=session.transport.exposed_seconds(),
+            )
+        )
+        self._drain(keep=1 if device.type == "cuda" else 0)
+
+    def _rates(self, step: int) -> Rates:
+        optim, total = self.session.config.optim, self.session.config.train.steps
+        lr = learning_rate(
+            step - 1,
+            peak=optim.lr,
+            floor_ratio=optim.min_lr_ratio,
+            warmup=optim.warmup_steps,
+            total=total,
+        )
+        return Rates(lr=lr, weight_decay=optim.weight_decay, step=step)
+
+    def _drain(self, *, keep: int) -> None:
+        """Records what has arrived; on CUDA one step stays behind so that the host runs ahead."""
+        while len(self.readings) > keep:
+            reading = self.readings.popleft()
+            self.last = record.record(reading, self.session.stage.plan, self.session.place.device)
+            self._emit(self.last)
+            self.display.step(self.last)
+
+    def _emit(self, line: Record) -> None:
+        if self.metrics is not None:
+            self.metrics.write(line)
+
+    def _evaluate(self, step: int) -> None:
+        self._drain(keep=0)
+        session, feed = self.session, self.session.feed
+        begun = time.perf_counter()
+        divisor = float(feed.validation.divisor)
+        for batch in feed.load_validation(session.stage.plan, session.place.device):
+            session.evaluator.add(batch, divisor=divisor)
+        self.validation = session.evaluator.total()
+        seconds = time.perf_counter() - begun
+        self._emit({"step": step, "validation_loss": self.validation, "validation_s": seconds})
+        perplexity = math.exp(min(self.validation, 50.0))  # e^50 is as good as infinite
+        self.display.say(
+            f"step {step}: validation loss {self.validation:.4f} nats a token "
+            f"(perplexity {perplexity:.2f})"
+        )
+
+    def _save(self, step: int) -> None:
+        self._drain(keep=0)
+        try:
+            folder = save_session(self.session, step=step, report=self.display.say)
+        except WeftError as error:
+            if step == self.session.config.train.steps:
+                raise
+            self.display.say(f"step {step}: NO CHECKPOINT WRITTEN: {error}")
+            return
+        self.display.say(f"step {step}: checkpoint {folder}")

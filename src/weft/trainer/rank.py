@@ -1,0 +1,136 @@
+"""The life of one rank: join, restore or initialise, train, leave; the first rank also samples and sums up."""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from weft.checkpoint.format import step_name
+from weft.config.load import dump
+from weft.config.run import RunConfig
+from weft.data import ngram
+from weft.model.count import active, token_flops, total
+from weft.runtime.state import initialise
+from weft.telemetry.metrics import FILE, Metrics
+from weft.telemetry.progress import Display, Silent, display
+from weft.trainer.loop import Loop
+from weft.trainer.record import unmeasured
+from weft.trainer.recover import restore_session
+from weft.trainer.sample import load_oracle, sample
+from weft.trainer.session import Place, Session, close_session, open_session
+
+PROMPT = b"def "
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """What a run came to, on the first rank."""
+
+    validation_loss: float | None
+    trigram_loss: float
+    seconds: float
+    last: Mapping[str, Any]
+
+
+def run_rank(config: RunConfig, place: Place, checkpoint: Path | None) -> Summary | None:
+    """Trains one rank of a recipe from a checkpoint, or from the seed."""
+    session = open_session(config, place)
+    try:
+        return _run(session, checkpoint)
+    finally:
+        close_session(session)
+
+
+def _run(session: Session, checkpoint: Path | None) -> Summary | None:
+    train = session.config.train
+    if checkpoint is None:
+        initialise(session.stage.state, seed=train.seed)
+        start = 0
+    else:
+        start = restore_session(session, checkpoint)
+    shown = display(every=train.log_every, total=train.steps, start=start) if session.leads else Silent()
+    metrics = _open_metrics(session, start) if session.leads else None
+    loop = Loop(session, metrics, shown)
+    begun = time.perf_counter()
+    try:
+        if session.leads:
+            _introduce(session, shown, start)
+        loop.run(start=start)
+    finally:
+        shown.close()
+        if metrics is not None:
+            metrics.close()
+    return _conclude(session, loop, time.perf_counter() - begun) if session.leads else None
+
+
+def _open_metrics(session: Session, start: int) -> Metrics:
+    session.run_dir.mkdir(parents=True, exist_ok=True)
+    (session.run_dir / "config.toml").write_text(dump(session.config), encoding="utf-8")
+    plan, device = session.stage.plan, session.place.device
+    header = {
+        "run": session.config.name,
+        "layout": plan.layout.name(),
+        "device": str(device),
+        "corpus": session.feed.digest,
+        "resumed_from_step": start,
+        "not_measured": unmeasured(plan, device),
+    }
+    return Metrics(session.run_dir / FILE, header, first_step=start)
+
+
+def _introduce(session: Session, shown: Display, start: int) -> None:
+    plan, config = session.stage.plan, session.config
+    flops = token_flops(plan.shape, sequence=plan.sequence)
+    shown.say(
+        f"{config.name}: {total(plan.shape).all / 1e6:.2f} M parameters, "
+        f"{active(plan.shape).all / 1e6:.2f} M active, {flops / 1e6:.1f} MFLOP a token"
+    )
+    shown.say(
+        f"layout {plan.layout.name()} on {session.place.world} rank(s), {session.place.device.type}, "
+        f"{plan.precision}, {plan.order} order"
+    )
+    if start:
+        shown.say(f"resumed after step {start}")
+
+
+def _conclude(session: Session, loop: Loop, seconds: float) -> Summary:
+    train, held = session.feed.streams
+    trigram = ngram.loss(ngram.fit(train), held)
+    summary = Summary(
+        validation_loss=loop.validation, trigram_loss=trigram, seconds=seconds, last=loop.last
+    )
+    _print(session, summary)
+    (session.run_dir / "summary.json").write_text(
+        json.dumps(
+            {
+                "validation_loss": summary.validation_loss,
+                "trigram_loss": summary.trigram_loss,
+                "seconds": summary.seconds,
+                "last": dict(summary.last),
+            },
+            indent=2,
+        ),
+        encoding="utf-8",
+    )
+    return summary
+
+
+def _print(session: Session, summary: Summary) -> None:
+    config = session.config
+    print(f"\ntrained in {summary.seconds:.1f} s")
+    if summary.validation_loss is not None:
+        verdict = "below" if summary.validation_loss < summary.trigram_loss else "NOT below"
+        print(f"validation loss   {summary.validation_loss:.4f} nats a byte")
+        print(f"trigram baseline  {summary.trigram_loss:.4f} nats a byte: the model is {verdict} it")
+    if config.train.sample_bytes and config.train.checkpoint_every:
+        folder = session.run_dir / step_name(config.train.steps)
+        device = session.place.device
+        oracle = load_oracle(config, folder, device)
+        text = sample(
+            oracle, PROMPT, count=config.train.sample_bytes, seed=config.train.seed, device=device
+        )
+        (session.run_dir / "sample.txt").write_text(text, encoding="utf-8")
+        print(f"\na sample, continuing {PROMPT.decode()!r}:\n\n{text}\n")
+    print(f"everything is in {session.run_dir}: metrics.jsonl, config.toml, summary.json, step-*")

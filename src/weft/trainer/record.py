@@ -1,0 +1,163 @@
+"""From a step's results to its record: one flat object, the line of `metrics.jsonl`.
+
+Results stay on the device until they are asked for, so that the host can run ahead of it: `Reading` starts the copy,
+`record` waits for it.
+"""
+
+import math
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weft.compose.plan import AUX, LOADS, LOSS, NORM2, Z, Plan
+from weft.model.count import token_flops
+from weft.model.families import Kind
+from weft.runtime.backends import peak_flops
+from weft.runtime.executor import Environment
+
+
+class Stopwatch:
+    """Times a stretch of work on the device it runs on."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.cuda = device.type == "cuda"
+        self.begin = self._mark()
+        self.end: Any = None
+
+    def stop(self) -> None:
+        """Marks the end."""
+        self.end = self._mark()
+
+    def milliseconds(self) -> float:
+        """The time between the marks; on CUDA waits for the second."""
+        if not self.cuda:
+            return (self.end - self.begin) * 1e3
+        self.end.synchronize()
+        return self.begin.elapsed_time(self.end)
+
+    def _mark(self) -> Any:
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """The results of a step on their way to the host."""
+
+    step: int
+    tokens: int
+    lr: float
+    stats: Tensor
+    verdict: Tensor
+    watch: Stopwatch
+    exposed_seconds: float
+
+
+def read(
+    environment: Environment,
+    *,
+    step: int,
+    tokens: int,
+    lr: float,
+    watch: Stopwatch,
+    exposed_seconds: float,
+) -> Reading:
+    """Starts the copy of a step's results to the host."""
+    stats, verdict = _to_host(environment["stats"]), _to_host(environment["verdict"])
+    watch.stop()  # after the copies, so that waiting for it is waiting for them
+    return Reading(
+        step=step,
+        tokens=tokens,
+        lr=lr,
+        stats=stats,
+        verdict=verdict,
+        watch=watch,
+        exposed_seconds=exposed_seconds,
+    )
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    if tensor.device.type == "cpu":
+        return tensor
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
+
+
+def record(reading: Reading, plan: Plan, device: torch.device) -> dict[str, Any]:
+    """The record of a step, once its results are here."""
+    step_ms = reading.watch.milliseconds()
+    stats = reading.stats
+    loss = float(stats[LOSS])
+    per_second = reading.tokens / (step_ms / 1e3)
+    return {
+        "step": reading.step,
+        "loss": _number(loss),
+        "loss_hex": loss.hex(),
+        "tokens": reading.tokens * reading.step,
+        "tokens_per_s": per_second,
+        "step_ms": step_ms,
+        "grad_norm": _number(float(stats[NORM2]) ** 0.5),
+        "lr": reading.lr,
+        "aux_loss": float(stats[AUX]),
+        "z_loss": float(stats[Z]),
+        **_loads(stats, plan),
+        "mfu": _mfu(per_second, plan, device),
+        "exposed_comm_ms": reading.exposed_seconds * 1e3 if device.type == "cpu" else None,
+        "peak_bytes": peak_bytes(device),
+        "skipped": bool(reading.verdict[1]),
+    }
+
+
+def _number(value: float) -> float | None:
+    """The value as JSON knows it: no infinities, no NaN."""
+    return value if math.isfinite(value) else None
+
+
+def _loads(stats: Tensor, plan: Plan) -> dict[str, Any]:
+    """Expert load over an even spread: the extremes over all layers, and how many experts got nothing."""
+    shape = plan.shape
+    routed = [i for i in range(shape.layers) if shape.kind(i) is not Kind.DENSE]
+    loads = stats[LOADS:].view(shape.layers, shape.experts)[routed]
+    share = loads * shape.experts / loads.sum(-1, keepdim=True).clamp_min(1)
+    return {
+        "expert_load_max": float(share.max()),
+        "expert_load_min": float(share.min()),
+        "dead_experts": int((loads == 0).sum()),
+    }
+
+
+def _mfu(tokens_per_second: float, plan: Plan, device: torch.device) -> float | None:
+    peak = peak_flops(device)
+    if peak is None or plan.precision != "bfloat16":
+        return None
+    flops = token_flops(plan.shape, sequence=plan.sequence)
+    return tokens_per_second * flops / (peak * plan.layout.world)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory this rank has held: allocated on CUDA, resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def unmeasured(plan: Plan, device: torch.device) -> dict[str, str]:
+    """The fields whose value is null on this machine, each with the reason."""
+    reasons = {}
+    if peak_flops(device) is None:
+        reasons["mfu"] = "no peak rate is known for this device"
+    elif plan.precision != "bfloat16":
+        reasons["mfu"] = "the peak rate is of bfloat16 and this run computes in another dtype"
+    if device.type == "cuda":
+        reasons["exposed_comm_ms"] = "needs a profile: `weft bench step` measures it"
+    return reasons

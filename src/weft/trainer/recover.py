@@ -1,0 +1,161 @@
+"""A run's state to and from its checkpoints, in whatever layout it runs.
+
+What is written are the FP32 master weights, the moments and the router biases, as flat ranges of logical names. What is
+read is what this rank owns of them; parameters in the compute dtype are gathered from the owners afterwards.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from weft.checkpoint.load import Checkpoint, find_latest
+from weft.checkpoint.save import Piece, Progress, Writer, save
+from weft.config.run import RunConfig
+from weft.errors import CheckpointError
+from weft.runtime.state import State
+from weft.trainer.session import Session
+
+Report = Callable[[str], None]
+
+
+def save_session(session: Session, *, step: int, report: Report) -> Path:
+    """Writes a checkpoint of the finished step together with the other ranks."""
+    place = session.place
+    writer = Writer(rank=place.rank, num_ranks=place.world, barrier=session.transport.barrier)
+    progress = Progress(
+        step=step,
+        config=session.config.model_dump(mode="json"),
+        data={"digest": session.feed.digest, "next_step": step},
+    )
+    return save(
+        session.run_dir,
+        list(_pieces(session.stage.state, leads=session.leads)),
+        progress=progress,
+        writer=writer,
+        keep=session.config.train.keep,
+        report=report,
+    )
+
+
+def restore_session(session: Session, folder: Path) -> int:
+    """Loads a checkpoint into this layout; returns the number of finished steps.
+
+    Raises:
+        CheckpointError: the checkpoint is of another model or another corpus.
+    """
+    checkpoint = Checkpoint.open_verified(folder)
+    try:
+        _check_same_run(checkpoint, session)
+        _load(session.stage.state, checkpoint)
+    finally:
+        checkpoint.close()
+    gather_parameters(session)
+    return checkpoint.manifest.step
+
+
+def latest(run_dir: Path, report: Report) -> Path | None:
+    """The newest good checkpoint of a run, bad ones named."""
+    return find_latest(run_dir, report=report) if run_dir.exists() else None
+
+
+def gather_parameters(session: Session) -> None:
+    """Brings every parameter up to date with the master shards of its owners."""
+    statics = session.stage.state.statics
+    for bucket in session.stage.step.buckets:
+        flat, master = statics[f"bucket:{bucket.name}"], statics[f"master:{bucket.name}"]
+        shard = master.to(flat.dtype)
+        handle = session.transport.all_gather_into(
+            flat, shard, axis=bucket.axis, label="parameters"
+        )
+        handle.wait()
+
+
+def _pieces(state: State, *, leads: bool) -> Iterator[Piece]:
+    for kind, piece, tensor in state.shards():
+        yield Piece(
+            kind=kind,
+            name=piece.name,
+            shape=piece.shape,
+            start=piece.start,
+            stop=piece.stop,
+            tensor=tensor.detach().cpu(),
+        )
+    if leads:
+        for name, tensor in _biases(state):
+            shape, numel = tuple(tensor.shape), tensor.numel()
+            yield Piece(
+                kind="state", name=name, shape=shape, start=0, stop=numel, tensor=tensor.cpu()
+            )
+
+
+def _load(state: State, checkpoint: Checkpoint) -> None:
+    for kind, piece, tensor in state.shards():
+        found = checkpoint.shape(kind, piece.name)
+        if found != piece.shape:
+            raise CheckpointError(
+                f"{checkpoint.folder}: {piece.name} has shape {found}, this recipe has {piece.shape}; "
+                "resume with the model section the run was started with"
+            )
+        tensor.copy_(checkpoint.read(kind, piece.name, piece.start, piece.stop))
+    for name, tensor in _biases(state):
+        tensor.copy_(checkpoint.read("state", name))
+
+
+def _biases(state: State) -> Iterator[tuple[str, Any]]:
+    for key, tensor in state.statics.items():
+        if key.startswith("state:"):
+            yield key.removeprefix("state:"), tensor
+
+
+def _check_same_run(checkpoint: Checkpoint, session: Session) -> None:
+    """What may not change between a run and its resumption; layout, order and device may."""
+    then: Mapping[str, Any] = checkpoint.manifest.config
+    now = session.config.model_dump(mode="json")
+    fixed = (
+        ("model", None),
+        ("optim", None),
+        ("data", "sequence"),
+        ("train", "global_batch"),
+        ("train", "micro_batch"),
+        ("train", "seed"),
+        ("train", "precision"),
+    )
+    for section, key in fixed:
+        before, after = then.get(section), now[section]
+        if key is not None:
+            before, after = (before or {}).get(key), after[key]
+        if before != after:
+            where = f"{section}.{key}" if key else section
+            raise CheckpointError(
+                f"{checkpoint.folder} was written with {where} = {json.dumps(before)}, the recipe says "
+                f"{json.dumps(after)}; put it back, or set another train.run_dir to start anew"
+            )
+    digest = checkpoint.manifest.data.get("digest")
+    if digest != session.feed.digest:
+        raise CheckpointError(
+            f"{checkpoint.folder} was trained on a corpus with digest {digest}, found "
+            f"{session.feed.digest}; restore the files, or set another train.run_dir to start anew"
+        )
+
+
+def resumable(config: RunConfig, resume: str, report: Report) -> Path | None:
+    """The checkpoint a run starts from, for `auto`, `never`, or a folder.
+
+    Raises:
+        CheckpointError: the folder is no good checkpoint, or `never` would overwrite a run.
+    """
+    run_dir = Path(config.train.run_dir)
+    match resume:
+        case "auto":
+            return latest(run_dir, report)
+        case "never":
+            if run_dir.exists() and any(run_dir.glob("step-*")):
+                raise CheckpointError(
+                    f"{run_dir} holds checkpoints of an earlier run; continue it with --resume auto, "
+                    "or set another train.run_dir"
+                )
+            return None
+        case folder:
+            Checkpoint.open(Path(folder)).close()
+            return Path(folder)

@@ -1,0 +1,76 @@
+"""A sample of text: the trained model, alone on one rank, continuing a prompt.
+
+The parameters are read from the run's last checkpoint, so that any layout can be sampled by one rank, and what is
+sampled is what was saved.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weft.checkpoint.load import Checkpoint
+from weft.compose.plan import Plan
+from weft.compose.recipe import arithmetic, plan, shape
+from weft.config.run import RunConfig
+from weft.data.batches import MicroBatch
+from weft.data.tokens import END_OF_TEXT, NUM_BYTE_VALUES, decode
+from weft.model.params import Logical, parameters
+from weft.runtime import backends
+from weft.runtime.batch import stage
+from weft.runtime.eager import Oracle
+from weft.runtime.state import precision
+
+TEMPERATURE = 0.7  # below 1: a short sample of a small model reads better with fewer rare bytes
+
+
+def load_oracle(config: RunConfig, folder: Path, device: torch.device) -> Oracle:
+    """The whole model on one rank, from a checkpoint."""
+    alone = _alone(config)
+    dtypes = precision(alone.precision)
+    weights: dict[str, Tensor] = {}
+    with Checkpoint.open_verified(folder) as checkpoint:
+        for parameter in parameters(alone.shape):
+            parts = [_read(checkpoint, part) for part in parameter.parts]
+            weights[parameter.name] = torch.cat(parts).view(parameter.shape).to(device, dtypes.act)
+        for name in checkpoint.names("state"):
+            weights[name] = checkpoint.read("state", name).to(device)
+    table = backends.choose(device, dtypes.act)
+    return Oracle(plan=alone, bodies=backends.bodies(table), weights=weights)
+
+
+def _alone(config: RunConfig) -> Plan:
+    parallel: dict[str, Any] = {"dp": 1, "sp": 1, "ep": 1}
+    single = config.model_copy(update={"parallel": config.parallel.model_copy(update=parallel)})
+    made = plan(single, 0)
+    assert made.shape == shape(config.model)
+    assert made.arithmetic == arithmetic(config.model)
+    return made
+
+
+def _read(checkpoint: Checkpoint, part: Logical) -> Tensor:
+    return checkpoint.read("master", part.name)
+
+
+@torch.no_grad()
+def sample(oracle: Oracle, prompt: bytes, *, count: int, seed: int, device: torch.device) -> str:
+    """`count` bytes that continue a prompt, each drawn from the model's distribution at TEMPERATURE."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    tokens = [END_OF_TEXT, *prompt]
+    window = oracle.plan.sequence
+    for _ in range(count):
+        recent = np.array(tokens[-window:], dtype=np.int64)
+        logits = oracle.logits(_document(recent, device))[-1, :NUM_BYTE_VALUES]
+        chances = torch.softmax(logits.float().cpu() / TEMPERATURE, -1)
+        tokens.append(int(torch.multinomial(chances, 1, generator=generator)))
+    return decode(tokens[1:])
+
+
+def _document(tokens: np.ndarray, device: torch.device):
+    count = len(tokens)
+    whole = MicroBatch(
+        tokens=tokens, targets=tokens, positions=np.arange(count, dtype=np.int64), ends=(count,)
+    )
+    return stage(whole, sp=1, sp_rank=0, device=device)

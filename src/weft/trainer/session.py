@@ -1,0 +1,97 @@
+"""One rank of a run, assembled: device, wire, stage, evaluator and feed."""
+
+import datetime
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from weft.comm.mesh import Mesh
+from weft.comm.transport import Transport
+from weft.comm.transports.gloo import GlooTransport
+from weft.comm.transports.nccl import NcclTransport
+from weft.comm.transports.stacked import StackedWorld
+from weft.compose.recipe import plan as make_plan
+from weft.config.run import RunConfig
+from weft.runtime import backends, stage, state
+from weft.trainer.feed import Feed, open_feed
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Which rank this is, of how many, on which device, and where the ranks meet (None: alone)."""
+
+    rank: int
+    world: int
+    device: torch.device
+    meeting: str | None
+    timeout_seconds: float = 600.0  # longer than any step; a first step may compile kernels
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Session:
+    """Everything one rank trains with."""
+
+    config: RunConfig
+    place: Place
+    transport: Transport
+    table: backends.Table
+    stage: stage.Stage
+    evaluator: stage.Evaluator
+    feed: Feed
+
+    @property
+    def leads(self) -> bool:
+        """Whether this rank writes and prints."""
+        return self.place.rank == 0
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.config.train.run_dir)
+
+
+def open_session(config: RunConfig, place: Place) -> Session:
+    """Joins the other ranks and builds this one's part."""
+    feed = open_feed(config)
+    backends.prepare(place.device, config.train.threads)
+    transport = connect(config, place)
+    plan = make_plan(config, place.rank)
+    table = backends.choose(place.device, state.precision(plan.precision).act)
+    bodies = backends.bodies(table)
+    built = stage.build(plan, bodies=bodies, transport=transport, device=place.device)
+    return Session(
+        config=config,
+        place=place,
+        transport=transport,
+        table=table,
+        stage=built,
+        evaluator=stage.evaluator(built, bodies=bodies, device=place.device),
+        feed=feed,
+    )
+
+
+def connect(config: RunConfig, place: Place) -> Transport:
+    """This rank's transport: NCCL on CUDA, gloo on CPU, none of them for a rank alone."""
+    parallel = config.parallel
+    mesh = Mesh(dp=parallel.dp, sp=parallel.sp, ep=parallel.ep)
+    if place.world == 1:
+        return StackedWorld(mesh).transport(0)
+    cuda = place.device.type == "cuda"
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if cuda else "gloo",
+        init_method=place.meeting,
+        rank=place.rank,
+        world_size=place.world,
+        timeout=datetime.timedelta(seconds=place.timeout_seconds),
+    )
+    if cuda:
+        return NcclTransport(mesh, device=place.device, timeout_seconds=place.timeout_seconds)
+    return GlooTransport(mesh, timeout_seconds=place.timeout_seconds)
+
+
+def close_session(session: Session) -> None:
+    """Leaves the other ranks in order."""
+    session.transport.close()
+    if session.place.world > 1:
+        dist.destroy_process_group()

@@ -1,0 +1,192 @@
+"""What two branches must agree on: accepted when it can be cut, refused with a cut that works."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from weft.config.presets import tiny_mixtral
+from weft.config.run import RunConfig
+from weft.config.train import TrainConfig
+from weft.errors import ConfigError, LayoutError
+
+
+def tree(**branches: dict[str, Any]) -> dict[str, Any]:
+    base: dict[str, Any] = {
+        "name": "test",
+        "model": dict(tiny_mixtral()),
+        "parallel": {},
+        "data": {"sequence": 32},
+        "optim": {"lr": 1e-3, "warmup_steps": 1},
+        "train": {
+            "steps": 10,
+            "global_batch": 4,
+            "micro_batch": 2,
+            "eval_every": 5,
+            "checkpoint_every": 5,
+        },
+    }
+    return {
+        key: {**value, **branches.get(key, {})} if key != "name" else value
+        for key, value in base.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("branches", "message"),
+    [
+        (
+            {"parallel": {"sp": 3}},
+            r"parallel.sp = 3: must divide model.heads \(4\).*parallel.sp = 2$",
+        ),
+        (
+            {"model": {"heads": 12, "kv_heads": 4}, "parallel": {"sp": 6}},
+            r"must divide model.kv_heads \(4\) or be a multiple of it; .*parallel.sp = 4$",
+        ),
+        (
+            {"data": {"sequence": 31}, "parallel": {"sp": 4}},
+            r"must divide train.micro_batch \* data.sequence \(62 tokens\).*parallel.sp = 2$",
+        ),
+        (
+            {"parallel": {"sp": 4, "ep": 3}},
+            r"parallel.ep = 3: must divide model.experts \(8\).*parallel.ep = 2$",
+        ),
+        (
+            {"parallel": {"sp": 2, "ep": 8}},
+            r"must divide parallel.dp \* parallel.sp \(2 ranks\).*parallel.ep = 2$",
+        ),
+        (
+            {"parallel": {"sp": 3, "dp": 1, "ep": 4}},  # 2 is as near, but only 4 leaves ep legal
+            r"parallel.sp = 4$",
+        ),
+    ],
+)
+def test_a_layout_that_cannot_exist_is_refused_with_the_nearest_that_can(
+    branches: dict[str, dict[str, Any]], message: str
+) -> None:
+    with pytest.raises(LayoutError, match=message):
+        RunConfig.model_validate(tree(**branches))
+
+
+@pytest.mark.parametrize(
+    ("branches", "message"),
+    [
+        (
+            {"train": {"global_batch": 7}},
+            r"must be a multiple of train.micro_batch \* parallel.dp \(2 \* 1\).*global_batch = 6$",
+        ),
+        ({"train": {"global_batch": 1}}, r"train.global_batch = 2$"),
+        ({"optim": {"warmup_steps": 11}}, r"at most train.steps \(10\).*optim.warmup_steps = 10$"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(
+    branches: dict[str, dict[str, Any]], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        RunConfig.model_validate(tree(**branches))
+
+
+def can_be_cut(
+    *, heads: int, kv_heads: int, experts: int, tokens: int, dp: int, sp: int, ep: int
+) -> bool:
+    """Whether ranks can be given equal, whole shares: said with lists instead of remainders."""
+    query = [list(range(heads))[rank::sp] for rank in range(sp)]
+    held = [
+        {rank * kv_heads // sp + i for i in range(max(kv_heads // sp, 1))} for rank in range(sp)
+    ]
+    rows = [range(tokens)[rank::sp] for rank in range(sp)]
+    routed = [range(experts)[rank::ep] for rank in range(ep)]
+    blocks = [range(dp * sp)[first : first + ep] for first in range(0, dp * sp, ep)]
+    users = [sum(head in share for share in held) for head in range(kv_heads)]
+    return (
+        all(len({len(share) for share in cut}) == 1 for cut in (query, rows, routed, blocks))
+        and all(rank_share for rank_share in (*query, *routed))
+        and len(blocks[0]) == ep
+        and len(set(users)) == 1
+        and users[0] > 0
+    )
+
+
+layouts = st.fixed_dictionaries(
+    {
+        "kv_heads": st.sampled_from([1, 2, 3, 4, 6]),
+        "groups": st.sampled_from([1, 2, 3, 4]),
+        "experts": st.sampled_from([4, 6, 8, 12]),
+        "sequence": st.sampled_from([6, 12, 16]),
+        "dp": st.integers(1, 4),
+        "sp": st.integers(1, 9),
+        "ep": st.integers(1, 9),
+    }
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(layouts)
+def test_a_layout_is_accepted_exactly_when_every_rank_gets_an_equal_share(
+    pick: dict[str, int],
+) -> None:
+    heads = pick["kv_heads"] * pick["groups"]
+    whole = can_be_cut(
+        heads=heads,
+        kv_heads=pick["kv_heads"],
+        experts=pick["experts"],
+        tokens=2 * pick["sequence"],
+        dp=pick["dp"],
+        sp=pick["sp"],
+        ep=pick["ep"],
+    )
+    recipe = tree(
+        model={"heads": heads, "kv_heads": pick["kv_heads"], "experts": pick["experts"]},
+        data={"sequence": pick["sequence"]},
+        parallel={axis: pick[axis] for axis in ("dp", "sp", "ep")},
+        train={"global_batch": 2 * pick["dp"]},
+    )
+    if whole:
+        assert RunConfig.model_validate(recipe).parallel.ranks == pick["dp"] * pick["sp"]
+        return
+    with pytest.raises(LayoutError) as caught:
+        RunConfig.model_validate(recipe)
+    _follow_layout_advice(recipe, str(caught.value))
+
+
+def _follow_layout_advice(recipe: dict[str, Any], message: str) -> None:
+    """Takes the advice of each error in turn; two axes can be wrong, so two steps must do."""
+    for _ in range(2):
+        key, _, legal = message.rpartition("parallel.")[2].partition(" = ")
+        recipe = {**recipe, "parallel": {**recipe["parallel"], key: int(legal)}}
+        try:
+            RunConfig.model_validate(recipe)
+        except LayoutError as error:
+            message = str(error)
+        else:
+            return
+    pytest.fail(f"the advice does not lead to a legal layout: {message}")
+
+
+def test_key_value_heads_may_be_replicated_over_a_wider_group() -> None:
+    recipe = tree(model={"heads": 8, "kv_heads": 2}, parallel={"sp": 8, "ep": 8})
+    assert RunConfig.model_validate(recipe).parallel.sp == 8
+
+
+def test_the_run_folder_takes_the_name_of_the_run() -> None:
+    assert RunConfig.model_validate(tree()).train.run_dir == "runs/test"
+    placed = RunConfig.model_validate(tree(train={"run_dir": "/tmp/<name>/a"}))
+    assert placed.train.run_dir == "/tmp/test/a"
+
+
+def test_the_run_folder_takes_the_name_where_branches_are_built_in_python() -> None:
+    recipe = tree()
+    built = RunConfig.model_validate({**recipe, "train": TrainConfig(**recipe["train"])})
+    assert built == RunConfig.model_validate(recipe)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../a", ".hidden", "a b", "a\n"])
+def test_a_name_that_is_no_folder_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="name = "):
+        RunConfig.model_validate({**tree(), "name": name})
+
+
+def test_a_key_in_the_wrong_branch_is_told_its_own() -> None:
+    with pytest.raises(ConfigError, match="steps: unknown key; nearest legal key: train.steps"):
+        RunConfig.model_validate({**tree(), "steps": 5})

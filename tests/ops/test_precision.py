@@ -1,0 +1,30 @@
+"""Accumulation dtypes, and products that are not rounded before they are added."""
+
+import pytest
+import torch
+
+from weft.ops.precision import accumulation_dtype, add_product
+
+
+@pytest.mark.parametrize(
+    ("narrow", "wide"),
+    [
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ],
+)
+def test_sums_are_carried_in_float32_or_wider(narrow, wide):
+    assert accumulation_dtype(narrow) == wide
+
+
+def test_products_of_narrow_operands_are_not_rounded():
+    a, b = torch.tensor([[1.0], [2**-9]]).bfloat16(), torch.ones(2, 1).bfloat16()
+    assert add_product(torch.zeros(1, 1), a, b).item() == 1 + 2**-9
+
+
+def test_no_rows_add_nothing():
+    acc = torch.randn(3, 2)
+    before = acc.clone()
+    assert torch.equal(add_product(acc, torch.zeros(0, 3), torch.zeros(0, 2)), before)

@@ -1,0 +1,348 @@
+"""Every forward body against its operator's formula, written out by element, in float64.
+
+The formulas share nothing with the bodies: Python loops and scalars where the bodies have gathers
+and products.
+"""
+
+import math
+
+import pytest
+import torch
+
+from weft.graph.opset import OPS, Lane, Tolerance
+from weft.ops.registry import cpu_bodies, reference_bodies
+from weft.ops.rows import Splits
+from weft.testing.case import cases
+from weft.testing.tolerance import relative_bound, require_close
+
+TABLES = {"reference": reference_bodies(), "cpu": {**reference_bodies(), **cpu_bodies()}}
+
+
+def real(values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def summed(x, y):
+    pairs = zip(x.flatten().tolist(), y.flatten().tolist(), strict=True)
+    return real([a + b for a, b in pairs]).view(x.shape)
+
+
+def embed(tokens, w):
+    return torch.stack([w[t] for t in tokens.tolist()])
+
+
+def rope_table(positions, *, theta, head_dim, dtype):
+    def table(function):
+        return real(
+            [
+                [
+                    function(p / theta ** (2 * (c % (head_dim // 2)) / head_dim))
+                    for c in range(head_dim)
+                ]
+                for p in positions.tolist()
+            ]
+        )
+
+    return table(math.cos), table(math.sin)
+
+
+def rms_norm(x, w, *, eps):
+    rstd = real([1 / math.sqrt(sum(v * v for v in row) / len(row) + eps) for row in x.tolist()])
+    return torch.einsum("td,d,t->td", x, w, rstd), rstd
+
+
+def add_rms_norm(x, r, w, *, eps):
+    return (x + r, *rms_norm(x + r, w, eps=eps))
+
+
+def project(x, w):
+    return torch.einsum("td,nd->tn", x, w)
+
+
+def turned(x, cos, sin):
+    out = torch.empty_like(x)
+    half = x.shape[-1] // 2
+    for c in range(half):
+        a, b = x[..., c], x[..., c + half]
+        out[..., c] = a * cos[:, None, c] - b * sin[:, None, c]
+        out[..., c + half] = b * cos[:, None, c] + a * sin[:, None, c]
+    return out
+
+
+def three(qkv, heads, kv_heads):
+    channels = qkv.shape[-1] // (heads + 2 * kv_heads)
+    each = [qkv[:, i * channels : (i + 1) * channels] for i in range(heads + 2 * kv_heads)]
+    parts = each[:heads], each[heads : heads + kv_heads], each[heads + kv_heads :]
+    return [torch.stack(part, 1) for part in parts]
+
+
+def rotate(qkv, cos, sin, *, heads, kv_heads):
+    q, k, v = three(qkv, heads, kv_heads)
+    return turned(q, cos, sin), turned(k, cos, sin), v
+
+
+def norm_rotate(qkv, q_norm, k_norm, cos, sin, *, heads, kv_heads, eps):
+    q, k, v = three(qkv, heads, kv_heads)
+    rstd = torch.cat([(x.pow(2).mean(-1) + eps).pow(-0.5) for x in (q, k)], 1)
+    q = q * rstd[:, :heads, None] * q_norm
+    k = k * rstd[:, heads:, None] * k_norm
+    return turned(q, cos, sin), turned(k, cos, sin), v, rstd
+
+
+def pack_heads(q, k, v, *, sp, heads, kv_heads):
+    share, kv_share = heads // sp, max(kv_heads // sp, 1)
+    blocks = []
+    for rank in range(sp):
+        first = rank * kv_heads // sp
+        mine = [q[:, rank * share + j] for j in range(share)]
+        mine += [x[:, first + j] for x in (k, v) for j in range(kv_share)]
+        blocks.append(torch.cat(mine, 1))
+    return torch.cat(blocks)
+
+
+def split_heads(p, *, heads, kv_heads):
+    return tuple(three(p, heads, kv_heads))
+
+
+def join_heads(p, *, sp, heads):
+    tokens = p.shape[0] // sp
+    rows = [
+        torch.cat([p[rank * tokens + t, j] for rank in range(sp) for j in range(heads)])
+        for t in range(tokens)
+    ]
+    return torch.stack(rows)
+
+
+def attention(q, k, v, segments):
+    tokens, heads, channels = q.shape
+    out, lse = torch.zeros_like(q), torch.zeros(heads, tokens, dtype=q.dtype)
+    starts = (0, *segments.ends)
+    for start, end in zip(starts, segments.ends, strict=False):
+        for t in range(start, end):
+            for j in range(heads):
+                g = j * k.shape[1] // heads
+                scores = k[start : t + 1, g] @ q[t, j] / math.sqrt(channels)
+                total = scores.exp().sum()
+                out[t, j] = (scores.exp() / total) @ v[start : t + 1, g]
+                lse[j, t] = total.log()
+    return out, lse
+
+
+def scores_of(logits, score):
+    if score == "sigmoid":
+        return 1 / (1 + (-logits).exp())
+    return logits.exp() / logits.exp().sum(-1, keepdim=True)
+
+
+def weights_of(logits, chosen, *, top_k, score, renormalise, scaling):
+    rows = []
+    for row, experts in zip(scores_of(logits, score), chosen.tolist(), strict=True):
+        picked = [row[e].item() for e in experts]
+        total = sum(picked) if renormalise else 1.0
+        rows.append([scaling * value / total for value in picked])
+    return real(rows)
+
+
+def select_experts(logits, bias, **attrs):
+    keys = (scores_of(logits, attrs["score"]) + bias).tolist()
+    experts = range(logits.shape[-1])
+    chosen = torch.tensor(
+        [sorted(experts, key=lambda e: -row[e])[: attrs["top_k"]] for row in keys]
+    )
+    return weights_of(logits, chosen, **attrs), chosen
+
+
+def replay_experts(logits, bias, forced, **attrs):
+    return weights_of(logits, forced, **attrs), forced
+
+
+def counted(chosen, experts):
+    flat = chosen.flatten().tolist()
+    return torch.tensor([flat.count(e) for e in experts])
+
+
+def router_losses(logits, load, losses, *, top_k, score, aux_coef, z_coef, tokens, scale):
+    aux = z = 0.0
+    num_experts = logits.shape[-1]
+    for row in logits.tolist():
+        p = scores_of(real(row), score)
+        p = p / p.sum()
+        aux += sum(
+            load[e].item() / (tokens * top_k) * p[e].item() / tokens for e in range(num_experts)
+        )
+        z += math.log(sum(math.exp(v) for v in row)) ** 2 / tokens
+    return losses + real([scale * aux_coef * num_experts * aux, scale * z_coef * z])
+
+
+def sorted_rows(chosen, first, local):
+    flat = chosen.flatten().tolist()
+    order = [c for e in range(first, first + local) for c in range(len(flat)) if flat[c] == e]
+    slots = [order.index(c) if c in order else -1 for c in range(len(flat))]
+    ends = [sum(1 for c in order if flat[c] <= e) for e in range(first, first + local)]
+    order = torch.tensor(order, dtype=torch.int64)
+    slots = torch.tensor(slots, dtype=torch.int64).view(chosen.shape)
+    return order, slots, torch.tensor(ends, dtype=torch.int32)
+
+
+def plan_rows(chosen, *, experts):
+    order, slots, ends = sorted_rows(chosen, 0, experts)
+    return order, slots, counted(chosen, range(experts)), ends
+
+
+def plan_received(counts, splits):
+    arriving = [
+        (expert, source)
+        for source, row in enumerate(counts.tolist())
+        for expert, number in enumerate(row)
+        for _ in range(number)
+    ]
+    assert len(arriving) == sum(splits.receive)
+    order = sorted(range(len(arriving)), key=lambda i: arriving[i])
+    inverse = [order.index(i) for i in range(len(order))]
+    ends = [sum(1 for expert, _ in arriving if expert <= e) for e in range(counts.shape[1])]
+    return (
+        torch.tensor(order, dtype=torch.int64),
+        torch.tensor(inverse, dtype=torch.int64),
+        torch.tensor(ends, dtype=torch.int32),
+    )
+
+
+def stacked(rows, like):
+    return torch.stack(rows) if rows else like.new_zeros(0, *like.shape[1:])
+
+
+def permute(h, order, slot_row, *, top_k):
+    return stacked([h[c // top_k] for c in order.tolist()], h)
+
+
+def permute_weights(weights, order, slot_row, *, top_k):
+    return real([weights[c // top_k, c % top_k].item() for c in order.tolist()])
+
+
+def reorder(rows, order, inverse):
+    return stacked([rows[i] for i in order.tolist()], rows)
+
+
+def gather_sum(rows, slot_row, order, *, top_k):
+    zero = torch.zeros(rows.shape[1], dtype=rows.dtype)
+    return stacked([sum([rows[i] for i in s if i >= 0], zero) for s in slot_row.tolist()], rows)
+
+
+def expert_up(rows, w, ends):
+    def expert(row):
+        return next(e for e, end in enumerate(ends.tolist()) if row < end)
+
+    found = [w[expert(i)] @ row for i, row in enumerate(rows)]
+    return torch.stack(found) if found else rows.new_zeros(0, w.shape[1])
+
+
+def dense_swiglu(u):
+    half = u.shape[-1] // 2
+    return u[:, :half] / (1 + (-u[:, :half]).exp()) * u[:, half:]
+
+
+def cross_entropy(h, w, targets, divisor, loss, *, chunk):
+    logits = project(h, w)
+    terms = [
+        row.exp().sum().log() - row[t]
+        for row, t in zip(logits, targets.tolist(), strict=True)
+        if t >= 0
+    ]
+    return loss + sum(terms, torch.zeros(1, dtype=h.dtype)) / divisor
+
+
+def splits_to_host(sent, received):
+    share = len(sent) // received.shape[0]
+    send = [sum(sent[i : i + share].tolist()) for i in range(0, len(sent), share)]
+    return Splits(send=tuple(send), receive=tuple(sum(row) for row in received.tolist()))
+
+
+def decide(stats, *, clip_norm):
+    loss, norm2 = stats[0].item(), stats[3].item()
+    factor = min(1.0, clip_norm / (math.sqrt(norm2) + 1e-6)) if not math.isnan(norm2) else math.nan
+    return real([factor, 0.0 if math.isfinite(loss) and math.isfinite(norm2) else 1.0])
+
+
+def adamw(shard, verdict, rates, master, mean, square, decay, *, beta1, beta2, eps):
+    lr, weight_decay, step = rates
+    found = []
+    rows = zip(*(x.tolist() for x in (shard, master, mean, square)), strict=True)
+    for i, (gradient, p, m, v) in enumerate(rows):
+        g = gradient * verdict[0].item()
+        first = (beta1 * m + (1 - beta1) * g) / (1 - beta1**step)
+        second = (beta2 * v + (1 - beta2) * g * g) / (1 - beta2**step)
+        root = math.sqrt(second) if not math.isnan(g) else math.nan
+        decayed = p * (1 - lr * weight_decay) if i < decay else p
+        found.append(decayed - lr * first / (root + eps))
+    return master if verdict[1] else real(found)
+
+
+WRITTEN_OUT = {
+    "embed": embed,
+    "rope_table": rope_table,
+    "rms_norm": rms_norm,
+    "add_rms_norm": add_rms_norm,
+    "qkv_project": project,
+    "rotate": rotate,
+    "norm_rotate": norm_rotate,
+    "pack_heads": pack_heads,
+    "split_heads": split_heads,
+    "attention": attention,
+    "join_heads": join_heads,
+    "project": project,
+    "add": summed,
+    "router_logits": project,
+    "select_experts": select_experts,
+    "replay_experts": replay_experts,
+    "count_load": lambda chosen, *, experts: counted(chosen, range(experts)),
+    "router_losses": router_losses,
+    "add_load": summed,
+    "plan_rows": plan_rows,
+    "plan_received": plan_received,
+    "count_local": lambda chosen, *, first, local: counted(chosen, range(first, first + local)),
+    "plan_local": lambda chosen, _, *, first, local: sorted_rows(chosen, first, local),
+    "permute": permute,
+    "permute_weights": permute_weights,
+    "reorder": reorder,
+    "reorder_weights": reorder,
+    "gather_sum": gather_sum,
+    "expert_up": expert_up,
+    "swiglu": lambda u, row_weights: dense_swiglu(u) * row_weights[:, None],
+    "expert_down": expert_up,
+    "dense_swiglu": dense_swiglu,
+    "cross_entropy": cross_entropy,
+    "splits_to_host": splits_to_host,
+    "rows_to_host": lambda counts: sum(counts.tolist()),
+    "square_sum": lambda shard, norm2: norm2 + sum(v * v for v in shard.tolist()),
+    "decide": decide,
+    "adamw": adamw,
+}  # fmt: skip
+CASES = [(name, label) for name in WRITTEN_OUT for label in cases(name, torch.float64)]
+
+
+def test_every_operator_is_written_out():
+    assert set(WRITTEN_OUT) == {op.name for op in OPS.values() if op.lane is not Lane.COMM}
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize(("name", "label"), CASES)
+def test_forward_bodies_compute_their_formula(name, label, table):
+    op, case = OPS[name], cases(name, torch.float64)[label]
+    wanted = WRITTEN_OUT[name](*case.inputs, **case.attrs)  # before the body updates its state
+    found = TABLES[table][name](*case.inputs, **case.attrs)
+    if op.outputs[0].kind == "host":
+        assert found == wanted
+        return
+    found = found if isinstance(found, tuple) else (found,)
+    wanted = wanted if isinstance(wanted, tuple) else (wanted,)
+    # what is exact between two bodies is a few roundings away from a formula in another order
+    least = relative_bound(Tolerance.ELEMENTWISE, torch.float64)
+    bound = max(least, relative_bound(op.tolerance, torch.float64, case.length))
+    if name == "rope_table":  # an angle of 4095 radians is itself rounded to 4096 eps
+        bound = 4096 * torch.finfo(torch.float64).eps
+    for actual, expected, port in zip(found, wanted, op.outputs, strict=True):
+        if port.kind in ("i32", "i64"):
+            assert torch.equal(actual, expected), port.name
+            continue
+        assert torch.equal(actual.isnan(), expected.isnan()), port.name
+        require_close(actual.nan_to_num(0), expected.nan_to_num(0), bound, f"{name} {port.name}")
