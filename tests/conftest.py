@@ -1,9 +1,46 @@
-"""What every test runs under: one thread, so that sums have one order and two tests share two cores."""
+"""What every test runs under: one thread, the devices it wants, and golden texts.
+
+`pytest --update-golden` writes the texts instead of comparing them: read what has changed.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+
+Golden = Callable[[str, str], None]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write golden texts anew")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    devices = torch.cuda.device_count()
+    for item in items:
+        wanted = 2 if "gpus2" in item.keywords else int("gpu" in item.keywords)
+        if wanted > devices:
+            item.add_marker(
+                pytest.mark.skip(reason=f"{wanted} CUDA devices wanted, {devices} here")
+            )
 
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Golden:
+    """Compares a text with the file of that name beside the test, in `golden/`."""
+    folder = Path(request.path).parent / "golden"
+
+    def compare(name: str, text: str) -> None:
+        path = folder / f"{name}.txt"
+        if request.config.getoption("--update-golden"):
+            folder.mkdir(exist_ok=True)
+            path.write_text(text + "\n", encoding="utf-8")
+        assert text + "\n" == path.read_text(encoding="utf-8")
+
+    return compare

@@ -146,7 +146,13 @@ def imported(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize(("package", "room"), [("pydantic", "config"), ("triton", "kernels")])
-def test_a_library_stays_in_its_room(package: str, room: str) -> None:
+@pytest.mark.parametrize(
+    ("package", "rooms"),
+    [
+        ("pydantic", {"config", "checkpoint"}),  # what people write, and what a damaged disk hands back
+        ("triton", {"kernels"}),
+    ],
+)
+def test_a_library_stays_in_its_rooms(package: str, rooms: set[str]) -> None:
     users = {p.relative_to(SOURCE).parts[0] for p in SOURCE.rglob("*.py") if package in imported(p)}
-    assert users <= {room}
+    assert users <= rooms

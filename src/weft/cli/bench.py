@@ -1,5 +1,58 @@
-"""`weft bench executor|step`."""
+"""`weft bench executor|step`: how fast this machine runs a schedule."""
+
+import os
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
+from weft.cli.arguments import Overrides, Recipe
+from weft.config.load import load
+
 app = typer.Typer(help="Measure this machine.", no_args_is_help=True)
+
+JsonFile = Annotated[
+    Path | None,
+    typer.Option("--json", help="append the figures to this file, one JSON object a line"),
+]
+
+
+@app.command("executor")
+def bench_executor(
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    repeats: Annotated[int, typer.Option(min=1, help="how often to measure")] = 30,
+    json: JsonFile = None,
+) -> None:
+    """Host time that the executor adds to each task, and on CUDA to each lane crossing."""
+    from weft.bench import executor  # torch takes seconds to import
+    from weft.bench.record import append, entry
+    from weft.runtime.backends import pick_device, prepare
+
+    where = pick_device(device, 0)
+    prepare(where, 1)
+    found = executor.measure(where, repeats=repeats)
+    print(executor.render(found))
+    if json is not None:
+        append(json, entry("executor", where, executor.record(found)))
+
+
+@app.command("step")
+def bench_step(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(min=1, help="steps to time after the warm-up")] = 20,
+    documents: Annotated[int, typer.Option(min=1, help="documents in each sequence")] = 1,
+    json: JsonFile = None,
+) -> None:
+    """Time of every operator and of the whole step of a recipe, on random tokens."""
+    config = load(recipe, overrides or ())
+    from weft.bench import ranks  # after the recipe is found good: torch takes seconds to import
+    from weft.trainer.launch import check_processes
+
+    order = ranks.Order(config=config, steps=steps, documents=documents, file=json)
+    if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
+        ranks.measure_here(order)
+        return
+    world = check_processes(config, int(os.environ["WORLD_SIZE"]))
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    ranks.measure_rank(int(os.environ["RANK"]), world, "env://", order, local_rank=local)

@@ -3,11 +3,16 @@
 import os
 import platform
 import sys
-from typing import Annotated
+from types import ModuleType
+from typing import Annotated, get_args
 
 import typer
 
+from weft.config.train import TrainConfig
+from weft.errors import ConfigError
 from weft.version import __version__
+
+PRECISIONS = get_args(TrainConfig.model_fields["precision"].annotation)
 
 
 def doctor(
@@ -19,10 +24,16 @@ def doctor(
     from weft.runtime.backends import choose, peak_flops, pick_device
     from weft.runtime.state import precision as dtypes
 
+    if precision and precision not in PRECISIONS:
+        raise ConfigError(
+            f"--precision {precision}: must be one of {', '.join(PRECISIONS)}; try float32"
+        )
     device = pick_device("auto", 0)
     name = precision or ("bfloat16" if device.type == "cuda" else "float32")
     print(f"weft {__version__}, Python {sys.version.split()[0]}, torch {torch.__version__}")
-    print(f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads")
+    print(
+        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    )
     print("\n".join(_devices(torch)) or "no CUDA device: ranks run on CPU cores over gloo")
     peak = peak_flops(device)
     if peak:
@@ -33,7 +44,7 @@ def doctor(
         print(f"  {operator:<24} {choice.source:<42} {repeatable:<11} {choice.reason}")
 
 
-def _devices(torch) -> list[str]:
+def _devices(torch: ModuleType) -> list[str]:
     return [
         f"cuda:{i} {torch.cuda.get_device_name(i)}, "
         f"{torch.cuda.get_device_properties(i).total_memory / 2**30:.0f} GiB"

@@ -29,7 +29,9 @@ app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:
-    """Runs the command; an error that weft raises on purpose is its message and an exit code, never a traceback."""
+    """Runs the command; an error that weft raises on purpose is its message and an exit code, never
+    a traceback.
+    """
     try:
         app()
     except (ConfigError, DataError, LayoutError) as error:

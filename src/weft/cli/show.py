@@ -2,15 +2,16 @@
 
 import inspect
 from collections.abc import Iterable
+from functools import partial
 from typing import Annotated
 
 import typer
 
 from weft.cli.arguments import Overrides, Recipe
 from weft.compose.plan import Plan, sizes
-from weft.compose.price import Rates, price
+from weft.compose.price import Nominal, price
 from weft.compose.recipe import plan as make_plan
-from weft.compose.step import Step, training_step
+from weft.compose.step import Step, owned_parameters, training_step
 from weft.config.load import load
 from weft.errors import ConfigError
 from weft.graph.render import render_program
@@ -20,9 +21,13 @@ from weft.model.families import LAYERS
 from weft.parallel.zero import Bucket
 from weft.schedule.render import render_actions, render_timeline
 
-app = typer.Typer(help="Print the layer, its program, its schedule or its layout.", no_args_is_help=True)
+app = typer.Typer(
+    help="Print the layer, its program, its schedule or its layout.", no_args_is_help=True
+)
 
-Segment = Annotated[str, typer.Option(help="a segment of the step, as in moe.backward; all of them if left out")]
+Segment = Annotated[
+    str, typer.Option(help="a segment of the step, as in moe.backward; all of them if left out")
+]
 RankOption = Annotated[int, typer.Option(help="the rank to look from")]
 
 
@@ -50,19 +55,18 @@ def show_schedule(
     overrides: Overrides = None,
     segment: Segment = "",
     rank: RankOption = 0,
-    actions: Annotated[bool, typer.Option(help="list every action instead of drawing lanes")] = False,
+    actions: Annotated[
+        bool, typer.Option("--actions", help="list every action instead of drawing lanes")
+    ] = False,
 ) -> None:
     """The order of each segment on its lanes, at nominal prices."""
     step = _step(recipe, overrides, rank)
-    n, rates = sizes(step.plan), Rates()
+    n, nominal = sizes(step.plan), Nominal()
     texts = []
     for name in _segments(step, segment):
         ordered = step.templates[name]
-        program = ordered.program
-        if actions:
-            texts.append(render_actions(ordered))
-        else:
-            texts.append(render_timeline(ordered, lambda task, p=program: price(task, p, n, rates)))
+        cost = partial(price, program=ordered.program, n=n, nominal=nominal)
+        texts.append(render_actions(ordered) if actions else render_timeline(ordered, cost))
     print("\n\n".join(texts))
 
 
@@ -70,17 +74,23 @@ def show_schedule(
 def show_layout(recipe: Recipe, overrides: Overrides = None) -> None:
     """Where everything lives: ranks, heads, experts, tokens, and bytes of state on each rank."""
     config = load(recipe, overrides or ())
-    print("\n".join(_layout_lines(make_plan(config, 0), config)))
+    print("\n".join(_layout_lines(make_plan(config, 0), config.train.global_batch)))
 
 
-def _layout_lines(plan: Plan, config) -> Iterable[str]:
+def _layout_lines(plan: Plan, global_batch: int) -> Iterable[str]:
     shape, layout, n = plan.shape, plan.layout, sizes(plan)
-    yield f"layout      {layout.name()}: world {layout.world} = dp {layout.dp} x sp {layout.sp}; ep {layout.ep}, expert replicas {layout.edp}"
-    yield f"model       {total(shape).all / 1e6:,.2f} M parameters, {active(shape).all / 1e6:,.2f} M active, {token_flops(shape, sequence=plan.sequence) / 1e6:,.1f} MFLOP a token"
-    yield f"step        {config.train.global_batch} sequences of {plan.sequence} in {plan.micro_batches} micro-batches, {plan.local_micro_batches} on each rank"
-    yield f"tokens      {n.N} a micro-batch, {n.T} on each rank"
-    yield f"attention   {n.J} of {shape.heads} query heads and {n.K} of {shape.kv_heads} key/value heads on each rank"
-    yield f"experts     {n.L} of {shape.experts} on each rank, top-{shape.top_k}; balanced {n.R} rows, at most {n.bounds['R']}"
+    flops = token_flops(shape, sequence=plan.sequence)
+    degrees = f"dp {layout.dp} x sp {layout.sp}; ep {layout.ep}, expert replicas {layout.edp}"
+    counts = f"{total(shape).all / 1e6:,.2f} M parameters, {active(shape).all / 1e6:,.2f} M active"
+    batches = f"micro-batches: {plan.micro_batches} of {plan.micro_batch}"
+    heads = f"{n.J} of {shape.heads} query heads, {n.K} of {shape.kv_heads} key/value heads"
+    yield f"layout      {layout.name()}: world {layout.world} = {degrees}"
+    yield f"model       {counts}, {flops / 1e6:,.1f} MFLOP a token"
+    yield f"step        {global_batch} sequences of {plan.sequence}; {batches}"
+    yield f"each rank   {plan.local_micro_batches} micro-batches, {n.T} of {n.N} tokens of each"
+    yield f"attention   {heads} on each rank"
+    yield f"experts     {n.L} of {shape.experts} on each rank, top-{shape.top_k}"
+    yield f"rows        {n.R} on each rank when balanced, at most {n.bounds['R']}"
     yield ""
     yield "rank  dp  sp  ep  experts        owns of the optimizer state"
     for rank in range(layout.world):
@@ -90,7 +100,7 @@ def _layout_lines(plan: Plan, config) -> Iterable[str]:
 def _rank_line(plan: Plan, rank: int) -> str:
     layout, local = plan.layout, plan.local_experts
     first = layout.ep_rank(rank) * local
-    owned: tuple[Bucket, ...] = training_step(plan).buckets
+    owned: tuple[Bucket, ...] = owned_parameters(plan)[1]
     elements = sum(bucket.shard for bucket in owned)
     width = 8 if plan.precision == "float64" else 4
     return (

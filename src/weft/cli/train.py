@@ -1,4 +1,4 @@
-"""`weft train RECIPE`: all ranks of a run on this machine, or the one rank that torchrun describes."""
+"""`weft train RECIPE`: all ranks of a run here, or the one rank that torchrun describes."""
 
 import os
 from typing import Annotated
@@ -16,7 +16,8 @@ def train(
     ] = None,
     overrides: Overrides = None,
     resume: Annotated[
-        str, typer.Option(help="auto: from the newest good checkpoint; never; or a checkpoint folder")
+        str,
+        typer.Option(help="auto: from the newest good checkpoint; never; or a checkpoint folder"),
     ] = "auto",
 ) -> None:
     """Train a recipe; an interrupted run goes on where its last checkpoint is."""

@@ -1,7 +1,8 @@
 """The lowering: the interpretation of a layer for one layout, over any algebra.
 
-Layer text in, operators of the vocabulary out: local ones one to one, with the family's attributes; Ulysses and expert
-dispatch by the rewrites of `parallel`. Over a `Recorder` it gives a program; over `runtime.eager` it computes.
+Layer text in, operators of the vocabulary out: local ones one to one, with the family's attributes;
+Ulysses and expert dispatch by the rewrites of `parallel`. Over a `Recorder` it gives a program;
+over `runtime.eager` it computes.
 """
 
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from weft.parallel.layout import HeadSplit, split_heads
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Context:
-    """What every layer shares: the rotary table, the documents, and the sums that run through the step."""
+    """What every layer shares: the rotary table, the documents, and the sums that run through the
+    step.
+    """
 
     cos: Any = None
     sin: Any = None
@@ -38,7 +41,8 @@ class Routing:
 class Lowering:
     """The algebra that `model.layer` and `model.lm` are written over.
 
-    It holds, beside the plan, the running sums of one recording: `losses`, `tally` and `loss` move on at each call.
+    It holds, beside the plan, the running sums of one recording: `losses`, `tally` and `loss` move
+    on at each call.
     """
 
     def __init__(self, algebra: Any, plan: Plan, context: Context) -> None:
@@ -54,7 +58,8 @@ class Lowering:
         shape = self.plan.shape
         return split_heads(shape.heads, shape.kv_heads, self.plan.layout.sp)
 
-    # ---- attention half ------------------------------------------------------------------------------------
+    # ---- attention half
+    # ------------------------------------------------------------------------------------
 
     def rms_norm(self, x: Any, w: Any) -> Any:
         y, _ = self.algebra.call("rms_norm", x, w, eps=self.plan.arithmetic.norm_eps)
@@ -107,10 +112,13 @@ class Lowering:
         (z,) = self.algebra.call("add", x, y)
         return z
 
-    # ---- router and experts --------------------------------------------------------------------------------
+    # ---- router and experts
+    # --------------------------------------------------------------------------------
 
     def route(self, h: Any, w: Any) -> Routing:
-        """Choices and gate weights; on the way the load and the balance losses are added to their sums."""
+        """Choices and gate weights; on the way the load and the balance losses are added to their
+        sums.
+        """
         a, shape, layout = self.plan.arithmetic, self.plan.shape, self.plan.layout
         (logits,) = self.algebra.call("router_logits", h, w.router)
         rule = {
@@ -159,7 +167,7 @@ class Lowering:
         (d,) = self.algebra.call("expert_down", s, w, e.ends)
         return d
 
-    def combine(self, d: Any, e: Any) -> Any:
+    def combine(self, d: Any, e: expert.Dispatched) -> Any:
         top_k = self.plan.shape.top_k
         match e:
             case expert.Local():
@@ -168,21 +176,42 @@ class Lowering:
                 return expert.combine_all_to_all(self.algebra, d, e, top_k=top_k)
             case expert.Gathered():
                 return expert.combine_all_gather(self.algebra, d, e, top_k=top_k)
-        raise AssertionError(f"{e=}")
+
+    # ---- feed-forwards that every token visits -----------------------------------------------
 
     def dense_up(self, h: Any, w: Any) -> Any:
-        (u,) = self.algebra.call("project", h, w, renames={"A": "D", "D": "2W"})
-        return u
-
-    def dense_down(self, s: Any, w: Any) -> Any:
-        (y,) = self.algebra.call("project", s, w, renames={"A": "W"})
-        return y
+        return self._up(h, w, "W")
 
     def dense_swiglu(self, u: Any) -> Any:
-        (s,) = self.algebra.call("dense_swiglu", u)
+        return self._gate(u, "W")
+
+    def dense_down(self, s: Any, w: Any) -> Any:
+        return self._down(s, w, "W")
+
+    def shared_up(self, h: Any, w: Any) -> Any:
+        return self._up(h, w, "w")
+
+    def shared_swiglu(self, u: Any) -> Any:
+        return self._gate(u, "w")
+
+    def shared_down(self, s: Any, w: Any) -> Any:
+        return self._down(s, w, "w")
+
+    def _up(self, h: Any, w: Any, width: str) -> Any:
+        (u,) = self.algebra.call("project", h, w, renames={"A": "D", "D": f"2{width}"})
+        return u
+
+    def _gate(self, u: Any, width: str) -> Any:
+        renames = {"2W": f"2{width}", "W": width}
+        (s,) = self.algebra.call("dense_swiglu", u, renames=renames)
         return s
 
-    # ---- the model around the layers -----------------------------------------------------------------------
+    def _down(self, s: Any, w: Any, width: str) -> Any:
+        (y,) = self.algebra.call("project", s, w, renames={"A": width})
+        return y
+
+    # ---- the model around the layers
+    # -----------------------------------------------------------------------
 
     def embed(self, tokens: Any, w: Any) -> Any:
         (x,) = self.algebra.call("embed", tokens, w)

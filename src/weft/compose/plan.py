@@ -1,12 +1,14 @@
 """What a step is composed from: the model's shape and attributes, the layout, and the unit of work.
 
-`Plan` is the one argument of the room: plain numbers, no configuration library, equal on every rank but for `rank`.
+`Plan` is the one argument of the room: plain numbers, no configuration library, equal on every rank
+but for `rank`.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import ceil
+from math import gcd
 
+from weft.errors import LayoutError
 from weft.graph.dims import Sizes
 from weft.model.families import Shape
 from weft.parallel.layout import Dispatch, Layout, split_heads
@@ -75,8 +77,33 @@ class Plan:
         return "float64" if self.precision == "float64" else "float32"
 
 
+def validate(plan: Plan) -> Plan:
+    """The plan, if its layout cuts its work evenly.
+
+    Raises:
+        LayoutError: a degree that does not divide what it cuts.
+    """
+    shape, layout = plan.shape, plan.layout
+    split_heads(shape.heads, shape.kv_heads, layout.sp)
+    cuts = (
+        ("dp", layout.dp, plan.micro_batches, "micro-batches of a step"),
+        ("sp", layout.sp, plan.tokens, "tokens of a micro-batch"),
+        ("ep", layout.ep, shape.experts, "experts"),
+        ("ep", layout.ep, layout.world, "ranks"),
+    )
+    for axis, degree, count, what in cuts:
+        if count % degree:
+            raise LayoutError(
+                f"parallel.{axis} = {degree} does not divide the {count} {what}; "
+                f"try {axis} = {gcd(degree, count)}"
+            )
+    return plan
+
+
 def sizes(plan: Plan) -> Sizes:
-    """The number behind every letter for one rank and one micro-batch; routed rows at balance, bounded by the worst."""
+    """The number behind every letter for one rank and one micro-batch; routed rows at balance,
+    bounded by the worst.
+    """
     shape, layout = plan.shape, plan.layout
     split = split_heads(shape.heads, shape.kv_heads, layout.sp)
     tokens = plan.tokens // layout.sp
@@ -92,6 +119,7 @@ def sizes(plan: Plan) -> Sizes:
         "G": shape.kv_heads,
         "J": split.heads,
         "K": split.kv_heads,
+        "h": shape.heads + shape.kv_heads,
         "Q": shape.qkv_columns,
         "A": shape.attention_columns,
         "P": (split.heads + 2 * split.kv_heads) * shape.head_dim,
@@ -105,7 +133,9 @@ def sizes(plan: Plan) -> Sizes:
         "O": tokens * shape.top_k,
         "R": tokens * shape.top_k,
         "F": shape.ffn_hidden,
-        "W": shape.shared_hidden or shape.dense_ffn_hidden,
+        "W": shape.dense_ffn_hidden,
+        "w": shape.shared_hidden,
+        "d": layout.world,
         "I": statistics_size(shape),
     }
     worst = tokens * layout.ep * min(shape.top_k, plan.local_experts)
@@ -122,15 +152,12 @@ def statistics_size(shape: Shape) -> int:
 
 
 def loss_rows(shape: Shape, *, budget: int = 2**25) -> int:
-    """Rows of a chunk of the cross-entropy, so that its logits stay under `budget` elements (64 MiB in bfloat16)."""
+    """Rows of a chunk of the cross-entropy, so that its logits stay under `budget` elements (64 MiB
+    in bfloat16).
+    """
     return max(256, 2 ** (budget // shape.vocab).bit_length() // 2)
 
 
 def is_all_gather(layout: Layout) -> bool:
     """Whether experts are reached by all-gather and reduce-scatter."""
     return layout.dispatch is Dispatch.ALL_GATHER
-
-
-def ceil_to(number: int, multiple: int) -> int:
-    """The next multiple at or above a number."""
-    return ceil(number / multiple) * multiple

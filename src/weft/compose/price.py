@@ -1,6 +1,9 @@
-"""A nominal price for a task, enough to decide what hides under what; the planner's machines give real ones.
+"""A nominal price for a task, enough to decide what hides under what.
 
-    time = max(FLOPs / rate, bytes / memory bandwidth)        collective: latency + wire bytes / link bandwidth
+    task          max(FLOPs / rate, bytes / memory bandwidth)
+    collective    latency + wire bytes / link bandwidth
+
+The planner's machines give real prices.
 """
 
 from collections.abc import Mapping
@@ -12,8 +15,8 @@ from weft.schedule.action import is_collective
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Rates:
-    """One nominal accelerator: about 60 % of an H800's BF16 peak, its HBM and its NVLink (paper Table 4)."""
+class Nominal:
+    """An accelerator: 60 % of an H800's BF16 peak, its HBM and its NVLink (paper, Table 4)."""
 
     flops: float = 6e14
     memory: float = 3e12
@@ -24,28 +27,23 @@ class Rates:
 BYTES: Mapping[str, int] = {"act": 2, "acc": 4, "i32": 4, "i64": 8, "host": 0}
 
 
-def price(task: Task, program: Program, n: Sizes, rates: Rates) -> float:
+def price(task: Task, program: Program, n: Sizes, nominal: Nominal) -> float:
     """Nominal seconds of one task."""
     if is_collective(task):
-        return rates.latency + wire_bytes(task, program, n, BYTES) / rates.link
+        return nominal.latency + wire_bytes(task, program, n, BYTES) / nominal.link
     moved = sum(value_bytes(v, program, n, BYTES) for v in (*task.inputs, *task.outputs))
-    return max(flops(task, n) / rates.flops, moved / rates.memory)
+    return max(flops(task, n) / nominal.flops, moved / nominal.memory)
 
 
 def value_bytes(name: str, program: Program, n: Sizes, widths: Mapping[str, int]) -> int:
-    """Bytes of one value at balanced routing; flat buckets, whose size is not a dim of the layer, count nothing."""
+    """Bytes of one value at balanced routing."""
     value = program.values[name]
-    if any(term in ("Z", "z") for term in value.dims.split()):
-        return 0
     return n.count(value.dims) * widths[value.kind]
 
 
 def flops(task: Task, n: Sizes) -> int:
-    """Multiply-adds counted twice; an input gradient and a weight gradient cost one forward each (attention 2.5)."""
-    if any(term in ("Z", "z") for p in task.op.inputs for term in p.dims.split()):
-        return 0
-    numbers = {**n.numbers}
-    numbers.update({old: n.count(new) for old, new in task.renames.items()})
+    """Multiply-adds counted twice; a gradient of either kind costs one forward (attention 2.5)."""
+    numbers = {**n.numbers, **{old: n.count(new) for old, new in task.renames.items()}}
     work = task.op.flops(Sizes(numbers=numbers, bounds=n.bounds))
     match task.phase:
         case "dgrad" if task.op.name == "attention":
@@ -58,13 +56,17 @@ def flops(task: Task, n: Sizes) -> int:
 
 def wire_bytes(task: Task, program: Program, n: Sizes, widths: Mapping[str, int]) -> float:
     """Bytes that a rank receives from others in a collective, at balanced routing."""
-    degree = {"sp": n.X, "ep": n.Y}.get(task.group, 1)
+    degree = {"sp": n.X, "ep": n.Y, "world": n.d}.get(task.group, 1)
     size = value_bytes(task.inputs[0], program, n, widths)
+    result = value_bytes(task.outputs[0], program, n, widths)
     match task.op.wire:
-        case "even" | "rows" | "scatter":
+        case "even" | "rows":
             return size * (degree - 1) / degree
+        case "scatter":
+            return size - result
         case "gather":
-            return size * (degree - 1)
+            own = n.count(program.values[task.inputs[0]].dims)
+            return result - own * widths[program.values[task.outputs[0]].kind]
         case "reduce":
             return 2 * size * (degree - 1) / degree
         case _:

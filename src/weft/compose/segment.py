@@ -1,7 +1,8 @@
-"""The templates of a step: embedding, each kind of layer, head and update, recorded, differentiated and ordered.
+"""The templates of a step, recorded and differentiated: embedding, layers, head and update.
 
-A template is bound and priced once and run many times: once a layer and micro-batch. Its inputs carry prefixes that say
-who provides them: `w.` a parameter, `acc.` a gradient accumulator, `s.` a static tensor, anything else the step.
+A template is bound and priced once and run many times: once a layer and micro-batch. Its inputs
+carry prefixes that say who provides them: `w.` a parameter, `acc.` a gradient accumulator, `s.` a
+static tensor, anything else the step.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from types import MappingProxyType, SimpleNamespace
 from weft.compose.lower import Context, Lowering
 from weft.compose.plan import Plan
 from weft.graph.backward import differentiate
-from weft.graph.program import Program, join
+from weft.graph.program import Program, Value, join
 from weft.graph.record import Recorder
 from weft.model import lm
 from weft.model.families import LAYERS, Kind
@@ -33,8 +34,8 @@ DIMS: Mapping[str, str] = MappingProxyType(
         "router": "E D",
         "up": "L 2F D",
         "down": "L D F",
-        "shared_up": "2W D",
-        "shared_down": "D W",
+        "shared_up": "2w D",
+        "shared_down": "D w",
         "dense_up": "2W D",
         "dense_down": "D W",
     }
@@ -43,7 +44,9 @@ DIMS: Mapping[str, str] = MappingProxyType(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Segment:
-    """A forward that keeps what its backward reads, and that backward (none where the forward holds it)."""
+    """A forward that keeps what its backward reads, and that backward (none where the forward holds
+    it).
+    """
 
     forward: Program
     backward: Program | None
@@ -91,7 +94,7 @@ def layer(plan: Plan, kind: Kind, weights: Sequence[str], *, evaluate: bool = Fa
 
 
 def head(plan: Plan, weight: str, *, evaluate: bool = False) -> Segment:
-    """The final norm and the loss; in training its backward follows at once, in the same program."""
+    """The final norm and the loss; in training its backward follows, in the same program."""
     o = Recorder("head.evaluate" if evaluate else "head.forward")
     w = SimpleNamespace(norm=o.input("w.norm", "D"), head=o.input(f"w.{weight}", "V D"))
     x, targets = o.input("x", "T D"), o.input("targets", "T", "i64")
@@ -104,29 +107,46 @@ def head(plan: Plan, weight: str, *, evaluate: bool = False) -> Segment:
 
 
 def update(plan: Plan, owned: Sequence[Bucket]) -> Program:
-    """The end of a step: gradients summed over replicas, one norm over all, one verdict, one update, parameters home."""
+    """The end of a step: gradients summed over replicas, one norm over all, one verdict, one
+    update, parameters home.
+    """
     o = Recorder("update")
     settings = plan.update
     stats, norm2 = o.input("s.stats", "I", "acc"), o.input("s.norm2", "1", "acc")
-    shards = {}
+    shards: dict[str, Value] = {}
     for bucket in owned:
-        grad = o.input(f"acc.{bucket.name}", "Z", "acc")
+        grad = o.input(f"acc.{bucket.name}", str(bucket.numel), "acc")
         (shards[bucket.name],) = o.call(
-            "reduce_scatter_grad", grad, axis=bucket.axis, label="gradients"
+            "reduce_scatter_grad",
+            grad,
+            axis=bucket.axis,
+            label="gradients",
+            renames=_lengths(bucket),
         )
     for bucket in owned:
-        (norm2,) = o.call("square_sum", shards[bucket.name], norm2)
+        (norm2,) = o.call("square_sum", shards[bucket.name], norm2, renames=_lengths(bucket))
     (stats,) = o.call("sum_statistics", stats, norm2, axis="world", label="statistics")
     (verdict,) = o.call("decide", stats, clip_norm=settings.clip_norm)
     rates = o.input("rates", "", "host")
-    gathered = []
+    gathered: list[Value] = []
     for bucket in owned:
-        state = [o.input(f"s.{kind}.{bucket.name}", "z", "acc") for kind in ("master", "mean", "square")]
+        state = [
+            o.input(f"s.{kind}.{bucket.name}", str(bucket.shard), "acc")
+            for kind in ("master", "mean", "square")
+        ]
         decay = o.input(f"s.decay.{bucket.name}", "", "host")
         (updated,) = o.call(
             "adamw", shards[bucket.name], verdict, rates, *state, decay,
-            beta1=settings.beta1, beta2=settings.beta2, eps=settings.eps,
+            beta1=settings.beta1, beta2=settings.beta2, eps=settings.eps, renames=_lengths(bucket),
         )  # fmt: skip
-        flat = o.input(f"w.{bucket.name}", "Z")
-        gathered += o.call("gather_params", updated, flat, axis=bucket.axis, label="parameters")
+        flat = o.input(f"w.{bucket.name}", str(bucket.numel))
+        gathered += o.call(
+            "gather_params", updated, flat,
+            axis=bucket.axis, label="parameters", renames=_lengths(bucket),
+        )  # fmt: skip
     return o.finish(stats, verdict, *gathered)
+
+
+def _lengths(bucket: Bucket) -> dict[str, str]:
+    """A bucket's own elements in place of the letters that stand for any bucket's."""
+    return {"Z": str(bucket.numel), "z": str(bucket.shard)}

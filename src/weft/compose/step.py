@@ -1,10 +1,12 @@
-"""The schedule of one training step: templates, and their instances in the order in which a rank runs them.
+"""The schedule of one training step: templates, and their instances in the order of a rank.
 
-    zero -> for each micro-batch: embedding, layers, head, layers backwards, embedding backwards -> update
+    for each micro-batch: embedding, layers, head, layers backwards, embedding backwards
+    then: update
 
-An instance says where each input of its template comes from. `statics` are tensors that live as long as the run
-(parameters, gradients, optimizer state); `reads` and `writes` are values that travel between instances under a key;
-`drops` are the keys whose last reader it is, so that a value dies with its last use inside the segment.
+An instance says where each input of its template comes from. `statics` are tensors that live as
+long as the run (parameters, gradients, optimizer state); `reads` and `writes` are values that
+travel between instances under a key; `drops` are the keys whose last reader it is, so that a value
+dies with its last use inside the segment.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,8 +14,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from weft.compose import segment
-from weft.compose.plan import Plan, sizes
-from weft.compose.price import Rates, price
+from weft.compose.plan import Plan, sizes, validate
+from weft.compose.price import Nominal, price
 from weft.graph.program import Program
 from weft.model.families import Kind, Shape
 from weft.model.params import Parameter, parameters
@@ -50,7 +52,7 @@ class Step:
 
 def training_step(plan: Plan, order: Order | None = None, *, record_routing: bool = False) -> Step:
     """The whole step of one rank; `record_routing` adds every token's choices to its results."""
-    order = order or named_order(plan)
+    order = order or named_order(validate(plan))
     owned, flat = owned_parameters(plan)
     weights = _layer_weights(owned)
     embedding = segment.embedding(plan)
@@ -79,6 +81,7 @@ def training_step(plan: Plan, order: Order | None = None, *, record_routing: boo
 
 def evaluation_step(plan: Plan, order: Order | None = None) -> Step:
     """The forward of one micro-batch, its loss added to the statistics."""
+    plan = replace(plan, replay=False)
     order = order or named_order(plan)
     owned, flat = owned_parameters(plan)
     programs = {"embedding.forward": segment.embedding(plan).forward}
@@ -87,7 +90,9 @@ def evaluation_step(plan: Plan, order: Order | None = None) -> Step:
     programs["head.evaluate"] = segment.head(plan, _head_name(plan), evaluate=True).forward
     shape = plan.shape
     instances = [_embedding(programs["embedding.forward"], 0)]
-    instances += [_forward(programs[f"{shape.kind(i)}.forward"], i, 0, shape) for i in range(shape.layers)]
+    instances += [
+        _forward(programs[f"{shape.kind(i)}.forward"], i, 0, shape) for i in range(shape.layers)
+    ]
     instances.append(_head(programs["head.evaluate"], 0, shape))
     return Step(
         plan=plan,
@@ -124,15 +129,15 @@ def named_order(plan: Plan) -> Order:
 
 
 def _overlapped(program: Program, *, plan: Plan) -> Ordered:
-    n, rates = sizes(plan), Rates()
-    return overlapped(program, lambda task: price(task, program, n, rates))
+    n, nominal = sizes(plan), Nominal()
+    return overlapped(program, lambda task: price(task, program, n, nominal))
 
 
 def _layer_weights(owned: Sequence[Parameter]) -> dict[Kind, list[str]]:
     """Short names of the parameters of each kind of layer present."""
     names: dict[Kind, dict[str, None]] = {}
     for parameter in owned:
-        if parameter.segment.startswith("layers."):
+        if parameter.kind is not None:
             names.setdefault(parameter.kind, {})[segment.short(parameter)] = None
     return {kind: list(found) for kind, found in names.items()}
 
@@ -146,7 +151,8 @@ def _present(program: Program | None) -> Program:
     return program
 
 
-# ---- instances --------------------------------------------------------------------------------------------
+# ---- instances
+# --------------------------------------------------------------------------------------------
 
 
 def _micro_batch(shape: Shape, programs: Mapping[str, Program], m: int) -> Iterable[Instance]:
@@ -188,7 +194,9 @@ def _backward(programs: Mapping[str, Program], i: int, m: int, shape: Shape) -> 
     forward = programs[f"{shape.kind(i)}.forward"]
     program = programs[f"{shape.kind(i)}.backward"]
     reads = dict(_forward(forward, i, m, shape).reads)
-    reads.update({v: k for v, k in _forward(forward, i, m, shape).writes.items() if v in forward.kept})
+    reads.update(
+        {v: k for v, k in _forward(forward, i, m, shape).writes.items() if v in forward.kept}
+    )
     reads[f"d.{forward.outputs[0]}"] = f"m{m}.d.x.{i + 1}"
     return _instance(program, reads, {program.outputs[0]: f"m{m}.d.x.{i}"}, f"layers.{i}")
 

@@ -1,1 +1,1 @@
-"""What a program is: dims, the operator vocabulary, programs, recording, the derived backward, text."""
+"""What a program is: dims, the operator vocabulary, recording, the derived backward, text."""

@@ -1,8 +1,9 @@
 """The derived backward: for each forward task an input-gradient task and a weight-gradient task.
 
-The forward is walked from its end. A value read by several tasks gets its gradients added by explicit `add` tasks in
-the order in which the walk meets them, so the sum has one order in every schedule. Weight gradients accumulate:
-`acc.<weight>` goes in, its successor comes out, and a weight used twice makes a chain of two.
+The forward is walked from its end. A value read by several tasks gets its gradients added by
+explicit `add` tasks in the order in which the walk meets them, so the sum has one order in every
+schedule. Weight gradients accumulate: `acc.<weight>` goes in, its successor comes out, and a weight
+used twice makes a chain of two.
 
 A loss that computes its gradient in the same pass (`fused_backward`) replaces its own forward task.
 """
@@ -26,8 +27,9 @@ class Differentiated:
 def differentiate(forward: Program) -> Differentiated:
     """Derives the backward of a recorded forward.
 
-    Inputs of the backward: `d.<output>` for each differentiable output, saved values, weights, and `acc.<weight>`.
-    Outputs: `d.<input>` for each differentiable input that gets a gradient, and the last value of each accumulator.
+    Inputs of the backward: `d.<output>` for each differentiable output, saved values, weights, and
+    `acc.<weight>`. Outputs: `d.<input>` for each differentiable input that gets a gradient, and the
+    last value of each accumulator.
     """
     walk = _Walk(forward)
     for task in reversed(forward.tasks):
@@ -36,7 +38,9 @@ def differentiate(forward: Program) -> Differentiated:
 
 
 class _Walk:
-    """One derivation: gradients collected so far, accumulators, and the forward tasks after fusing losses."""
+    """One derivation: gradients collected so far, accumulators, and the forward tasks after fusing
+    losses.
+    """
 
     def __init__(self, forward: Program) -> None:
         self.forward = forward
@@ -67,7 +71,9 @@ class _Walk:
         if upstream is None:
             return
         for port, source in op.passes_grad:
-            self._give(self._input_of(task, port), upstream[_index(op.differentiable_outputs, source)])
+            self._give(
+                self._input_of(task, port), upstream[_index(op.differentiable_outputs, source)]
+            )
         if op.adjoint is not None:
             self._adjoint(task, upstream)
         if op.dgrad is not None:
@@ -142,9 +148,12 @@ class _Walk:
         return recorder.input(f"acc.{weight}", self.forward.values[weight].dims, "acc")
 
     def _fuse(self, task: Task) -> None:
-        """Replaces a loss by its one-pass form, which also gives the input gradient and the weight gradient."""
+        """Replaces a loss by its one-pass form, which also gives the input gradient and the weight
+        gradient.
+        """
         op = task.op
         weights = [self._input_of(task, p.name) for p in op.weights]
+        assert not set(weights) & set(self.accs), f"{weights=} are used behind their loss"
         dims = self.forward.values
         accs = [Value(name=f"acc.{w}", dims=dims[w].dims, kind="acc") for w in weights]
         after = [replace(a, name=a.name + "'") for a in accs]
@@ -161,7 +170,7 @@ class _Walk:
             self._give(source, self.out.input(grad.name, grad.dims, grad.kind))
 
     def _saved(self, task: Task, port: str) -> str:
-        """The forward value behind a saved port, declared as an input of the backward on first use."""
+        """The forward value behind a saved port; on first use an input of the backward."""
         names = {p.name: n for p, n in zip(task.op.inputs, task.inputs, strict=True)}
         names |= {p.name: n for p, n in zip(task.op.outputs, task.outputs, strict=True)}
         name = names[port]
@@ -185,7 +194,9 @@ class _Walk:
             if name in self.grads and not name.startswith("w.")
         ]
         backward = self.out.finish(*grads, *self.accs.values())
-        fused_accs = tuple(v.name for v in self.fused.values() if v.name.startswith("acc.") and v.name[-1] != "'")
+        fused_accs = tuple(
+            v.name for v in self.fused.values() if v.name.startswith("acc.") and v.name[-1] != "'"
+        )
         fused_outs = tuple(v.name for v in self.fused.values() if v.name not in fused_accs)
         made = forward.producer()
         keeping = replace(

@@ -1,8 +1,9 @@
 """The letters of the project: what each dim means, and how a letter becomes a number.
 
-A shape is written in letters (`"T D"`, `"L 2F D"`); `Sizes` holds their numbers for one model, layout and
-micro-batch. A dynamic dim (routed rows) has no number before the router has spoken: it has a `bound`, which the
-checker and the planner use, and at run time the tensor itself says its size.
+A shape is written in letters (`"T D"`, `"L 2F D"`); `Sizes` holds their numbers for one model,
+layout and micro-batch. A dynamic dim (routed rows) has no number before the router has spoken: it
+has a `bound`, which the checker and the planner use, and at run time the tensor itself says its
+size.
 """
 
 import re
@@ -18,6 +19,7 @@ LEGEND: Mapping[str, str] = MappingProxyType(
         "T": "tokens of a micro-batch on this rank, N / sp",
         "D": "model (hidden) width",
         "V": "vocabulary",
+        "h": "query and key heads, H + G",
         "C": "channels of a head",
         "H": "query heads",
         "G": "key/value heads",
@@ -29,6 +31,7 @@ LEGEND: Mapping[str, str] = MappingProxyType(
         "M": "columns of one rank's share of the attention output, J C",
         "X": "ranks of the sequence-parallel group, sp",
         "Y": "ranks of the expert-parallel group, ep",
+        "d": "ranks of the world, dp sp",
         "E": "routed experts",
         "L": "routed experts on this rank, E / ep",
         "k": "experts a token chooses",
@@ -36,7 +39,8 @@ LEGEND: Mapping[str, str] = MappingProxyType(
         "O": "routed rows leaving this rank, T k",
         "R": "routed rows on this rank (dynamic)",
         "F": "hidden width of a routed expert",
-        "W": "hidden width of a dense or shared feed-forward",
+        "W": "hidden width of a dense feed-forward",
+        "w": "hidden width of the shared experts together",
         "Z": "elements of a flat bucket",
         "z": "elements of one rank's shard of a flat bucket",
         "I": "elements of the statistics vector",
@@ -50,7 +54,9 @@ _TERM = re.compile(r"(\d*)([A-Za-z]?)")
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Numbers for letters. For a dynamic letter the number is its balanced value; `bounds` holds its upper bound."""
+    """Numbers for letters. For a dynamic letter the number is its balanced value; `bounds` holds
+    its upper bound.
+    """
 
     numbers: Mapping[str, int]
     bounds: Mapping[str, int]
@@ -59,7 +65,9 @@ class Sizes:
         try:
             return self.numbers[letter]
         except KeyError:
-            raise AttributeError(f"no size for dim {letter!r}; known: {' '.join(sorted(self.numbers))}") from None
+            raise AttributeError(
+                f"no size for dim {letter!r}; known: {' '.join(sorted(self.numbers))}"
+            ) from None
 
     def of(self, term: str) -> int:
         """The number a term of a shape stands for.

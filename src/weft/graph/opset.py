@@ -58,6 +58,13 @@ class Port:
     differentiable: bool = True
 
 
+Work = Callable[[Sizes], int]
+
+
+def _no_work(_sizes: Sizes) -> int:
+    return 0
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Op:
     """One operator of the vocabulary."""
@@ -73,7 +80,7 @@ class Op:
     passes_grad: tuple[tuple[str, str], ...] = ()
     is_loss: bool = False
     fused_backward: bool = False
-    flops: Callable[[Sizes], int] = lambda n: 0
+    flops: Work = _no_work
     wire: str | None = None
     tolerance: Tolerance = Tolerance.ELEMENTWISE
     paper: str = ""
@@ -109,21 +116,61 @@ def _ports(text: str) -> tuple[Port, ...]:
 
 
 def _op(
-    name: str, signature: str, *, dgrad: str | None = None, wgrad: str | None = None, **fields
+    name: str,
+    signature: str,
+    *,
+    dgrad: str | None = None,
+    wgrad: str | None = None,
+    same_grad: tuple[tuple[str, str], ...] = (),
+    passes_grad: tuple[tuple[str, str], ...] = (),
+    is_loss: bool = False,
+    fused_backward: bool = False,
+    flops: Work = _no_work,
+    lane: Lane = Lane.COMPUTE,
+    tolerance: Tolerance = Tolerance.ELEMENTWISE,
+    paper: str = "",
 ) -> Op:
     inputs, _, outputs = signature.partition("->")
     return Op(
         name=name,
         inputs=_ports(inputs),
         outputs=_ports(outputs),
+        lane=lane,
         dgrad=None if dgrad is None else tuple(dgrad.split()),
         wgrad=None if wgrad is None else tuple(wgrad.split()),
-        **fields,
+        same_grad=same_grad,
+        passes_grad=passes_grad,
+        is_loss=is_loss,
+        fused_backward=fused_backward,
+        flops=flops,
+        tolerance=tolerance,
+        paper=paper,
     )
 
 
-_COMM = {"lane": Lane.COMM, "tolerance": Tolerance.EXACT}
+def _comm(
+    name: str,
+    signature: str,
+    *,
+    wire: str,
+    adjoint: str | None = None,
+    tolerance: Tolerance = Tolerance.EXACT,
+    paper: str = "",
+) -> Op:
+    inputs, _, outputs = signature.partition("->")
+    return Op(
+        name=name,
+        inputs=_ports(inputs),
+        outputs=_ports(outputs),
+        lane=Lane.COMM,
+        adjoint=adjoint,
+        wire=wire,
+        tolerance=tolerance,
+        paper=paper,
+    )
 
+
+# fmt: off
 _TABLE = (
     # ---- embedding and positions ---------------------------------------------------------------------------
     _op("embed", "tokens~@i64:T, w*:V D -> x:T D", wgrad="tokens", tolerance=Tolerance.EXACT, paper="6.2"),
@@ -149,7 +196,7 @@ _TABLE = (
     ),
     _op(
         "norm_rotate",
-        "qkv:T Q, q_norm*:C, k_norm*:C, cos~@acc:T C, sin~@acc:T C -> q:T H C, k:T G C, v:T G C, rstd~@acc:T H",
+        "qkv:T Q, q_norm*:C, k_norm*:C, cos~@acc:T C, sin~@acc:T C -> q:T H C, k:T G C, v:T G C, rstd~@acc:T h",
         dgrad="qkv q_norm k_norm rstd cos sin", wgrad="qkv rstd cos sin",
         flops=lambda n: 7 * n.T * (n.H + n.G) * n.C, tolerance=Tolerance.REDUCTION, paper="2.2",
     ),
@@ -235,36 +282,34 @@ _TABLE = (
         flops=lambda n: 2 * n.T * n.D * n.V, tolerance=Tolerance.MATMUL, paper="6.2",
     ),
     # ---- collectives ---------------------------------------------------------------------------------------
-    _op("all_to_all", "x:N P -> y:N P", adjoint="all_to_all", wire="even", paper="1.2", **_COMM),
-    _op("all_to_all_counts", "counts~@i64:E -> received~@i64:Y L", wire="even", paper="1.3", **_COMM),
-    _op("all_to_all_rows", "rows:O D, splits~@host: -> out:R D", adjoint="all_to_all_rows", wire="rows", paper="1.3", **_COMM),
-    _op("all_to_all_weights", "scales@acc:O, splits~@host: -> out@acc:R", adjoint="all_to_all_weights", wire="rows", paper="1.3", **_COMM),
-    _op("all_gather", "x:T D -> y:U D", adjoint="reduce_scatter", wire="gather", paper="1.3", **_COMM),
-    _op(
-        "reduce_scatter", "x:U D -> y:T D", adjoint="all_gather", wire="scatter", paper="1.3",
-        lane=Lane.COMM, tolerance=Tolerance.REDUCTION,
+    _comm("all_to_all", "x:N P -> y:N P", adjoint="all_to_all", wire="even", paper="1.2"),
+    _comm("all_to_all_counts", "counts~@i64:E -> received~@i64:Y L", wire="even", paper="1.3"),
+    _comm("all_to_all_rows", "rows:O D, splits~@host: -> out:R D", adjoint="all_to_all_rows", wire="rows", paper="1.3"),
+    _comm("all_to_all_weights", "scales@acc:O, splits~@host: -> out@acc:R", adjoint="all_to_all_weights", wire="rows", paper="1.3"),
+    _comm("all_gather", "x:T D -> y:U D", adjoint="reduce_scatter", wire="gather", paper="1.3"),
+    _comm(
+        "reduce_scatter", "x:U D -> y:T D", adjoint="all_gather", wire="scatter", paper="1.3", tolerance=Tolerance.REDUCTION,
     ),
-    _op("all_gather_weights", "weights@acc:T k -> all@acc:U k", adjoint="reduce_scatter_weights", wire="gather", paper="1.3", **_COMM),
-    _op("reduce_scatter_weights", "all@acc:U k -> weights@acc:T k", adjoint="all_gather_weights", wire="scatter", paper="1.3",
-        lane=Lane.COMM, tolerance=Tolerance.REDUCTION),
-    _op("all_gather_experts", "experts~@i64:T k -> all~@i64:U k", wire="gather", paper="1.3", **_COMM),
-    _op("sum_load", "load~@i64:E -> total~@i64:E", wire="reduce", paper="5", **_COMM),
+    _comm("all_gather_weights", "weights@acc:T k -> all@acc:U k", adjoint="reduce_scatter_weights", wire="gather", paper="1.3"),
+    _comm("reduce_scatter_weights", "all@acc:U k -> weights@acc:T k", adjoint="all_gather_weights", wire="scatter", paper="1.3", tolerance=Tolerance.REDUCTION),
+    _comm("all_gather_experts", "experts~@i64:T k -> all~@i64:U k", wire="gather", paper="1.3"),
+    _comm("sum_load", "load~@i64:E -> total~@i64:E", wire="reduce", paper="5"),
     # ---- named host synchronisations -----------------------------------------------------------------------
     _op("splits_to_host", "sent~@i64:E, received~@i64:Y L -> splits~@host:", lane=Lane.HOST, tolerance=Tolerance.EXACT, paper="5"),
     _op("rows_to_host", "counts~@i64:L -> rows~@host:", lane=Lane.HOST, tolerance=Tolerance.EXACT, paper="5"),
     # ---- gradient synchronisation and the optimizer --------------------------------------------------------
-    _op("reduce_scatter_grad", "grad~@acc:Z -> shard~@acc:z", wire="scatter", paper="1.4",
-        lane=Lane.COMM, tolerance=Tolerance.REDUCTION),
+    _comm("reduce_scatter_grad", "grad~@acc:Z -> shard~@acc:z", wire="scatter", paper="1.4", tolerance=Tolerance.REDUCTION),
     _op("square_sum", "shard~@acc:z, norm2~@acc:1 -> total~@acc:1", flops=lambda n: 2 * n.z, tolerance=Tolerance.REDUCTION),
-    _op("sum_statistics", "stats~@acc:I, norm2~@acc:1 -> total~@acc:I", wire="reduce", lane=Lane.COMM, tolerance=Tolerance.REDUCTION),
-    _op("decide", "stats~@acc:I -> verdict~@acc:2", tolerance=Tolerance.EXACT, paper="design 2.4"),
+    _comm("sum_statistics", "stats~@acc:I, norm2~@acc:1 -> total~@acc:I", wire="reduce", tolerance=Tolerance.REDUCTION),
+    _op("decide", "stats~@acc:I -> verdict~@acc:2"),
     _op(
         "adamw",
         "shard~@acc:z, verdict~@acc:2, rates~@host:, master~@acc:z, mean~@acc:z, square~@acc:z, decay~@host: -> updated~@acc:z",
         flops=lambda n: 12 * n.z,
     ),
-    _op("gather_params", "updated~@acc:z, bucket~:Z -> gathered~:Z", wire="gather", paper="1.4", **_COMM),
+    _comm("gather_params", "updated~@acc:z, bucket~:Z -> gathered~:Z", wire="gather", paper="1.4"),
 )
+# fmt: on
 
 OPS: Mapping[str, Op] = MappingProxyType({op.name: op for op in _TABLE})
 
@@ -283,7 +328,7 @@ def lookup(name: str) -> Op:
 
 def body_names() -> tuple[str, ...]:
     """Every body that an orchestra must supply: forwards, `.dgrad` and `.wgrad`, `.fused` for losses with one pass."""
-    names = []
+    names: list[str] = []
     for op in _TABLE:
         names.append(op.name)
         if op.dgrad is not None:

@@ -1,7 +1,8 @@
 """A program: named values and the tasks that make them, in one straight line.
 
-Every value is made once. What looks like mutation (a gradient added into `main_grad`, a loss into its sum) is a
-chain of values `acc -> acc'`, so that data flow alone says which orders are legal. Deliberately no control flow.
+Every value is made once. What looks like mutation (a gradient added into `main_grad`, a loss into
+its sum) is a chain of values `acc -> acc'`, so that data flow alone says which orders are legal.
+Deliberately no control flow.
 """
 
 from collections.abc import Iterable, Mapping
@@ -90,10 +91,16 @@ def verify(program: Program) -> Program:
         ProgramError: naming the task and the value.
     """
     made = set(program.inputs)
+    names: set[str] = set()
     for task in program.tasks:
+        if task.name in names:
+            raise ProgramError(f"{program.name}: two tasks are called {task.name}")
+        names.add(task.name)
         missing = [name for name in task.inputs if name not in made]
         if missing:
-            raise ProgramError(f"{program.name}: task {task.name} reads {missing} before it is made")
+            raise ProgramError(
+                f"{program.name}: task {task.name} reads {missing} before it is made"
+            )
         again = [name for name in task.outputs if name in made]
         if again:
             raise ProgramError(f"{program.name}: task {task.name} makes {again} a second time")
@@ -109,7 +116,9 @@ def _require(program: Program, made: set[str], names: Iterable[str]) -> None:
 
 
 def join(name: str, first: Program, second: Program) -> Program:
-    """One program of two, the second reading what the first makes; what only the second needs becomes an input."""
+    """One program of two, the second reading what the first makes; what only the second needs
+    becomes an input.
+    """
     made = {v for task in first.tasks for v in task.outputs} | set(first.inputs)
     return verify(
         Program(

@@ -1,7 +1,7 @@
 """The recorder: the interpretation of a layer that gives its program.
 
-A layer is a Python function over an operator algebra; an algebra has one method, `call`. This one writes down a task
-and hands back names. (`runtime.eager` has the other: it computes at once.)
+A layer is a Python function over an operator algebra; an algebra has one method, `call`. This one
+writes down a task and hands back names. (`runtime.eager` has the other: it computes at once.)
 """
 
 from collections.abc import Mapping

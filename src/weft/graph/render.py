@@ -46,12 +46,12 @@ def render_program(program: Program) -> str:
           out  z
     """
     count = len(program.tasks)
-    kept = _names("kept", program.kept)
+    kept = [name for name in program.kept if name not in program.outputs]
     blocks = (
         [f"{program.name}: {count} task{'s' * (count != 1)}"],
         _inputs(program),
         _tasks(program),
-        _names("out", [name for name in program.outputs if name not in program.kept]) + kept,
+        _names("out", program.outputs) + _names("kept", kept),
     )
     return "\n\n".join("\n".join(block) for block in blocks)
 

@@ -1,1 +1,1 @@
-"""What is computed: the layer, the language model around it, its parameters, families and counts."""
+"""What is computed: the layer, the model around it, its parameters, families and counts."""

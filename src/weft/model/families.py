@@ -1,4 +1,4 @@
-"""Families by declaration: which layer function each depth uses, and whether queries and keys are normed."""
+"""Families by declaration: which layer function each depth uses, and whether heads are normed."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,8 @@
 """The layer, written once: one line an operator, the paper's names, the communication visible.
 
-`o` is an interpretation: it may record the call, compute it at once, or lower it to the collectives of a layout. Nothing
-here knows a device, a rank, a stream, a dtype or a setting. Names follow the paper's Figure 8 (`docs/notation.md`).
+`o` is an interpretation: it may record the call, compute it at once, or lower it to the collectives
+of a layout. Nothing here knows a device, a rank, a stream, a dtype or a setting. Names follow the
+paper's Figure 8 (`docs/notation.md`).
 """
 
 from typing import Any
@@ -40,7 +41,7 @@ def shared_moe_layer(o: Any, x: Values, w: Values) -> Values:
     u = o.expert_up(e, w.up)
     s = o.swiglu(u, e)
     d = o.expert_down(s, w.down, e)
-    f = o.dense_down(o.dense_swiglu(o.dense_up(h, w.shared_up)), w.shared_down)
+    f = o.shared_down(o.shared_swiglu(o.shared_up(h, w.shared_up)), w.shared_down)
     z = o.combine(d, e)
     return o.add(o.add(y, f), z)
 

@@ -1,4 +1,4 @@
-"""The language model around the layers: embedding at the start, final norm, head and loss at the end."""
+"""The language model around the layers: embedding before them, norm, head and loss behind."""
 
 from typing import Any
 

@@ -1,12 +1,15 @@
-"""Parameters: physical tensors that kernels use, and the logical names under which files know their parts.
+"""Parameters: physical tensors for kernels, and the logical names by which files know their parts.
 
 Each logical parameter is one contiguous flat range of one physical tensor:
 
-    qkv [(H + 2G) C, D] = q | k | v        up [L, 2F, D] = for each expert: gate | up        down [L, D, F]
+    qkv   [(H + 2G) C, D]    q | k | v
+    up    [L, 2F, D]         for each expert: gate | up
+    down  [L, D, F]          for each expert: down
 
 so a checkpoint is a set of flat ranges of logical names, whatever the layout that wrote it.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import prod
@@ -15,7 +18,9 @@ from weft.model.families import Kind, Shape
 
 
 class Residence(StrEnum):
-    """Over which ranks a parameter's replicas lie: all of dp x sp, or those that hold the same experts."""
+    """Over which ranks a parameter's replicas lie: all of dp x sp, or those that hold the same
+    experts.
+    """
 
     DENSE = "dense"
     EXPERT = "edp"
@@ -93,7 +98,11 @@ def _attention(shape: Shape, index: int) -> tuple[Parameter, ...]:
     )
     norms = [
         _whole(f"{at}.{n}", at, (size,), decays=False, init=Init.ONES)
-        for n, size in (("norm1", d), ("norm2", d), *((("q_norm", c), ("k_norm", c)) if shape.qk_norm else ()))
+        for n, size in (
+            ("norm1", d),
+            ("norm2", d),
+            *((("q_norm", c), ("k_norm", c)) if shape.qk_norm else ()),
+        )
     ]
     out = _whole(f"{at}.out", at, (d, shape.attention_columns), init=Init.SCALED)
     return (norms[0], qkv, *norms[2:], out, norms[1])
@@ -102,16 +111,24 @@ def _attention(shape: Shape, index: int) -> tuple[Parameter, ...]:
 def _routed(shape: Shape, index: int, experts: range) -> tuple[Parameter, ...]:
     at = f"layers.{index}"
     d, f, local = shape.hidden, shape.ffn_hidden, len(experts)
-    up = (
-        (f"{at}.experts.{e}.{half}", (f, d)) for e in experts for half in ("gate", "up")
-    )
+    up = ((f"{at}.experts.{e}.{half}", (f, d)) for e in experts for half in ("gate", "up"))
     down = ((f"{at}.experts.{e}.down", (d, f)) for e in experts)
-    routed = {"segment": at, "residence": Residence.EXPERT}
     return (
         _whole(f"{at}.router", at, (shape.experts, d)),
-        Parameter(name=f"{at}.up", shape=(local, 2 * f, d), parts=_stack(up), **routed),
         Parameter(
-            name=f"{at}.down", shape=(local, d, f), parts=_stack(down), init=Init.SCALED, **routed
+            name=f"{at}.up",
+            segment=at,
+            shape=(local, 2 * f, d),
+            parts=_stack(up),
+            residence=Residence.EXPERT,
+        ),
+        Parameter(
+            name=f"{at}.down",
+            segment=at,
+            shape=(local, d, f),
+            parts=_stack(down),
+            residence=Residence.EXPERT,
+            init=Init.SCALED,
         ),
     )
 
@@ -135,11 +152,19 @@ def _pair(shape: Shape, index: int, name: str, width: int) -> tuple[Parameter, .
     return (up, down)
 
 
-def _whole(name: str, segment: str, shape: tuple[int, ...], **fields) -> Parameter:
-    return Parameter(name=name, segment=segment, shape=shape, parts=_stack(((name, shape),)), **fields)
+def _whole(
+    name: str,
+    segment: str,
+    shape: tuple[int, ...],
+    *,
+    decays: bool = True,
+    init: Init = Init.NORMAL,
+) -> Parameter:
+    parts = _stack(((name, shape),))
+    return Parameter(name=name, segment=segment, shape=shape, parts=parts, decays=decays, init=init)
 
 
-def _stack(parts) -> tuple[Logical, ...]:
+def _stack(parts: Iterable[tuple[str, tuple[int, ...]]]) -> tuple[Logical, ...]:
     """Logical parts laid end to end."""
     laid: list[Logical] = []
     for name, shape in parts:

@@ -55,7 +55,9 @@ def segments(ends: Iterable[int], device: torch.device | str) -> Segments:
     edges = (0, *ends)
     lengths = [end - start for start, end in pairwise(edges)]
     assert min(lengths, default=0) > 0, f"document ends {edges[1:]} must ascend from 1"
-    cumulative = torch.tensor(edges, dtype=torch.int32, device=device)
+    cumulative = torch.tensor(edges, dtype=torch.int32)
+    if torch.device(device).type == "cuda":  # from pinned memory the copy does not hold up the host
+        cumulative = cumulative.pin_memory().to(device, non_blocking=True)
     return Segments(ends=edges[1:], longest=max(lengths), cumulative=cumulative)
 
 

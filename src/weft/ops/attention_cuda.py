@@ -7,29 +7,19 @@ give the gradients of `attention`.
 The log-sum-exp that a body returns is for its own gradient body: cuDNN keeps it in a layout of its
 choice.
 
-NOTE: the backward of both adds partial sums in no fixed order unless
-`torch.use_deterministic_algorithms(True)` is set, which the flash kernel obeys at some cost and
-cuDNN does not.
+NOTE: the backward of both adds partial sums in no fixed order. The flash kernel has another mode
+that does, at some cost, and reads it from `torch.use_deterministic_algorithms(True)`;
+`attention_flash_dgrad_repeatable` sets it for its own launch only. cuDNN has none that torch can
+ask for.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from weft.ops.attention import Segments, batched, flat, runs
-
-
-def attention_cuda(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
-    """Returns what `attention` returns, by cuDNN where all documents have one length."""
-    body = attention_cudnn if len(runs(segments)) == 1 else attention_flash
-    return body(q, k, v, segments)
-
-
-def attention_cuda_dgrad(
-    da: Tensor, q: Tensor, k: Tensor, v: Tensor, a: Tensor, lse: Tensor, segments: Segments
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the gradients by the kernel that `attention_cuda` took for these documents."""
-    body = attention_cudnn_dgrad if len(runs(segments)) == 1 else attention_flash_dgrad
-    return body(da, q, k, v, a, lse, segments)
 
 
 def attention_flash(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
@@ -50,6 +40,14 @@ def attention_flash_dgrad(
         da, q, k, v, a, lse, segments.cumulative, segments.cumulative,
         segments.longest, segments.longest, 0.0, True, no_dropout, no_dropout,
     )  # fmt: skip
+
+
+def attention_flash_dgrad_repeatable(
+    da: Tensor, q: Tensor, k: Tensor, v: Tensor, a: Tensor, lse: Tensor, segments: Segments
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the gradients, the same bits every time."""
+    with _deterministic():
+        return attention_flash_dgrad(da, q, k, v, a, lse, segments)
 
 
 def attention_cudnn(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
@@ -73,3 +71,13 @@ def attention_cudnn_dgrad(
         run.length, run.length, 0.0, True,
     )  # fmt: skip
     return flat(dq), flat(dk), flat(dv)
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)  # noqa: FBT003
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

@@ -137,9 +137,9 @@ def cuda_bodies() -> Bodies:
     if "dtype_out" in torch.ops.aten.addmm.overloads():
         faster["qkv_project.wgrad"] = linear.project_wgrad_narrow
         faster["project.wgrad"] = linear.project_wgrad_narrow
-    if _has("_flash_attention_forward") and _has("_scaled_dot_product_cudnn_attention"):
-        faster["attention"] = attention_cuda.attention_cuda
-        faster["attention.dgrad"] = attention_cuda.attention_cuda_dgrad
+    if _has("_flash_attention_forward"):
+        faster["attention"] = attention_cuda.attention_flash
+        faster["attention.dgrad"] = attention_cuda.attention_flash_dgrad_repeatable
     if _has("_fused_adamw_"):
         faster["adamw"] = optimizer.adamw_fused
     return MappingProxyType(faster)

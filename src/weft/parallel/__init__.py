@@ -1,1 +1,1 @@
-"""Where each piece lives: the layout, and how attention, experts and optimizer state are spread over it."""
+"""Where each piece lives: the layout, and how attention, experts and state are spread over it."""

@@ -1,11 +1,14 @@
-"""Expert parallelism: rows to the ranks that hold their experts and back, by either of the paper's two ways.
+"""Expert parallelism: rows to the ranks that hold their experts and back, in the paper's two ways.
 
     all-to-all    permute -> all-to-all -> reorder -> experts -> reorder -> all-to-all -> gather-sum
-    all-gather    all-gather -> permute (scatter and drop) -> experts -> gather-sum (fill) -> reduce-scatter
+    all-gather    all-gather -> permute -> experts -> gather-sum -> reduce-scatter
+                               (scatter and drop)     (fill and gather)
 
-Rows are sorted by (expert, source rank). The gate weights travel with the rows, because they multiply before FC2.
+Rows are sorted by (expert, source rank). The gate weights travel with the rows, because they
+multiply before FC2.
 
-Paper: 1.3; volume of all-to-all 2 k / n b s h (n - 1) / n, of all-gather + reduce-scatter 2 b s h (n - 1) / n elements.
+Paper: 1.3; elements a rank of all-to-all 2 k / n b s h (n - 1) / n, of all-gather and
+reduce-scatter 2 b s h (n - 1) / n.
 """
 
 from dataclasses import dataclass
@@ -48,7 +51,12 @@ class Gathered:
     slot_row: Any
 
 
-def dispatch_local(o: Any, h: Any, weights: Any, experts: Any, *, num_experts: int, top_k: int) -> Local:
+Dispatched = Local | Exchanged | Gathered
+
+
+def dispatch_local(
+    o: Any, h: Any, weights: Any, experts: Any, *, num_experts: int, top_k: int
+) -> Local:
     """Rows sorted by expert on one rank that holds them all."""
     order, slot_row, _, ends = o.call("plan_rows", experts, experts=num_experts)
     here = {"R": "O"}
@@ -66,7 +74,9 @@ def combine_local(o: Any, d: Any, e: Local, *, top_k: int) -> Any:
 def dispatch_all_to_all(
     o: Any, h: Any, weights: Any, experts: Any, *, num_experts: int, top_k: int
 ) -> Exchanged:
-    """Rows sorted by (expert, source rank) on the rank that holds the expert; one named host synchronisation."""
+    """Rows sorted by (expert, source rank) on the rank that holds the expert; one named host
+    synchronisation.
+    """
     order, slot_row, counts, _ = o.call("plan_rows", experts, experts=num_experts)
     (received,) = o.call("all_to_all_counts", counts, axis="ep", label="counts")
     leaving = {"R": "O"}

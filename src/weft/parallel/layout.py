@@ -1,6 +1,8 @@
-"""The layout: how many ranks each axis has, where a rank stands on each, and how attention is cut.
+"""The layout: how many ranks each axis has, where a rank stands on each, how attention is cut.
 
-    world = dp x sp, sp fastest        ep: consecutive blocks of dp x sp        edp: ranks that hold the same experts
+world   dp x sp, sp fastest
+ep      consecutive blocks of the world
+edp     ranks that hold the same experts
 """
 
 from dataclasses import dataclass
@@ -36,7 +38,11 @@ class Layout:
     def degree(self, axis: str) -> int:
         """How many ranks a group of that axis has."""
         return {
-            "sp": self.sp, "ep": self.ep, "dense": self.world, "edp": self.edp, "world": self.world
+            "sp": self.sp,
+            "ep": self.ep,
+            "dense": self.world,
+            "edp": self.edp,
+            "world": self.world,
         }[axis]
 
     def ep_rank(self, rank: int) -> int:
@@ -54,7 +60,9 @@ class Layout:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeadSplit:
-    """Attention heads on one rank of the sequence-parallel group: queries, keys/values, and how often a KV head repeats."""
+    """Attention heads on one rank of the sequence-parallel group: queries, keys/values, and how
+    often a KV head repeats.
+    """
 
     heads: int
     kv_heads: int
@@ -65,7 +73,8 @@ def split_heads(heads: int, kv_heads: int, sp: int) -> HeadSplit:
     """How Ulysses cuts the heads; KV heads are replicated where sp exceeds them.
 
     Raises:
-        LayoutError: sp does not divide the query heads, or neither of sp and kv_heads divides the other.
+        LayoutError: sp does not divide the query heads, or neither of sp and kv_heads divides the
+        other.
 
     Example:
         >>> split_heads(32, 4, 8)
@@ -73,12 +82,13 @@ def split_heads(heads: int, kv_heads: int, sp: int) -> HeadSplit:
     """
     if heads % sp:
         raise LayoutError(
-            f"parallel.sp = {sp} does not divide the {heads} query heads; try sp = {_below(heads, sp)}"
+            f"parallel.sp = {sp} does not divide the {heads} query heads; "
+            f"try sp = {_below(heads, sp)}"
         )
     if kv_heads % sp and sp % kv_heads:
         raise LayoutError(
-            f"parallel.sp = {sp} neither divides the {kv_heads} key/value heads nor is divided by them; "
-            f"try sp = {_below(kv_heads, sp)}"
+            f"parallel.sp = {sp} neither divides the {kv_heads} key/value heads nor is divided by "
+            f"them; try sp = {_below(kv_heads, sp)}"
         )
     return HeadSplit(
         heads=heads // sp, kv_heads=max(kv_heads // sp, 1), replicas=max(sp // kv_heads, 1)

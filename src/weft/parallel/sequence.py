@@ -1,10 +1,10 @@
-"""Ulysses sequence parallelism: tokens cut over ranks everywhere but in attention, heads cut over ranks there.
+"""Ulysses sequence parallelism: tokens are cut over ranks, but inside attention heads are.
 
-    q, k, v [T, heads, C] --pack--> [sp, T, P] --all-to-all--> [N, P] --split--> q, k, v [N, heads / sp, C]
-    a [N, heads / sp, C] --all-to-all--> [sp, T, heads / sp, C] --join--> [T, A]
+    q, k, v [T, heads, C]  pack  [sp, T, P]  all-to-all  [N, P]  split  q, k, v [N, heads / sp, C]
+    a [N, heads / sp, C]   all-to-all  [sp, T, heads / sp, C]    join   a [T, A]
 
-Micro-batches are one flat stream of N = B S tokens and rank r holds tokens [r T, (r + 1) T), so the blocks that arrive
-from the ranks, laid end to end, are already the stream: receiving needs no copy.
+Micro-batches are one flat stream of N = B S tokens and rank r holds tokens [r T, (r + 1) T), so the
+blocks that arrive from the ranks, laid end to end, are already the stream: receiving needs no copy.
 
 Paper: 1.2; forward volume a rank b s h (n - 1) / n (2 + 2 / m) / n elements.
 """

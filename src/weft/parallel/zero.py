@@ -1,8 +1,9 @@
-"""Flat buckets: how parameters, gradients and optimizer state lie in memory and are cut over their replicas (ZeRO).
+"""Flat buckets: how parameters, gradients and optimizer state lie in memory and are cut (ZeRO).
 
-A bucket is the dense or the expert parameters of one segment, laid end to end, what decays first. Every parameter
-starts at a multiple of 16 bytes; the whole is padded so that each replica owns an equal shard. Gradients are summed by
-a reduce-scatter over the replicas, the owner updates its shard, an all-gather brings the parameters back.
+A bucket is the dense or the expert parameters of one segment, laid end to end, what decays first.
+Every parameter starts at a multiple of 16 bytes; the whole is padded so that each replica owns an
+equal shard. Gradients are summed by a reduce-scatter over the replicas, the owner updates its
+shard, an all-gather brings the parameters back.
 
 Paper: 1.4 (dense over dp x sp, experts over their replicas).
 """
@@ -83,7 +84,9 @@ class Piece:
 
 
 def buckets(parameters: Sequence[Tensor], degree: dict[str, int]) -> tuple[Bucket, ...]:
-    """The buckets of one rank's parameters, in order of use; `degree` gives the replicas of each residence."""
+    """The buckets of one rank's parameters, in order of use; `degree` gives the replicas of each
+    residence.
+    """
     groups: dict[tuple[str, str], list[Tensor]] = {}
     for parameter in parameters:
         groups.setdefault((parameter.segment, str(parameter.residence)), []).append(parameter)

@@ -1,7 +1,7 @@
 """Which body runs each operator on this machine: decided once, frozen, printable.
 
-The reference is always there; a faster body replaces it where the device and the dtype allow. Every choice carries its
-reason and whether it gives the same bits twice. `weft doctor` prints the table.
+The reference is always there; a faster body replaces it where the device and the dtype allow. Every
+choice carries its reason and whether it gives the same bits twice. `weft doctor` prints the table.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
+from torch.utils import deterministic
 
 from weft.errors import ConfigError
 from weft.ops.registry import cpu_bodies, cuda_bodies, reference_bodies
@@ -35,8 +36,8 @@ _REASONS: Mapping[str, str] = MappingProxyType(
     {
         "attention_cpu": "SDPA's own CPU kernel; skips the masked half",
         "attention_cpu_dgrad": "SDPA's own CPU kernel",
-        "attention_cuda": "flash attention: documents of any length in one launch",
-        "attention_cuda_dgrad": "flash attention in its deterministic mode",
+        "attention_flash": "documents of any length in one launch",
+        "attention_flash_dgrad_repeatable": "flash attention in its deterministic mode",
         "embed_wgrad_cpu": "index_add_ walks its rows in order on a CPU",
         "expert_up_grouped": "F.grouped_mm: one launch, group ends stay on the device",
         "expert_up_dgrad_grouped": "F.grouped_mm: one launch, group ends stay on the device",
@@ -72,15 +73,16 @@ def pick_device(wanted: str, local_rank: int) -> torch.device:
     """The device of a rank.
 
     Raises:
-        ConfigError: CUDA is asked for and there is none, or fewer devices than ranks on this machine.
+        ConfigError: CUDA is asked for and there is none, or fewer devices than ranks on this
+        machine.
     """
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     found = torch.cuda.device_count()
     if local_rank >= found:
         raise ConfigError(
-            f"train.device = {wanted!r}: rank {local_rank} of this machine finds {found} CUDA devices; "
-            "start fewer ranks a machine or try train.device = 'cpu'"
+            f"train.device = {wanted!r}: rank {local_rank} of this machine finds {found} CUDA "
+            "devices; start fewer ranks a machine or try train.device = 'cpu'"
         )
     return torch.device("cuda", local_rank)
 
@@ -91,9 +93,9 @@ def prepare(device: torch.device, threads: int | None) -> None:
         torch.set_num_threads(threads)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        # flash attention's backward reads this mode; `warn_only`, since reference bodies check themselves
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # costs a pass over every buffer
+        # a body may ask for deterministic kernels; new buffers need no filling for that
+        # (a setter of the module's class, which the type checker cannot see)
+        setattr(deterministic, "fill_uninitialized_memory", False)  # noqa: B010
 
 
 PEAK_FLOPS: Mapping[str, float] = MappingProxyType(

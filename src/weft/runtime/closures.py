@@ -1,7 +1,7 @@
-"""A task as a closure over slot numbers: what is left of the interpretation once a schedule is bound.
+"""A task as a closure over slot numbers: what is left of interpretation in a bound schedule.
 
-A frame is a list with one slot a value. A closure reads its inputs from it, calls the body, stores the outputs; which
-body, which slots and which attributes were decided at bind time.
+A frame is a list with one slot a value. A closure reads its inputs from it, calls the body, stores
+the outputs; which body, which slots and which attributes were decided at bind time.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,46 +14,52 @@ Body = Callable[..., Any]
 
 
 def run(body: Body, inputs: Sequence[int], outputs: Sequence[int]) -> Closure:
-    """Calls the body and stores what it returns; specialised by arity, because this is the inner loop."""
-    match (*inputs,), (*outputs,):
-        case (a,), (z,):
+    """Calls the body and stores what it returns; one closure an arity: this is the inner loop."""
+    match outputs:
+        case [z]:
+            return _run_to_one(body, inputs, z)
+        case [y, z]:
+            return _run_to_two(body, inputs, y, z)
+        case _:
+            return _run_to_many(body, inputs, outputs)
+
+
+def _run_to_one(body: Body, inputs: Sequence[int], z: int) -> Closure:
+    match inputs:
+        case [a]:
 
             def task(frame: Frame) -> None:
                 frame[z] = body(frame[a])
 
-        case (a, b), (z,):
+        case [a, b]:
 
             def task(frame: Frame) -> None:
                 frame[z] = body(frame[a], frame[b])
 
-        case (a, b, c), (z,):
+        case [a, b, c]:
 
             def task(frame: Frame) -> None:
                 frame[z] = body(frame[a], frame[b], frame[c])
 
-        case _, (z,):
+        case _:
             read = itemgetter(*inputs)
 
             def task(frame: Frame) -> None:
                 frame[z] = body(*read(frame))
 
-        case (a,), (y, z):
-
-            def task(frame: Frame) -> None:
-                frame[y], frame[z] = body(frame[a])
-
-        case _, (y, z):
-            read = itemgetter(*inputs)
-
-            def task(frame: Frame) -> None:
-                frame[y], frame[z] = body(*read(frame))
-
-        case _:
-            task = _many(body, inputs, outputs)
     return task
 
 
-def _many(body: Body, inputs: Sequence[int], outputs: Sequence[int]) -> Closure:
+def _run_to_two(body: Body, inputs: Sequence[int], y: int, z: int) -> Closure:
+    sources = tuple(inputs)
+
+    def task(frame: Frame) -> None:
+        frame[y], frame[z] = body(*[frame[i] for i in sources])
+
+    return task
+
+
+def _run_to_many(body: Body, inputs: Sequence[int], outputs: Sequence[int]) -> Closure:
     sources, targets = tuple(inputs), tuple(outputs)
 
     def task(frame: Frame) -> None:

@@ -1,7 +1,8 @@
 """The oracle: the layer computed at once, under torch autograd, on one rank.
 
-It shares the layer text and the forward bodies with everything else and nothing more: no recorder, no derived
-backward, no order, no executor. What the explicit path must equal is what autograd makes of it.
+It shares the layer text and the forward bodies with everything else and nothing more: no recorder,
+no derived backward, no order, no executor. What the explicit path must equal is what autograd makes
+of it.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,7 +31,11 @@ class Immediate:
         self.bodies = bodies
 
     def call(
-        self, op: str, *inputs: Any, renames: Mapping[str, str] = MappingProxyType({}), **attributes
+        self,
+        op: str,
+        *inputs: Any,
+        renames: Mapping[str, str] = MappingProxyType({}),  # noqa: ARG002 - names of dims only
+        **attributes: Any,
     ) -> tuple[Any, ...]:
         """The outputs of one operator, computed now."""
         made = self.bodies[op](*inputs, **attributes)
@@ -39,7 +44,9 @@ class Immediate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Oracle:
-    """One model on one rank: its plan, the forward bodies, and its physical parameters (and biases) by name."""
+    """One model on one rank: its plan, the forward bodies, and its physical parameters (and biases)
+    by name.
+    """
 
     plan: Plan
     bodies: Bodies

@@ -1,7 +1,8 @@
-"""The executor: a step bound once into flat lists of closures, then run with no interpretation left.
+"""The executor: a step bound once into flat lists of closures, then run as they stand.
 
-A template is bound once; an instance adds a frame with its static tensors already in place. `advance` is the same run
-as a generator that yields where a collective is not complete, so that one loop can take turns over many ranks.
+A template is bound once; an instance adds a frame with its static tensors already in place.
+`advance` is the same run as a generator that yields where a collective is not complete, so that one
+loop can take turns over many ranks.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,9 @@ Environment = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BoundTemplate:
-    """A template's closures, the slot of each value, and the slots that a wait looks at, by closure."""
+    """A template's closures, the slot of each value, and the slots that a wait looks at, by
+    closure.
+    """
 
     closures: tuple[Closure, ...]
     slots: Mapping[str, int]
@@ -39,7 +42,9 @@ class BoundInstance:
     drops: tuple[str, ...]
 
     def enter(self, environment: Environment) -> Frame:
-        """A frame with everything the template reads; keys that nobody reads later leave the environment."""
+        """A frame with everything the template reads; keys that nobody reads later leave the
+        environment.
+        """
         frame = self.prototype.copy()
         for slot, key in self.reads:
             frame[slot] = environment[key]
@@ -51,6 +56,15 @@ class BoundInstance:
         """Publishes what later instances read."""
         for slot, key in self.writes:
             environment[key] = frame[slot]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Blocked:
+    """Where a run stands: the collective it waits for, in which instance, at which closure."""
+
+    task: str
+    instance: int
+    closure: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,16 +82,16 @@ class BoundStep:
             instance.leave(frame, environment)
         return environment
 
-    def advance(self, environment: Environment) -> Iterator[str]:
-        """Runs the same, yielding the name of a collective while it cannot complete."""
-        for instance in self.instances:
+    def advance(self, environment: Environment) -> Iterator[Blocked]:
+        """Runs the same, yielding where it stands while a collective cannot complete."""
+        for number, instance in enumerate(self.instances):
             frame = instance.enter(environment)
             waits = instance.template.waits
             for position, task in enumerate(instance.template.closures):
                 if position in waits:
                     slot, name = waits[position]
                     while not frame[slot].ready():
-                        yield name
+                        yield Blocked(task=name, instance=number, closure=position)
                 task(frame)
             instance.leave(frame, environment)
 
@@ -92,9 +106,7 @@ def bind(
     )
 
 
-def bind_template(
-    ordered: Ordered, *, bodies: Mapping[str, Body], lanes: Lanes
-) -> BoundTemplate:
+def bind_template(ordered: Ordered, *, bodies: Mapping[str, Body], lanes: Lanes) -> BoundTemplate:
     """One template's actions as closures over slots."""
     slots = {name: i for i, name in enumerate(ordered.program.values)}
     flat: list[Closure] = []
@@ -147,23 +159,26 @@ def run_together(
     environments: Sequence[Environment],
     pending: Callable[[], Sequence[object]],
 ) -> None:
-    """One loop over all ranks of a stacked world: whoever can go, goes. `pending` lists incomplete collectives.
+    """One loop over all ranks of a stacked world: whoever can go, goes. `pending` lists incomplete
+    collectives.
 
     Raises:
-        DeadlockError: nobody can advance; names each rank, the collective it waits for, and what is pending.
+        DeadlockError: nobody can advance; names each rank, the collective it waits for, and what is
+        pending.
     """
     runs = {rank: s.advance(e) for rank, (s, e) in enumerate(zip(steps, environments, strict=True))}
-    waiting: dict[int, str] = {}
-    before: Sequence[object] | None = None
+    waiting: dict[int, Blocked] = {}
+    before: object = None
     while runs:
         for rank, run in list(runs.items()):
-            name = next(run, None)
-            if name is None:
+            blocked = next(run, None)
+            if blocked is None:
                 del runs[rank]
             else:
-                waiting[rank] = name
-        after = tuple(str(p) for p in pending())
-        if runs and after == before:  # a whole round that posted nothing
-            stuck = ", ".join(f"rank {r} waits for {waiting[r]}" for r in runs)
-            raise DeadlockError(f"nobody can advance: {stuck}; pending: {'; '.join(after)}")
-        before = after
+                waiting[rank] = blocked
+        stand = tuple((rank, waiting[rank]) for rank in runs)
+        if runs and stand == before:  # a whole round in which nobody moved
+            stuck = ", ".join(f"rank {rank} waits for {blocked.task}" for rank, blocked in stand)
+            posted = "; ".join(str(p) for p in pending())
+            raise DeadlockError(f"nobody can advance: {stuck}; pending: {posted}")
+        before = stand

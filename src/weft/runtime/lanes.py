@@ -1,10 +1,12 @@
 """Lanes: how a posted collective leaves the compute lane and how the compute lane waits for it.
 
-On the host the transport is asynchronous itself: posting returns a handle. On CUDA each axis has a stream; posting
-makes it wait for what compute has issued so far, and waiting makes the compute stream wait for an event.
+On the host the transport is asynchronous itself: posting returns a handle. On CUDA each axis has a
+stream; posting makes it wait for what compute has issued so far, and waiting makes the compute
+stream wait for an event.
 
-Memory needs no `record_stream`: what a collective reads is freed after its wait (`schedule.action.with_frees`), and
-what it writes comes from its own stream's pool, whose every later use waits for the compute stream first.
+Memory needs no `record_stream`: what a collective reads is freed after its wait
+(`schedule.action.with_frees`), and what it writes comes from its own stream's pool, whose every
+later use waits for the compute stream first.
 """
 
 from collections.abc import Callable
@@ -28,7 +30,7 @@ class Lanes(Protocol):
 class HostLanes:
     """The transport's own asynchrony."""
 
-    def posting(self, body: Body, axis: str) -> Body:
+    def posting(self, body: Body, axis: str) -> Body:  # noqa: ARG002 - every axis is alike here
         """The body itself."""
         return body
 
@@ -71,7 +73,9 @@ class CudaLanes:
 class Flight(Handle):
     """A collective on its way on another stream."""
 
-    def __init__(self, inner: Handle, arrived: torch.cuda.Event, compute: torch.cuda.Stream) -> None:
+    def __init__(
+        self, inner: Handle, arrived: torch.cuda.Event, compute: torch.cuda.Stream
+    ) -> None:
         self.inner = inner
         self.arrived = arrived
         self.compute = compute

@@ -10,21 +10,13 @@ from torch import Tensor
 from weft.comm.transport import Transport
 from weft.compose.plan import Plan
 from weft.compose.step import Step, evaluation_step, training_step
+from weft.ops.optimizer import Rates as Rates
 from weft.runtime.batch import Batch
 from weft.runtime.closures import Body
 from weft.runtime.executor import BoundStep, Environment, bind
 from weft.runtime.lanes import CudaLanes, HostLanes, Lanes
 from weft.runtime.state import State, allocate, with_own_statistics
 from weft.runtime.wire import collective_bodies
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Rates:
-    """The settings of one update, known on the host."""
-
-    lr: float
-    weight_decay: float
-    step: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +44,7 @@ class Stage:
         self.state.begin()
         environment: Environment = {
             "divisor": divisor,
-            "rates": (rates.lr, rates.weight_decay, rates.step),
+            "rates": rates,
             **(forced or {}),
         }
         for m, batch in enumerate(batches):

@@ -1,10 +1,11 @@
-"""The tensors that live as long as a run: flat parameters, gradients, optimizer shards, statistics, biases.
+"""The tensors that live as long as a run: parameters, gradients, optimizer shards, statistics.
 
-Each bucket is one flat buffer; a parameter and its gradient are 16-byte aligned views of it. The master weights are an
-FP32 shard; where the compute dtype is already the accumulation dtype, they are the bucket's own elements, not a copy.
+Each bucket is one flat buffer; a parameter and its gradient are 16-byte aligned views of it. The
+master weights are an FP32 shard; where the compute dtype is already the accumulation dtype, they
+are the bucket's own elements, not a copy.
 
-Initial values are drawn for each logical parameter by a generator keyed by (seed, name), so that they depend on no
-layout.
+Initial values are drawn for each logical parameter by a generator keyed by (seed, name), on the
+device: they depend on no layout, but on the kind of device.
 """
 
 import hashlib
@@ -49,7 +50,8 @@ class State:
 
     def begin(self) -> None:
         """Clears what a step accumulates."""
-        torch._foreach_zero_(list(self.zeroed))
+        for tensor in self.zeroed:
+            tensor.zero_()
 
     def shards(self) -> Iterator[tuple[str, Piece, Tensor]]:
         """Every piece of optimizer state this rank owns: kind, logical range, its elements."""
@@ -71,9 +73,10 @@ def allocate(step: Step, *, device: torch.device) -> State:
     plan = step.plan
     dtypes = precision(plan.precision)
     statics: dict[str, Any] = {}
-    zeroed: list[Tensor] = []
-    for bucket in step.buckets:
-        zeroed.append(_allocate_bucket(statics, bucket, plan.layout.ep, plan.rank, dtypes, device))
+    zeroed = [
+        _allocate_bucket(statics, bucket, plan.layout.ep, plan.rank, dtypes, device)
+        for bucket in step.buckets
+    ]
     stats = torch.zeros(statistics_size(plan.shape), dtype=dtypes.acc, device=device)
     zeroed.append(stats)
     statics.update(_statistics(stats, plan.shape.layers, plan.shape.experts))
@@ -120,7 +123,7 @@ def _statistics(stats: Tensor, layers: int, experts: int) -> dict[str, Tensor]:
 
 
 def with_own_statistics(state: State) -> State:
-    """The same parameters with a statistics vector of its own, so that evaluating disturbs nothing."""
+    """The same parameters with statistics of its own, so that evaluating disturbs nothing."""
     shape = state.step.plan.shape
     stats = torch.zeros_like(state.stats)
     statics = {**state.statics, **_statistics(stats, shape.layers, shape.experts)}

@@ -1,6 +1,7 @@
 """The bodies of collectives: the vocabulary's communication operators over one rank's transport.
 
-Each returns a handle; the executor posts and waits. This is also where named host synchronisations meet their sizes.
+Each returns a handle; the executor posts and waits. This is also where named host synchronisations
+meet their sizes.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,15 +34,14 @@ def collective_bodies(transport: Transport) -> Mapping[str, Callable[..., Handle
     def reduce(x: Tensor, *, axis: str, label: str) -> Handle:
         return transport.all_reduce(x, axis=axis, label=label)
 
-    def statistics(stats: Tensor, norm2: Tensor, *, axis: str, label: str) -> Handle:
-        return transport.all_reduce(stats, axis=axis, label=label)  # norm2 is a view of stats
+    def statistics(stats: Tensor, _norm2: Tensor, *, axis: str, label: str) -> Handle:
+        return transport.all_reduce(stats, axis=axis, label=label)  # the norm is a view of it
 
     def counts(x: Tensor, *, axis: str, label: str) -> Handle:
         return Reshaped(transport.all_to_all(x, axis=axis, label=label), transport.group_size(axis))
 
     def gather_params(updated: Tensor, bucket: Tensor, *, axis: str, label: str) -> Handle:
-        shard = updated.to(bucket.dtype)
-        return transport.all_gather_into(bucket, shard, axis=axis, label=label)
+        return transport.all_gather_into(bucket, updated, axis=axis, label=label)
 
     return {
         "all_to_all": even,

@@ -1,1 +1,1 @@
-"""When each operator runs: actions, orders of one program over lanes, their check and their text."""
+"""When each operator runs: actions, orders of a program over lanes, their check and text."""

@@ -52,7 +52,9 @@ def is_collective(task: Task) -> bool:
 
 
 def with_frees(program: Program, actions: Sequence[Action]) -> tuple[Action, ...]:
-    """The actions with each value freed after its last use; what a collective reads lives until its wait."""
+    """The actions with each value freed after its last use; what a collective reads lives until its
+    wait.
+    """
     permanent = {*program.outputs, *program.kept}
     permanent.update(v for v in program.inputs if v.startswith(("w.", "acc.", "s.")))
     last: dict[str, int] = {}

@@ -1,8 +1,8 @@
 """The checker: an order is legal, or the first broken rule is named.
 
-Rules: a task runs once, after everything it reads is there (a collective's outputs are there after its wait); each
-group issues its collectives in program order; a value is freed once, after its last reader, never while a collective
-in flight reads it, and outputs are not freed.
+Rules: a task runs once, after everything it reads is there (a collective's outputs are there after
+its wait); each group issues its collectives in program order; a value is freed once, after its last
+reader, never while a collective in flight reads it, and outputs are not freed.
 """
 
 from collections.abc import Iterator
@@ -39,6 +39,7 @@ def check(ordered: Ordered) -> Ordered:
 class _Checker:
     def __init__(self, program: Program) -> None:
         self.program = program
+        self.tasks = {task.name: task for task in program.tasks}
         self.there = set(program.inputs)
         self.started: set[str] = set()
         self.flying: dict[str, Task] = {}
@@ -56,11 +57,16 @@ class _Checker:
         return problem
 
     def post(self, task: Task) -> str | None:
+        if not is_collective(task):
+            return f"{task.name} is no collective: run it"
+        problem = self._start(task)
+        if problem:
+            return problem
         expected = self.queues[task.group].pop(0)
         if expected != task.name:
             return f"group {task.group} must issue {expected} before {task.name}"
         self.flying[task.name] = task
-        return self._start(task)
+        return None
 
     def wait(self, task: Task) -> str | None:
         if self.flying.pop(task.name, None) is None:
@@ -80,6 +86,8 @@ class _Checker:
         return None
 
     def _start(self, task: Task) -> str | None:
+        if self.tasks.get(task.name) != task:
+            return f"{task.name} is not a task of this program"
         if task.name in self.started:
             return f"{task.name} starts twice"
         self.started.add(task.name)

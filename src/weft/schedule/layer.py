@@ -1,12 +1,13 @@
 """Orders of one segment: serial, overlapped, and random legal ones for tests.
 
-    serial       program order; each collective is waited for at once
-    overlapped   collectives are posted as soon as their inputs exist and waited for as late as possible; what nobody
-                 on the way to the next collective needs (weight gradients, first of all) runs under them
+serial      program order; each collective is waited for at once
+overlapped  collectives are posted as soon as their inputs exist and waited for as late as
+            possible; what nobody on the way to the next collective needs (weight gradients,
+            first of all) runs under them
 """
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from weft.graph.program import Program, Task
 from weft.schedule.action import Action, Ordered, Post, Run, Wait, is_collective, with_frees
@@ -25,8 +26,9 @@ def serial(program: Program) -> Ordered:
 def overlapped(program: Program, price: Price) -> Ordered:
     """Communication beside compute: what hides a collective is chosen by its price.
 
-    While something is in flight, tasks that lead to a later collective run first; then, as long as the time in flight
-    is not yet covered, tasks that lead to none; only then does the compute lane wait.
+    While something is in flight, tasks that lead to a later collective run first; then, as long as
+    the time in flight is not yet covered, tasks that lead to none; only then does the compute lane
+    wait.
     """
     state = _State(program)
     urgent = _leads_to_collective(program)
@@ -37,7 +39,7 @@ def overlapped(program: Program, price: Price) -> Ordered:
             continue
         runnable = [t for t in state.ready() if not is_collective(t)]
         lead = next((t for t in runnable if t.name in urgent), None)
-        filler = next((t for t in runnable if t.name not in urgent), None)
+        filler = _best_fit([t for t in runnable if t.name not in urgent], price, state.uncovered())
         if lead is not None:
             state.run(lead, price(lead))
         elif filler is not None and (state.uncovered() > 0 or not state.flying):
@@ -46,6 +48,14 @@ def overlapped(program: Program, price: Price) -> Ordered:
             state.wait()
     state.drain()
     return Ordered(program=program, actions=with_frees(program, state.actions))
+
+
+def _best_fit(fillers: Sequence[Task], price: Price, time: float) -> Task | None:
+    """The cheapest task that covers a time, else the dearest; with nothing to cover the first."""
+    if time <= 0 or not fillers:
+        return next(iter(fillers), None)
+    enough = [task for task in fillers if price(task) >= time]
+    return min(enough, key=price) if enough else max(fillers, key=price)
 
 
 def shuffled(program: Program, seed: int) -> Ordered:

@@ -106,7 +106,7 @@ def _parse_line(line: str, tasks: dict[str, Task]) -> Iterator[Action]:
             )
         case _:
             raise ProgramError(
-                f"found {line.strip()!r}, expected a number, one of run, post, wait, free, and a name"
+                f"found {line.strip()!r}, expected a number, run, post, wait or free, and a name"
             )
 
 

@@ -1,7 +1,9 @@
 """The metrics of a run: `metrics.jsonl`, a header and then one object a step.
 
-The header names the fields that this machine does not measure, with the reason; their values are null. A resumed run
-cuts the lines of steps that it is about to do again, so that each step stands in the file once.
+The header names the fields that this machine does not measure, with the reason; their values are
+null. A resumed run cuts the lines of steps that it is about to do again, so that each step stands
+in the file once: it writes what stays beside the file and renames it, so that a crash loses no
+line.
 """
 
 import json
@@ -16,11 +18,11 @@ class Metrics:
     """The open file of one run, on one rank."""
 
     def __init__(self, path: Path, header: Mapping[str, Any], *, first_step: int) -> None:
-        kept = _lines_before(path, first_step)
-        self._file: IO[str] = path.open("w", encoding="utf-8")
-        for line in (json.dumps({"header": header}), *kept):
-            self._file.write(line + "\n")
-        self._file.flush()
+        lines = [json.dumps({"header": header}), *_lines_until(path, first_step)]
+        aside = path.with_name(path.name + ".partial")
+        aside.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        aside.replace(path)
+        self._file: IO[str] = path.open("a", encoding="utf-8")
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends one object."""
@@ -33,9 +35,11 @@ class Metrics:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The objects of a metrics file that belong to a step; a last line cut short by a crash is left out."""
+    """The objects of a metrics file that belong to a step; a last line cut short by a crash is left
+    out.
+    """
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
@@ -45,7 +49,8 @@ def read(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _lines_before(path: Path, first_step: int) -> list[str]:
-    if not path.exists() or first_step == 0:
+def _lines_until(path: Path, step: int) -> list[str]:
+    """The lines of the steps that are done; none of an earlier run when this one starts anew."""
+    if not path.exists() or step == 0:
         return []
-    return [json.dumps(r) for r in read(path) if r["step"] <= first_step]
+    return [json.dumps(record) for record in read(path) if record["step"] <= step]

@@ -97,8 +97,9 @@ def summary(record: Mapping[str, Any], total: int) -> str:
 
     Example:
         >>> summary({"step": 5, "loss": 2.5, "lr": 0.001, "grad_norm": 1.25, "tokens_per_s": 1234.5,
-        ...          "expert_load_max": 1.5, "expert_load_min": 0.5, "dead_experts": 0, "skipped": False}, 10)
-        'step  5/10  loss 2.5000  lr 1.0e-03  grad norm 1.250  1,234 tokens/s  expert load 0.50-1.50  dead 0'
+        ...          "expert_load_max": 1.5, "expert_load_min": 0.5, "dead_experts": 0, "skipped":
+        False}, 10) 'step  5/10  loss 2.5000  lr 1.0e-03  grad norm 1.250  1,234 tokens/s  expert
+        load 0.50-1.50  dead 0'
     """
     width = len(str(total))
     parts = [

@@ -7,8 +7,7 @@
 
 A layout runs on the stacked transport: all of its ranks in this process. Whatever a trace holds has
 its logical name, so traces of different layouts have the same keys. Float64 is where layouts are
-compared: there a token that rounding sends to another expert cannot be mistaken for a bug, nor a bug
-for it.
+compared: there a bug cannot be mistaken for a token that rounding sent to another expert.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -52,7 +51,7 @@ _NUM_LOSSES = 3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
-    """What every run of a comparison does; experts are forced on tokens where `routing` is given."""
+    """What every run of a comparison does; `routing`, where given, forces the choices of tokens."""
 
     batches: Batches
     steps: int
@@ -65,7 +64,7 @@ class Work:
 class Trace:
     """What a run did: sums of every step, gradients of the first, optimizer state after the last.
 
-    Gradients are sums over all ranks before clipping. State is gathered from the shards that own it.
+    Gradients are sums over all ranks before clipping; state is gathered from its shards.
     """
 
     sums: Mapping[str, Tensor]
@@ -139,6 +138,7 @@ def train(ranks: Stack, work: Work) -> Trace:
     """
     sums: dict[str, Tensor] = {}
     gradients: Mapping[str, Tensor] = {}
+    require_replicas(ranks.stages, "before the first step")
     for step in range(1, work.steps + 1):
         statistics = train_step(ranks, work, step)
         sums.update(_named_sums(statistics, ranks.stages[0].plan.shape, step))

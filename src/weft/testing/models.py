@@ -49,6 +49,13 @@ def deepseek_like() -> Model:
     return Model(shape=shape, arithmetic=replace(_ARITHMETIC, score="sigmoid", scaling=1.5))
 
 
+def large_mixtral() -> Model:
+    """Two layers as wide as those of Mixtral 8x7B, for schedules: to be priced, not run."""
+    return mixtral_like().with_shape(
+        vocab=32000, hidden=4096, heads=32, kv_heads=8, head_dim=128, ffn_hidden=14336
+    )  # the published config.json of mistralai/Mixtral-8x7B-v0.1
+
+
 _SHAPE = Shape(
     vocab=61,
     hidden=28,

@@ -1,6 +1,15 @@
-"""One rank as a process: `python -m weft.trainer.child RECIPE MEETING RANK WORLD CHECKPOINT`, started by `launch`."""
+"""One rank as a process of its own, started by `launch`.
 
+    python -m weft.trainer.child RECIPE MEETING RANK WORLD CHECKPOINT PARENT
+
+It ends when its parent does, however that ended.
+"""
+
+import os
 import sys
+import threading
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from weft.config.load import load
@@ -9,10 +18,13 @@ from weft.runtime.backends import pick_device
 from weft.trainer.rank import run_rank
 from weft.trainer.session import Place
 
+LOOK_SECONDS = 0.5  # how long a rank may outlive a parent that was killed
 
-def main(arguments: list[str]) -> int:
+
+def main(arguments: Sequence[str]) -> int:
     """Runs the rank; errors that weft raises on purpose are one line, others a traceback."""
-    recipe, meeting, rank, world, checkpoint = arguments
+    recipe, meeting, rank, world, checkpoint, parent = arguments
+    _end_with(int(parent))
     try:
         config = load(recipe)
         place = Place(
@@ -29,6 +41,17 @@ def main(arguments: list[str]) -> int:
         print(error, file=sys.stderr)
         return 1
     return 0
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process soon after its parent; a parent killed with -9 ends nothing itself."""
+
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOK_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=look, name="parent", daemon=True).start()
 
 
 if __name__ == "__main__":

@@ -4,13 +4,15 @@ One rank runs in this process. More are children of it, each with a log of its o
 keeps the terminal. If one fails the others are ended within seconds and its own words are shown first.
 """
 
+import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from weft.config.load import dump
 from weft.config.run import RunConfig
@@ -22,28 +24,64 @@ from weft.trainer.recover import resumable
 from weft.trainer.session import Place
 
 GRACE_SECONDS = 3.0  # for victims of a failed rank to write down their own errors
-POLL_SECONDS = 0.1
-TAIL_LINES = 30
+POLL_SECONDS = 0.1  # how late a failure may be noticed; a look costs microseconds
+TAIL_LINES = 30  # a traceback through the executor, whole, on one screen
 
 
-def train(config: RunConfig, *, nproc: int | None = None, resume: str = "auto") -> None:
-    """Trains a recipe on this machine.
+class Process(Protocol):
+    """A rank as its supervisor sees it; `subprocess.Popen` is one."""
+
+    @property
+    def returncode(self) -> int | None: ...
+
+    def poll(self) -> int | None:
+        """The exit code, negative for a signal, or None while it runs."""
+        ...
+
+    def kill(self) -> None:
+        """Ends it at once."""
+        ...
+
+    def wait(self) -> int:
+        """The exit code, once there is one."""
+        ...
+
+
+Start = Callable[[Sequence[str], int, Path], Process]  # arguments of `child`, rank, its log
+
+
+def start_process(arguments: Sequence[str], rank: int, log: Path) -> Process:
+    """Starts a rank as a process of its own; the first one keeps the terminal."""
+    command = [sys.executable, "-m", "weft.trainer.child", *arguments]
+    with log.open("wb") as file:
+        return subprocess.Popen(command, stdout=None if rank == 0 else file, stderr=file)
+
+
+def train(
+    config: RunConfig,
+    *,
+    nproc: int | None = None,
+    resume: str = "auto",
+    start: Start = start_process,
+) -> None:
+    """Trains a recipe on this machine; `start` starts its ranks where there are several.
 
     Raises:
-        ConfigError: the number of processes does not fit the layout, or a device is missing.
+        ConfigError: the number of processes does not fit the layout, a device is missing, or
+            the folder of the run cannot be made.
         DataError: the corpus cannot be used.
-        CheckpointError: there is nothing good to resume from.
+        CheckpointError: there is nothing good to resume from, or it is of another run.
         RankError: a rank ended badly.
     """
     world = check_processes(config, nproc)
     devices = [pick_device(config.train.device, rank) for rank in range(world)]
-    open_feed(config)
-    checkpoint = resumable(config, resume, print)
+    checkpoint = resumable(config, resume, open_feed(config).digest, print)
+    _make_run_dir(config)
     if world == 1:
         run_rank(config, Place(rank=0, world=1, device=devices[0], meeting=None), checkpoint)
         return
     with tempfile.TemporaryDirectory(prefix="weft-") as scratch:
-        _run_children(config, world, checkpoint, Path(scratch))
+        _run_children(config, world, checkpoint, Path(scratch), start)
 
 
 def check_processes(config: RunConfig, nproc: int | None) -> int:
@@ -52,10 +90,25 @@ def check_processes(config: RunConfig, nproc: int | None) -> int:
     if nproc is not None and nproc != world:
         raise ConfigError(
             f"--nproc {nproc}: the layout has parallel.dp * parallel.sp = {config.parallel.dp} * "
-            f"{config.parallel.sp} = {world} ranks; try --nproc {world}, or "
-            f"--set parallel.dp={max(nproc // config.parallel.sp, 1)}"
+            f"{config.parallel.sp} = {world} rank(s); {_remedy(config, nproc)}"
         )
     return world
+
+
+def _remedy(config: RunConfig, nproc: int) -> str:
+    dp, remainder = divmod(nproc, config.parallel.sp)
+    start_as_many = f"try --nproc {config.parallel.ranks}"
+    return start_as_many if remainder or not dp else f"{start_as_many}, or --set parallel.dp={dp}"
+
+
+def _make_run_dir(config: RunConfig) -> None:
+    try:
+        Path(config.train.run_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"train.run_dir = {config.train.run_dir!r}: cannot be made ({error.strerror}); expected "
+            "a folder that may be written; try another train.run_dir"
+        ) from None
 
 
 def join(config: RunConfig, environment: Mapping[str, str], resume: str) -> Summary | None:
@@ -67,37 +120,36 @@ def join(config: RunConfig, environment: Mapping[str, str], resume: str) -> Summ
     world = check_processes(config, int(environment["WORLD_SIZE"]))
     rank, local = int(environment["RANK"]), int(environment.get("LOCAL_RANK", "0"))
     device = pick_device(config.train.device, local)
-    checkpoint = resumable(config, resume, print)
+    checkpoint = resumable(config, resume, open_feed(config).digest, print)
     return run_rank(
         config, Place(rank=rank, world=world, device=device, meeting="env://"), checkpoint
     )
 
 
 def _run_children(
-    config: RunConfig, world: int, checkpoint: Path | None, scratch: Path
+    config: RunConfig, world: int, checkpoint: Path | None, scratch: Path, start: Start
 ) -> None:
     recipe = scratch / "recipe.toml"
     recipe.write_text(dump(config), encoding="utf-8")
     logs = Path(config.train.run_dir) / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "weft.trainer.child", str(recipe), str(scratch / "meeting")]
-    children = [
-        _start([*command, str(rank), str(world), str(checkpoint or "")], rank, logs)
-        for rank in range(world)
-    ]
+    logs.mkdir(exist_ok=True)
+    meeting, parent = str(scratch / "meeting"), str(os.getpid())
+    children: list[Process] = []
     with _ending(children):
+        for rank in range(world):
+            place = [str(recipe), meeting, str(rank), str(world), str(checkpoint or ""), parent]
+            children.append(start(place, rank, _log(logs, rank)))
         _watch(children, logs)
 
 
-def _start(command: Sequence[str], rank: int, logs: Path) -> subprocess.Popen[bytes]:
-    with (logs / f"rank-{rank}.log").open("wb") as log:
-        return subprocess.Popen(command, stdout=None if rank == 0 else log, stderr=log)
+def _log(logs: Path, rank: int) -> Path:
+    return logs / f"rank-{rank}.log"
 
 
 class _ending:
     """Whatever happens, no child outlives its parent; a SIGTERM to the parent is one to all."""
 
-    def __init__(self, children: Sequence[subprocess.Popen[bytes]]) -> None:
+    def __init__(self, children: Sequence[Process]) -> None:
         self.children = children
 
     def __enter__(self) -> None:
@@ -112,33 +164,35 @@ class _ending:
             child.wait()
 
 
-def _watch(children: Sequence[subprocess.Popen[bytes]], logs: Path) -> None:
+def _watch(children: Sequence[Process], logs: Path) -> None:
     while True:
         codes = [child.poll() for child in children]
-        failed = next((rank for rank, code in enumerate(codes) if code), None)
-        if failed is not None:
+        if any(codes):
             _let_end(children)
-            raise _first_failure(children, failed, logs)
+            raise _first_failure(children, logs)
         if all(code == 0 for code in codes):
             return
         time.sleep(POLL_SECONDS)
 
 
-def _let_end(children: Sequence[subprocess.Popen[bytes]]) -> None:
+def _let_end(children: Sequence[Process]) -> None:
     deadline = time.monotonic() + GRACE_SECONDS
     while time.monotonic() < deadline and any(child.poll() is None for child in children):
         time.sleep(POLL_SECONDS)
 
 
-def _first_failure(
-    children: Sequence[subprocess.Popen[bytes]], first: int, logs: Path
-) -> RankError:
-    """The rank that a signal killed, if there is one: the others are its victims; else the first that was seen."""
-    killed = [rank for rank, child in enumerate(children) if (child.returncode or 0) < 0]
-    rank = killed[0] if killed else first
-    log = logs / f"rank-{rank}.log"
+def _first_failure(children: Sequence[Process], logs: Path) -> RankError:
+    """The error of the rank that failed first.
+
+    One that a signal ended, if there is one: the others are its victims. Else the one whose log
+    was the first to end: a rank writes down its error before the others can miss it.
+    """
+    codes = {rank: child.returncode or 0 for rank, child in enumerate(children)}
+    failed = [rank for rank, code in codes.items() if code]
+    killed = [rank for rank in failed if codes[rank] < 0]
+    rank = killed[0] if killed else min(failed, key=lambda r: _log(logs, r).stat().st_mtime_ns)
+    how = f"signal {-codes[rank]}" if codes[rank] < 0 else f"exit code {codes[rank]}"
+    log = _log(logs, rank)
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    code = children[rank].returncode
-    how = f"signal {-code}" if code < 0 else f"exit code {code}"
-    tail = "\n".join(lines[-TAIL_LINES:])
-    return RankError(f"rank {rank} ended with {how}; the end of {log}:\n{tail}")
+    words = "\n".join(lines[-TAIL_LINES:]) or "(it wrote nothing)"
+    return RankError(f"rank {rank} of {len(children)} ended with {how}; the end of {log}:\n{words}")

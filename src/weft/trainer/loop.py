@@ -1,6 +1,7 @@
 """The loop: one page. Feed, step, record; evaluate, save; sample at the end."""
 
 import math
+import sys
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -26,8 +27,6 @@ class Loop:
         self.metrics = metrics
         self.display = display
         self.readings: deque[record.Reading] = deque()
-        self.last: Record = {}
-        self.validation: float | None = None
 
     def run(self, *, start: int) -> None:
         """Trains from `start` finished steps to the end."""
@@ -76,9 +75,9 @@ class Loop:
         """Records what has arrived; on CUDA one step stays behind so that the host runs ahead."""
         while len(self.readings) > keep:
             reading = self.readings.popleft()
-            self.last = record.record(reading, self.session.stage.plan, self.session.place.device)
-            self._emit(self.last)
-            self.display.step(self.last)
+            line = record.record(reading, self.session.stage.plan, self.session.place.device)
+            self._emit(line)
+            self.display.step(line)
 
     def _emit(self, line: Record) -> None:
         if self.metrics is not None:
@@ -91,13 +90,12 @@ class Loop:
         divisor = float(feed.validation.divisor)
         for batch in feed.load_validation(session.stage.plan, session.place.device):
             session.evaluator.add(batch, divisor=divisor)
-        self.validation = session.evaluator.total()
+        loss = session.evaluator.total()
         seconds = time.perf_counter() - begun
-        self._emit({"step": step, "validation_loss": self.validation, "validation_s": seconds})
-        perplexity = math.exp(min(self.validation, 50.0))  # e^50 is as good as infinite
+        self._emit({"step": step, "validation_loss": record.number(loss), "validation_s": seconds})
+        perplexity = math.exp(min(loss, 50.0))  # e^50 is as good as infinite
         self.display.say(
-            f"step {step}: validation loss {self.validation:.4f} nats a token "
-            f"(perplexity {perplexity:.2f})"
+            f"step {step}: validation loss {loss:.4f} nats a token (perplexity {perplexity:.2f})"
         )
 
     def _save(self, step: int) -> None:
@@ -107,6 +105,9 @@ class Loop:
         except WeftError as error:
             if step == self.session.config.train.steps:
                 raise
-            self.display.say(f"step {step}: NO CHECKPOINT WRITTEN: {error}")
+            text = f"step {step}: NO CHECKPOINT WRITTEN: {error}"
+            self.display.say(text)
+            if not self.session.leads:
+                print(text, file=sys.stderr)  # the first rank sends people to this one's log
             return
         self.display.say(f"step {step}: checkpoint {folder}")

@@ -13,7 +13,7 @@ from weft.config.run import RunConfig
 from weft.data import ngram
 from weft.model.count import active, token_flops, total
 from weft.runtime.state import initialise
-from weft.telemetry.metrics import FILE, Metrics
+from weft.telemetry.metrics import FILE, Metrics, read
 from weft.telemetry.progress import Display, Silent, display
 from weft.trainer.loop import Loop
 from weft.trainer.record import unmeasured
@@ -37,10 +37,10 @@ class Summary:
 def run_rank(config: RunConfig, place: Place, checkpoint: Path | None) -> Summary | None:
     """Trains one rank of a recipe from a checkpoint, or from the seed."""
     session = open_session(config, place)
-    try:
-        return _run(session, checkpoint)
-    finally:
-        close_session(session)
+    summary = _run(session, checkpoint)
+    # NOTE: not after an error. The others would notice, and complain, before this rank has spoken.
+    close_session(session)
+    return summary
 
 
 def _run(session: Session, checkpoint: Path | None) -> Summary | None:
@@ -62,7 +62,7 @@ def _run(session: Session, checkpoint: Path | None) -> Summary | None:
         shown.close()
         if metrics is not None:
             metrics.close()
-    return _conclude(session, loop, time.perf_counter() - begun) if session.leads else None
+    return _conclude(session, time.perf_counter() - begun) if session.leads else None
 
 
 def _open_metrics(session: Session, start: int) -> Metrics:
@@ -91,15 +91,23 @@ def _introduce(session: Session, shown: Display, start: int) -> None:
         f"layout {plan.layout.name()} on {session.place.world} rank(s), {session.place.device.type}, "
         f"{plan.precision}, {plan.order} order"
     )
-    if start:
+    if start == config.train.steps:
+        shown.say(f"all {start} steps are done already; raise train.steps to go on")
+    elif start:
         shown.say(f"resumed after step {start}")
 
 
-def _conclude(session: Session, loop: Loop, seconds: float) -> Summary:
+def _conclude(session: Session, seconds: float) -> Summary:
+    """What the file of the run says of its end, whether this process has seen it or one before."""
+    records = read(session.run_dir / FILE)
+    steps = [record for record in records if "loss" in record]
+    validations = [r["validation_loss"] for r in records if "validation_loss" in r]
     train, held = session.feed.streams
-    trigram = ngram.loss(ngram.fit(train), held)
     summary = Summary(
-        validation_loss=loop.validation, trigram_loss=trigram, seconds=seconds, last=loop.last
+        validation_loss=validations[-1] if validations else None,
+        trigram_loss=ngram.loss(ngram.fit(train), held),
+        seconds=seconds,
+        last=steps[-1] if steps else {},
     )
     _print(session, summary)
     (session.run_dir / "summary.json").write_text(

@@ -100,15 +100,15 @@ def record(reading: Reading, plan: Plan, device: torch.device) -> dict[str, Any]
     per_second = reading.tokens / (step_ms / 1e3)
     return {
         "step": reading.step,
-        "loss": _number(loss),
+        "loss": number(loss),
         "loss_hex": loss.hex(),
         "tokens": reading.tokens * reading.step,
         "tokens_per_s": per_second,
         "step_ms": step_ms,
-        "grad_norm": _number(float(stats[NORM2]) ** 0.5),
+        "grad_norm": number(float(stats[NORM2]) ** 0.5),
         "lr": reading.lr,
-        "aux_loss": float(stats[AUX]),
-        "z_loss": float(stats[Z]),
+        "aux_loss": number(float(stats[AUX])),
+        "z_loss": number(float(stats[Z])),
         **_loads(stats, plan),
         "mfu": _mfu(per_second, plan, device),
         "exposed_comm_ms": reading.exposed_seconds * 1e3 if device.type == "cpu" else None,
@@ -117,8 +117,8 @@ def record(reading: Reading, plan: Plan, device: torch.device) -> dict[str, Any]
     }
 
 
-def _number(value: float) -> float | None:
-    """The value as JSON knows it: no infinities, no NaN."""
+def number(value: float) -> float | None:
+    """The value as JSON knows it: null where it is not finite."""
     return value if math.isfinite(value) else None
 
 

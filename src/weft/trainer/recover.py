@@ -9,8 +9,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from weft.checkpoint.format import Manifest
 from weft.checkpoint.load import Checkpoint, find_latest
+from weft.checkpoint.prune import list_checkpoints
 from weft.checkpoint.save import Piece, Progress, Writer, save
+from weft.checkpoint.verify import read_manifest, verify
 from weft.config.run import RunConfig
 from weft.errors import CheckpointError
 from weft.runtime.state import State
@@ -46,7 +49,7 @@ def restore_session(session: Session, folder: Path) -> int:
     """
     checkpoint = Checkpoint.open_verified(folder)
     try:
-        _check_same_run(checkpoint, session)
+        check_same_run(folder, checkpoint.manifest, session.config, session.feed.digest)
         _load(session.stage.state, checkpoint)
     finally:
         checkpoint.close()
@@ -108,54 +111,78 @@ def _biases(state: State) -> Iterator[tuple[str, Any]]:
             yield key.removeprefix("state:"), tensor
 
 
-def _check_same_run(checkpoint: Checkpoint, session: Session) -> None:
-    """What may not change between a run and its resumption; layout, order and device may."""
-    then: Mapping[str, Any] = checkpoint.manifest.config
-    now = session.config.model_dump(mode="json")
-    fixed = (
-        ("model", None),
-        ("optim", None),
-        ("data", "sequence"),
-        ("train", "global_batch"),
-        ("train", "micro_batch"),
-        ("train", "seed"),
-        ("train", "precision"),
-    )
-    for section, key in fixed:
+def check_same_run(folder: Path, manifest: Manifest, config: RunConfig, digest: str) -> None:
+    """What may not change between a run and its resumption; layout, order and device may.
+
+    Raises:
+        CheckpointError: the checkpoint is of another model, corpus, batch or optimizer, or it is
+            further than this run is to go.
+    """
+    then: Mapping[str, Any] = manifest.config
+    now = config.model_dump(mode="json")
+    for section, key in FIXED:
         before, after = then.get(section), now[section]
         if key is not None:
             before, after = (before or {}).get(key), after[key]
         if before != after:
-            where = f"{section}.{key}" if key else section
-            raise CheckpointError(
-                f"{checkpoint.folder} was written with {where} = {json.dumps(before)}, the recipe says "
-                f"{json.dumps(after)}; put it back, or set another train.run_dir to start anew"
-            )
-    digest = checkpoint.manifest.data.get("digest")
-    if digest != session.feed.digest:
+            raise _changed(folder, section if key is None else f"{section}.{key}", before, after)
+    found = manifest.data.get("digest")
+    if found != digest:
         raise CheckpointError(
-            f"{checkpoint.folder} was trained on a corpus with digest {digest}, found "
-            f"{session.feed.digest}; restore the files, or set another train.run_dir to start anew"
+            f"{folder} was trained on a corpus with digest {found}, found {digest}; restore the "
+            f"files, {_ANEW}"
+        )
+    if manifest.step > config.train.steps:
+        raise CheckpointError(
+            f"{folder} has finished step {manifest.step}, the recipe says train.steps = "
+            f"{config.train.steps}; raise train.steps, {_ANEW}"
         )
 
 
-def resumable(config: RunConfig, resume: str, report: Report) -> Path | None:
-    """The checkpoint a run starts from, for `auto`, `never`, or a folder.
+FIXED = (
+    ("model", None),
+    ("optim", None),
+    ("data", "sequence"),
+    ("train", "global_batch"),
+    ("train", "micro_batch"),
+    ("train", "seed"),
+    ("train", "precision"),
+)
+_ANEW = "or set another train.run_dir to start anew"
+
+
+def _changed(folder: Path, where: str, before: Any, after: Any) -> CheckpointError:
+    """Names the one key that differs, where a whole section was compared."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        differing = [k for k in sorted({*before, *after}) if before.get(k) != after.get(k)]
+        where, before, after = f"{where}.{differing[0]}", before.get(differing[0]), after.get(differing[0])
+    return CheckpointError(
+        f"{folder} was written with {where} = {json.dumps(before)}, the recipe says "
+        f"{json.dumps(after)}; put it back, {_ANEW}"
+    )
+
+
+def resumable(config: RunConfig, resume: str, digest: str, report: Report) -> Path | None:
+    """The checkpoint a run starts from, for `auto`, `never`, or a folder; all of it is verified.
 
     Raises:
-        CheckpointError: the folder is no good checkpoint, or `never` would overwrite a run.
+        CheckpointError: the folder is no good checkpoint or is of another run, or `never` would
+            overwrite a run.
     """
     run_dir = Path(config.train.run_dir)
     match resume:
         case "auto":
-            return latest(run_dir, report)
+            folder = latest(run_dir, report)
         case "never":
-            if run_dir.exists() and any(run_dir.glob("step-*")):
+            folder = None
+            if list_checkpoints(run_dir):
                 raise CheckpointError(
                     f"{run_dir} holds checkpoints of an earlier run; continue it with --resume auto, "
                     "or set another train.run_dir"
                 )
-            return None
-        case folder:
-            Checkpoint.open(Path(folder)).close()
-            return Path(folder)
+        case named:
+            folder = Path(named)
+            verify(folder)
+    if folder is not None:
+        check_same_run(folder, read_manifest(folder), config, digest)
+    return folder

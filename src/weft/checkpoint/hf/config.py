@@ -1,7 +1,7 @@
-"""From a `config.json` to a model, and back: what weft computes is taken over, what it does not is refused.
+"""From a `config.json` to a model, and back: what weft does not compute is refused.
 
-`null` in a file means what absence means. A model is written in the first dialect of its family out of which it can be
-read again unchanged, so nothing a file cannot say is lost on the way.
+`null` in a file means what absence means. A model is written in the first dialect of its family out
+of which it can be read again unchanged, so nothing a file cannot say is lost on the way.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,14 +30,14 @@ _REFUSED: Mapping[str, str] = MappingProxyType(
 )
 
 # Keys that change nothing about logits, or that are looked at by name below.
-_KNOWN = frozenset(
-    """
-    _name_or_path architectures auto_map bos_token_id chunk_size_feed_forward dtype eos_token_id head_dim id2label
-    is_encoder_decoder label2id layer_types max_position_embeddings max_window_layers model_type output_attentions
-    output_hidden_states output_router_logits pad_token_id pretraining_tp problem_type return_dict rope_parameters
-    rope_scaling rope_theta seq_aux sliding_window torch_dtype transformers_version use_cache
-    """.split()
-)
+_KNOWN = frozenset({
+    "_name_or_path", "architectures", "auto_map", "bos_token_id", "chunk_size_feed_forward",
+    "dtype", "eos_token_id", "head_dim", "id2label", "is_encoder_decoder", "label2id",
+    "layer_types", "max_position_embeddings", "max_window_layers", "model_type",
+    "output_attentions", "output_hidden_states", "output_router_logits", "pad_token_id",
+    "pretraining_tp", "problem_type", "return_dict", "rope_parameters", "rope_scaling",
+    "rope_theta", "seq_aux", "sliding_window", "torch_dtype", "transformers_version", "use_cache",
+})  # fmt: skip
 _TRAINING_ONLY = frozenset({"z_coef"})  # no file has a key for it, and no logit depends on it
 
 
@@ -56,8 +56,8 @@ def read_config(config: Json, *, report: Report) -> tuple[Dialect, ModelConfig]:
     unknown = set(config) - _known_keys(dialect)
     if unknown:
         report(
-            f"config.json: weft does not know {', '.join(sorted(unknown))}; compare logits with those of "
-            "transformers before you trust the model"
+            f"config.json: found {', '.join(sorted(unknown))}, which weft does not know; expected "
+            "keys that change no logit; compare a few logits with those of transformers"
         )
     return dialect, _model(config, dialect)
 
@@ -71,7 +71,7 @@ def write_config(model: ModelConfig) -> tuple[Dialect, dict[str, Any]]:
     reasons = []
     for dialect in (d for d in DIALECTS.values() if d.family == model.family):
         config = _config(model, dialect)
-        lacking = _lacking(model, dialect, config)
+        lacking = _lacking(model, config)
         if lacking is None:
             return dialect, config
         reasons.append(f"{dialect.model_type} has no way to say {lacking}")
@@ -81,7 +81,7 @@ def write_config(model: ModelConfig) -> tuple[Dialect, dict[str, Any]]:
     )
 
 
-def _lacking(model: ModelConfig, dialect: Dialect, config: Json) -> str | None:
+def _lacking(model: ModelConfig, config: Json) -> str | None:
     """What of a model is lost or refused when its config is read again; None where nothing is."""
     try:
         _, again = read_config(config, report=_must_be_known)
@@ -98,9 +98,10 @@ def _must_be_known(message: str) -> None:
 
 def _dialect(config: Json) -> Dialect:
     model_type = config.get("model_type")
-    if model_type in DIALECTS:
-        return DIALECTS[model_type]
-    why = _REFUSED.get(model_type) if isinstance(model_type, str) else None
+    name = str(model_type)
+    if name in DIALECTS:
+        return DIALECTS[name]
+    why = _REFUSED.get(name)
     raise _refusal(
         "model_type",
         model_type,
@@ -142,6 +143,8 @@ def _config(model: ModelConfig, dialect: Dialect) -> dict[str, Any]:
         "rope_parameters": {"rope_theta": model.rope_theta, "rope_type": "default"},
         "sliding_window": None,
     }
+    if not model.shared_experts:
+        config.pop("n_shared_experts", None)  # 0 would be one of no width
     if dialect.has_head_dim:
         config["head_dim"] = model.head_dim
     if dialect.dense_key == "mlp_only_layers":
@@ -169,7 +172,8 @@ def _value(config: Json, dialect: Dialect, field: str) -> Any:
 def _required(config: Json, key: str) -> Any:
     if config.get(key) is None:
         raise ConfigError(
-            f"config.json has no {key}; expected it beside the weights; take the file of the same release"
+            f"config.json has no {key}; expected it beside the weights; take the file of the same "
+            "release"
         )
     return config[key]
 
@@ -181,7 +185,7 @@ def _quotient(hidden: Any, heads: Any) -> int:
 
 
 def _rope_theta(config: Json) -> Any:
-    """The base of the rotary frequencies, from where old versions keep it or from where new ones do."""
+    """The base of the rotary frequencies, from where new versions keep it or old ones did."""
     plain = {"rope_type": "default", "type": "default", "partial_rotary_factor": 1.0}
     for key in ("rope_parameters", "rope_scaling"):
         found = config.get(key) or {}
@@ -207,21 +211,28 @@ def _dense_layers(config: Json, dialect: Dialect) -> Any:
 
 
 def _check_window(config: Json, dialect: Dialect) -> None:
-    """Refuses a window that some layer would look through within the longest sequence the model is for."""
+    """Refuses a window that is shorter than the longest sequence the model is for."""
     rule = "attention sees its whole document"
     kinds = config.get("layer_types")
     if kinds is not None:
-        if kinds != ["full_attention"] * len(kinds):
+        if not isinstance(kinds, list) or set(map(str, kinds)) != {"full_attention"}:
             raise _refusal("layer_types", kinds, rule, ["full_attention", "..."])
         return
     window = config.get("sliding_window")
     is_off = dialect.window_switch and not config.get(dialect.window_switch)
     if window is None or is_off:
         return
-    first = config.get(dialect.window_start) if dialect.window_start else None
-    spared = first is not None and first >= _required(config, "num_hidden_layers")
-    if not spared and window < _required(config, "max_position_embeddings"):
+    spared = dialect.window_start and _reaches(
+        config, dialect.window_start, config.get("num_hidden_layers")
+    )
+    if not spared and not _reaches(config, "sliding_window", config.get("max_position_embeddings")):
         raise _refusal("sliding_window", window, rule, None)
+
+
+def _reaches(config: Json, key: str, bound: object) -> bool:
+    """Whether a key holds a number that is not below the bound."""
+    value = config.get(key)
+    return isinstance(value, int) and isinstance(bound, int) and value >= bound
 
 
 def _refusal(key: str, value: object, rule: str, *legal: object) -> ConfigError:

@@ -1,9 +1,12 @@
-"""Which dialects Hugging Face checkpoints are written in: the names each has for what weft knows under its own.
+"""Which dialects Hugging Face checkpoints are written in: the names each has for what is weft's.
 
-A dialect is a declaration. `tensors` says how a logical parameter is called on the disk ({i} is the layer, {e} the
-expert), `keys` how a field of the model is called in `config.json`, `constants` what the fields are that have no key
-there, and `demands` which keys must hold what weft computes. On the disk every expert is a tensor of its own, whatever
-the classes of transformers hold in memory.
+A dialect is a declaration. `tensors` says how a logical parameter is called on the disk ({i} is the
+layer, {e} the expert), `keys` how a field of the model is called in `config.json`, `constants` what
+the fields are that have no key there, and `demands` which keys must hold what weft computes. On the
+disk every expert is a tensor of its own, whatever the classes of transformers hold in memory.
+
+The coefficient of the balance loss is taken over as a number. The loss it scales is weft's own:
+that of DeepSeek, over micro-batches; Mixtral's and Qwen's pool all layers and count each choice.
 """
 
 import re
@@ -21,7 +24,7 @@ from weft.model.params import Logical, parameters
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Demand:
-    """A key that must be absent, null or one of the legal values, of which weft writes the first."""
+    """A key that must be absent, null or one of the legal values; weft writes the first."""
 
     key: str
     legal: tuple[object, ...] = ()
@@ -40,10 +43,8 @@ class Dialect:
     keys: Mapping[str, str]
     constants: Mapping[str, object]
     demands: tuple[Demand, ...]
-    synonyms: Mapping[str, str] = MappingProxyType({})  # key -> the name other versions give it
-    defaults: Mapping[str, object] = MappingProxyType(
-        {}
-    )  # field -> its value where the key is absent
+    defaults: Mapping[str, object]  # field -> its value where the key is absent
+    synonyms: Mapping[str, str]  # key -> the name that other versions give it
     dense_key: str | None = None  # what says which layers have no experts
     has_head_dim: bool = True
     window_switch: str | None = None  # what must be true for a sliding window to be in effect
@@ -189,11 +190,12 @@ QWEN3_MOE = Dialect(
 )
 
 DEEPSEEK = Dialect(
-    model_type="deepseek",  # of DeepSeekMoE-16B; transformers has no class for it, its files bring their own
+    model_type="deepseek",  # of DeepSeekMoE-16B, whose release brings its own classes
     architecture="DeepseekForCausalLM",
     family="deepseek_moe",
     tensors=MappingProxyType({**_TRUNK, **_ROUTED, **_DENSE, **_SHARED}),
     keys=MappingProxyType(_DEEPSEEK),
+    synonyms=MappingProxyType({}),
     defaults=MappingProxyType(
         {**_DEFAULTS, "renormalise": False, "aux_coef": 0.001, "shared_experts": 0}
     ),
@@ -214,6 +216,7 @@ DOTS1 = Dialect(
     family="deepseek_moe",
     tensors=MappingProxyType({**_TRUNK, **_QK_NORM, **_ROUTED, **_DENSE, **_SHARED, **_BIAS}),
     keys=MappingProxyType({**_DEEPSEEK, "scaling": "routed_scaling_factor"}),
+    synonyms=MappingProxyType({}),
     # no balance loss: the bias of the router is there instead of it
     defaults=MappingProxyType({**_DEFAULTS, "renormalise": False, "aux_coef": 0.0, "scaling": 1.0}),
     constants=MappingProxyType({"qk_norm": True, "score": "sigmoid", "router_bias": True}),
@@ -260,7 +263,7 @@ def disk_name(dialect: Dialect, name: str) -> str:
 
 
 def entries(dialect: Dialect, model: ModelConfig) -> Iterator[Entry]:
-    """Every tensor of a checkpoint of this model, in order of use; biases that steer selection last."""
+    """Every tensor of a checkpoint of this model, in order of use; biases of routers last."""
     of = shape(model)
     for parameter in parameters(of):
         for part in parameter.parts:

@@ -4,15 +4,15 @@
     folder/model.safetensors                                      a checkpoint of one file, or
     folder/model.safetensors.index.json, model-00001-of-N...      of several
 
-What the files hold is compared with what the model needs by names, shapes and dtypes when the folder is opened, before
-a tensor is read. Pickles are never opened.
+What the files hold is compared with what the model needs by names, shapes and dtypes when the
+folder is opened, before a tensor is read. Pickles are never opened.
 """
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 from warnings import warn
 
 from safetensors import SafetensorError, safe_open
@@ -25,7 +25,6 @@ from weft.compose.recipe import arithmetic, shape
 from weft.config.branch import closest_name
 from weft.config.model import ModelConfig
 from weft.errors import CheckpointError
-from weft.model.params import Logical
 from weft.runtime.state import State, fill, precision
 
 CONFIG = "config.json"
@@ -34,6 +33,13 @@ INDEX = "model.safetensors.index.json"
 READABLE = ("F64", "F32", "BF16", "F16")  # safetensors' names; anything else is quantised
 
 Shape = tuple[int, ...]
+
+
+class Named(Protocol):
+    """A logical parameter, or a piece of one."""
+
+    @property
+    def name(self) -> str: ...
 
 
 class Pretrained:
@@ -68,26 +74,22 @@ class Pretrained:
         """Lets go of the files."""
         self._files.clear()
 
-    def read(self, part: Logical) -> Tensor:
-        """The values of a logical parameter, in the dtype of the file.
+    def holds(self, part: Named) -> bool:
+        """Whether the checkpoint has a logical parameter of that name."""
+        return part.name in self._places
+
+    def read(self, part: Named) -> Tensor:
+        """The values of a logical parameter, in its own shape and in the dtype of the file.
 
         Raises:
             CheckpointError: the model has no such parameter, or the file cannot be read.
         """
-        return self.read_named(part.name)
-
-    def read_named(self, name: str) -> Tensor:
-        """The values of the logical parameter of that name.
-
-        Raises:
-            CheckpointError: the model has no such parameter, or the file cannot be read.
-        """
-        if name not in self._places:
+        if not self.holds(part):
             raise CheckpointError(
-                f"{self.folder}: the model there has no {name}; expected one of its "
+                f"{self.folder}: the model there has no {part.name}; expected one of its "
                 f"{len(self._places)} tensors; take the [model] of its own config.json"
             )
-        file, disk = self._places[name]
+        file, disk = self._places[part.name]
         try:
             if file not in self._files:
                 self._files[file] = safe_open(self.folder / file, framework="pt")
@@ -97,7 +99,7 @@ class Pretrained:
 
 
 def open_pretrained(folder: Path, *, report: Report = warn) -> Pretrained:
-    """Opens a checkpoint after comparing the headers of its files with its model; keys nobody knows are reported.
+    """Opens a checkpoint if its files hold its model; keys that nobody knows are reported.
 
     Raises:
         ConfigError: the model is one that weft does not compute.
@@ -109,10 +111,10 @@ def open_pretrained(folder: Path, *, report: Report = warn) -> Pretrained:
     for file, names in _files(folder).items():
         held = _header(folder / file)
         if names is not None and names != set(held):
-            odd = sorted(names ^ set(held))[0]
+            odd = min(names ^ set(held))
             raise CheckpointError(
-                f"{folder / file}: {INDEX} and the file disagree on {odd}; expected both to know it; "
-                "fetch the checkpoint again"
+                f"{folder / file}: {INDEX} and the file disagree on {odd}; expected both to know "
+                "it; fetch the checkpoint again"
             )
         found.update({name: (file, size, dtype) for name, (size, dtype) in held.items()})
     places = _match(folder, dialect, model, found)
@@ -125,7 +127,7 @@ def load(state: State, pretrained: Pretrained) -> None:
     """Sets the parameters, master weights and router biases of one rank, whatever its layout.
 
     Numerics:
-        Values are rounded once to the compute dtype; master weights keep what of the file their own dtype can hold.
+        Values are rounded once to the compute dtype, and master weights once to theirs.
 
     Raises:
         CheckpointError: the state is of another model.
@@ -137,7 +139,7 @@ def load(state: State, pretrained: Pretrained) -> None:
     if dtypes.act != dtypes.acc:
         for kind, piece, tensor in state.shards():
             if kind == "master":
-                values = pretrained.read_named(piece.name).view(-1)
+                values = pretrained.read(piece).view(-1)
                 tensor.copy_(values[piece.start : piece.stop])
     for layer in range(plan.shape.layers):
         bias = router_bias(layer, plan.shape.experts)
@@ -149,7 +151,7 @@ def load(state: State, pretrained: Pretrained) -> None:
 
 
 def _check_same_model(plan: Plan, pretrained: Pretrained) -> None:
-    """Everything a logit depends on; how a model starts and how its load is balanced is the recipe's affair."""
+    """Compares all that a logit depends on; starting and balancing are the recipe's affair."""
     free = ("init_std", "aux_coef", "z_coef")
     for ours, theirs in (
         (plan.shape, shape(pretrained.model)),
@@ -181,23 +183,24 @@ def _match(
             meant = closest_name(entry.disk, left)
             hint = f"; nearest in the files: {meant}" if meant else ""
             raise CheckpointError(
-                f"{folder} has no tensor {entry.disk}; a {dialect.model_type} model of this config.json "
-                f"needs it for {entry.part.name}{hint}; write the checkpoint with save_pretrained"
+                f"{folder} has no tensor {entry.disk}; a {dialect.model_type} model of this "
+                f"config.json needs it for {entry.part.name}{hint}; write the checkpoint with "
+                "save_pretrained"
             )
         file, size, dtype = left.pop(entry.disk)
         if size != entry.part.shape or dtype not in READABLE:
             raise CheckpointError(
                 f"{folder / file}: {entry.disk} has shape {list(size)} and dtype {dtype}; expected "
-                f"{list(entry.part.shape)} in one of {', '.join(READABLE)}; take config.json and weights of "
-                "the same release"
+                f"{list(entry.part.shape)} in one of {', '.join(READABLE)}; take config.json and "
+                "weights of the same release"
             )
         places[entry.part.name] = (file, entry.disk)
     if left:
         name, (file, size, _) = next(iter(sorted(left.items())))
         raise CheckpointError(
-            f"{folder / file}: nothing in a {dialect.model_type} model of this config.json is called {name} "
-            f"{list(size)} ({len(left)} such tensors); expected each to be used; take config.json and "
-            "weights of the same release"
+            f"{folder / file}: nothing in a {dialect.model_type} model of this config.json is "
+            f"called {name} {list(size)} ({len(left)} such tensors); expected each to be used; "
+            "take config.json and weights of the same release"
         )
     return places
 
@@ -253,5 +256,6 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _unreadable(path: Path, error: object) -> CheckpointError:
     return CheckpointError(
-        f"{path} cannot be read: {error}; expected a whole file of a Hugging Face checkpoint; fetch it again"
+        f"{path} cannot be read: {error}; expected a whole file of a Hugging Face checkpoint; "
+        "fetch it again"
     )

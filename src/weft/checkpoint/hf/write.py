@@ -1,7 +1,7 @@
-"""Writing a Hugging Face checkpoint: the layout on the disk that every reader knows, an expert a few tensors of its own.
+"""Writing a Hugging Face checkpoint in the layout that every reader knows, expert by expert.
 
-Files are filled in order of use up to `shard_bytes`; more than one get an index. Everything goes to `folder.partial`,
-which takes its name when it is whole. Tokenizers are not weft's to write.
+Files are filled in order of use up to `shard_bytes`; more than one get an index. Everything goes to
+`folder.partial`, which takes its name when it is whole. Tokenizers are not weft's to write.
 """
 
 import json
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import JsonValue
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -41,19 +40,19 @@ def export(
     read: Read,
     *,
     dtype: str = "bfloat16",
-    also: Mapping[str, JsonValue] | None = None,
+    also: Mapping[str, object] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Path:
     """Writes a model whose logical parameters `read` gives, and returns the folder.
 
-    `also` is what `config.json` shall say beyond the model: `max_position_embeddings`, ids of special tokens.
+    `also` is what `config.json` shall say beyond the model: the longest sequence, special tokens.
 
     Numerics:
-        Values are rounded once to `dtype`; biases of routers stay at least float32, as transformers keeps them.
+        Values are rounded once to `dtype`, biases of routers to no less than float32.
 
     Raises:
         ConfigError: no Hugging Face configuration fits the model, or `also` contradicts it.
-        CheckpointError: the folder exists or cannot be written, or a value is missing or not finite.
+        CheckpointError: the folder exists or cannot be written, or a value is not finite.
     """
     if folder.exists():
         raise CheckpointError(f"{folder} exists; expected a new folder; export to another one")
@@ -86,9 +85,9 @@ def export_checkpoint(
     folder: Path,
     *,
     dtype: str = "bfloat16",
-    also: Mapping[str, JsonValue] | None = None,
+    also: Mapping[str, object] | None = None,
 ) -> Path:
-    """Writes the master weights of one of weft's own checkpoints as a Hugging Face one, and returns the folder.
+    """Writes the master weights of a checkpoint of weft as a Hugging Face one; returns the folder.
 
     Raises:
         ConfigError: no Hugging Face configuration fits the model.
@@ -97,8 +96,9 @@ def export_checkpoint(
     with Checkpoint.open(source) as checkpoint:
         recipe = checkpoint.manifest.config
         model = ModelConfig.model_validate(recipe.get("model"))
-        sequence = (recipe.get("data") or {}).get("sequence")  # as long as any that was trained on
-        told = {"max_position_embeddings": sequence, **(also or {})}
+        data = recipe.get("data")
+        longest = data.get("sequence") if isinstance(data, dict) else None  # trained on no longer
+        told = {"max_position_embeddings": longest, **(also or {})}
 
         def read(part: Logical) -> Tensor:
             kind = "state" if part.name.endswith(".router_bias") else "master"
@@ -107,8 +107,8 @@ def export_checkpoint(
         return export(folder, model, read, dtype=dtype, also=told)
 
 
-def _completed(config: dict[str, Any], dtype: str, also: Mapping[str, JsonValue]) -> dict[str, Any]:
-    """The config with what the caller adds; without ids of special tokens, their defaults would be wrong ones."""
+def _completed(config: dict[str, Any], dtype: str, also: Mapping[str, object]) -> dict[str, Any]:
+    """The config and what the caller adds; a token id left out would come back as a default."""
     free = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     whole = {**free, **config, "torch_dtype": dtype}
     for key, value in also.items():
@@ -152,7 +152,8 @@ def _converted(entry: Entry, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     made = tensor.detach().to("cpu", _dtype(entry, dtype), copy=True).contiguous()
     if not made.isfinite().all():
         raise CheckpointError(
-            f"{entry.part.name} is not finite in {dtype}; expected numbers; try a wider dtype or an older checkpoint"
+            f"{entry.part.name} is not finite in {dtype}; expected numbers; try a wider dtype or "
+            "an older checkpoint"
         )
     return made
 

@@ -1,0 +1,1 @@
+"""How fast: what a task, a lane crossing and a step cost on this machine, measured."""

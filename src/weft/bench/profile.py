@@ -1,0 +1,152 @@
+"""Where a step's time goes: one row a task body, with the work the score says it does.
+
+The FLOPs are those of `compose.price` (routed rows at balance); the bytes are those of the tensors that the body was
+given and gave back. A rate is what was reached: FLOP/s where a body is bound by its products, bytes a second elsewhere.
+"""
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from weft.bench.rig import Rig
+from weft.bench.tap import Call, Tap
+from weft.compose.plan import sizes
+from weft.compose.price import flops
+from weft.compose.step import Step
+from weft.graph.opset import OPS, Lane, Tolerance
+
+ZERO, REST, STEP = "zero gradients", "between bodies", "whole step"
+
+_PRODUCTS = (Tolerance.MATMUL, Tolerance.ATTENTION)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One body over a step: how often it ran, for how long, and what it did."""
+
+    name: str
+    lane: str
+    calls: int
+    ms: float
+    flops: int
+    moved_bytes: int
+
+    def rate(self) -> str:
+        """What was reached, or nothing where nobody counts."""
+        if self.ms <= 0:
+            return ""
+        if self.flops and is_product(self.name):
+            return f"{self.flops / self.ms / 1e6:,.1f} GFLOP/s"
+        return f"{self.moved_bytes / self.ms / 1e6:,.1f} GB/s" if self.moved_bytes else ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Profile:
+    """The rows of a tapped step, longest first, and its own time, which the taps lengthen."""
+
+    rows: tuple[Row, ...]
+    tapped_ms: float
+
+    @property
+    def exposed_ms(self) -> float:
+        """How long compute stood still for a collective."""
+        return sum(row.ms for row in self.rows if row.lane == "wait")
+
+
+def profile(rig: Rig, *, steps: int) -> Profile:
+    """Times every body of `steps` steps; each row is the median over the steps."""
+    tap = Tap(rig.place.device)
+    bound = rig.bound(tap.bodies, tap.lanes)
+    recorded = []
+    for _ in range(steps + 1):  # the first one warms up
+        rig.transport.barrier()
+        tap.time(STEP, lambda: bound.run(tap.time(ZERO, rig.environment)))
+        recorded.append(_by_name(tap.empty()))
+    return summarise(recorded[1:], work(rig.stage.step))
+
+
+def work(step: Step) -> Mapping[str, int]:
+    """The FLOPs of each body in one step, routed rows at balance."""
+    n = sizes(step.plan)
+    done: dict[str, int] = {}
+    for instance in step.instances:
+        for task in step.templates[instance.template].program.tasks:
+            done[task.body] = done.get(task.body, 0) + flops(task, n)
+    return done
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sum:
+    """The calls of one name in one step."""
+
+    calls: int
+    ms: float
+    moved_bytes: int
+
+
+def _by_name(calls: Iterable[Call]) -> dict[str, Sum]:
+    sums: dict[str, Sum] = {}
+    for call in calls:
+        before = sums.get(call.name, Sum(calls=0, ms=0.0, moved_bytes=0))
+        sums[call.name] = Sum(
+            calls=before.calls + 1,
+            ms=before.ms + call.watch.milliseconds(),
+            moved_bytes=before.moved_bytes + call.moved_bytes,
+        )
+    return sums
+
+
+def summarise(steps: Sequence[Mapping[str, Sum]], done: Mapping[str, int]) -> Profile:
+    """Rows from the sums of each step; what no body accounts for is a row of its own."""
+    rows = [
+        Row(
+            name=name,
+            lane=lane(name),
+            calls=one.calls,
+            ms=statistics.median(step[name].ms for step in steps),
+            flops=done.get(name, 0),
+            moved_bytes=one.moved_bytes,
+        )
+        for name, one in steps[-1].items()
+        if name != STEP
+    ]
+    rests = [step[STEP].ms - _serial_ms(step) for step in steps]
+    rest = statistics.median(rests)
+    rows.append(Row(name=REST, lane="", calls=0, ms=rest, flops=0, moved_bytes=0))
+    return Profile(
+        rows=tuple(sorted(rows, key=lambda row: -row.ms)),
+        tapped_ms=statistics.median(step[STEP].ms for step in steps),
+    )
+
+
+def _serial_ms(step: Mapping[str, Sum]) -> float:
+    """What runs one after another: all but collectives, which have a lane of their own."""
+    return sum(s.ms for name, s in step.items() if name != STEP and lane(name) != Lane.COMM)
+
+
+def lane(name: str) -> str:
+    """The lane of a row: that of its operator, `wait` for a wait, none for what is no body."""
+    if name.startswith("wait."):
+        return "wait"
+    op = OPS.get(name.partition(".")[0])
+    return "" if op is None else str(op.lane)
+
+
+def is_product(name: str) -> bool:
+    """Whether a body is bound by its matrix products."""
+    op = OPS.get(name.partition(".")[0])
+    return op is not None and op.tolerance in _PRODUCTS
+
+
+def render(found: Profile) -> str:
+    """The rows as a table."""
+    lines = [f"  {'body':<24} {'lane':<8} {'calls':>5} {'ms':>9} {'share':>6} {'GFLOP':>9}  reached"]
+    for row in found.rows:
+        share = row.ms / found.tapped_ms
+        work_done = f"{row.flops / 1e9:,.2f}" if row.flops else ""
+        lines.append(
+            f"  {row.name:<24} {row.lane:<8} {row.calls or '':>5} {row.ms:>9.3f} {share:>6.1%} "
+            f"{work_done:>9}  {row.rate()}"
+        )
+    lines.append(f"  {STEP + ', tapped':<39} {found.tapped_ms:>9.3f}")
+    return "\n".join(lines)

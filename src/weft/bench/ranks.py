@@ -1,0 +1,50 @@
+"""All ranks of a measured step: one in this process, more as children that end together."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch.multiprocessing as multiprocessing
+
+from weft.bench import step
+from weft.bench.record import append, entry
+from weft.config.load import dump
+from weft.config.run import RunConfig
+from weft.runtime.backends import pick_device
+from weft.trainer.session import Place
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Order:
+    """What to measure, and where the first rank appends its record."""
+
+    config: RunConfig
+    steps: int
+    documents: int
+    file: Path | None
+
+
+def measure_here(order: Order) -> None:
+    """Measures a step with as many processes as the layout has ranks; the first one prints."""
+    world = order.config.parallel.ranks
+    if world == 1:
+        measure_rank(0, 1, None, order)
+        return
+    with tempfile.TemporaryDirectory(prefix="weft-bench-") as folder:
+        meeting = f"file://{folder}/meeting"
+        multiprocessing.spawn(measure_rank, (world, meeting, order), nprocs=world)
+
+
+def measure_rank(
+    rank: int, world: int, meeting: str | None, order: Order, *, local_rank: int | None = None
+) -> None:
+    """Measures one rank; the first prints and appends."""
+    device = pick_device(order.config.train.device, rank if local_rank is None else local_rank)
+    place = Place(rank=rank, world=world, device=device, meeting=meeting)
+    report = step.measure(order.config, place, steps=order.steps, documents=order.documents)
+    if rank:
+        return
+    print(step.render(report))
+    if order.file is not None:
+        recipe = {"recipe": order.config.name, "config": dump(order.config)}
+        append(order.file, entry("step", device, {**recipe, **step.record(report)}))

@@ -1,0 +1,119 @@
+"""A rank set up to be measured: its stage, and random tokens in place of a corpus."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from weft.comm.transport import Transport
+from weft.compose.plan import Plan
+from weft.compose.recipe import plan as make_plan
+from weft.config.run import RunConfig
+from weft.data.batches import MicroBatch
+from weft.data.order import micro_batches
+from weft.runtime import backends, stage, state
+from weft.runtime.batch import Batch
+from weft.runtime.batch import stage as stage_batch
+from weft.runtime.closures import Body
+from weft.runtime.executor import BoundStep, Environment, bind
+from weft.runtime.lanes import CudaLanes, HostLanes, Lanes
+from weft.runtime.stage import Rates, Stage
+from weft.runtime.wire import collective_bodies
+from weft.trainer.session import Place, connect
+
+Wrap = Callable[[Mapping[str, Body]], Mapping[str, Body]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rig:
+    """One rank with everything a step needs."""
+
+    config: RunConfig
+    place: Place
+    plan: Plan
+    bodies: Mapping[str, Body]
+    transport: Transport
+    stage: Stage
+    batches: tuple[Batch, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a step, over all ranks."""
+        return self.config.train.global_batch * self.config.data.sequence
+
+    def environment(self) -> Environment:
+        """What one step reads, its sums cleared."""
+        optim = self.config.optim
+        rates = Rates(lr=optim.lr, weight_decay=optim.weight_decay, step=1)
+        return self.stage.environment(self.batches, divisor=float(self.tokens), rates=rates)
+
+    def bound(self, wrap: Wrap, wrap_lanes: Callable[[Lanes], Lanes]) -> BoundStep:
+        """The step bound once more to the same state, with wrapped bodies and lanes."""
+        device = self.place.device
+        lanes: Lanes = CudaLanes(device) if device.type == "cuda" else HostLanes()
+        return bind(
+            self.stage.step,
+            bodies=wrap({**self.bodies, **collective_bodies(self.transport)}),
+            statics=self.stage.state.statics,
+            lanes=wrap_lanes(lanes),
+        )
+
+
+@contextmanager
+def rigged(config: RunConfig, place: Place, *, documents: int = 1) -> Iterator[Rig]:
+    """A rank of a recipe, initialised and fed; leaves the other ranks in order at the end."""
+    backends.prepare(place.device, config.train.threads)
+    transport = connect(config, place)
+    try:
+        yield assemble(config, place, transport, documents=documents)
+    finally:
+        transport.close()
+        if place.world > 1:
+            dist.destroy_process_group()
+
+
+def assemble(
+    config: RunConfig, place: Place, transport: Transport, *, documents: int = 1
+) -> Rig:
+    """A rank over an open transport, in a process that is prepared or is to stay as it is."""
+    plan = make_plan(config, place.rank)
+    table = backends.choose(place.device, state.precision(plan.precision).act)
+    bodies = backends.bodies(table)
+    built = stage.build(plan, bodies=bodies, transport=transport, device=place.device)
+    state.initialise(built.state, seed=config.train.seed)
+    return Rig(
+        config=config,
+        place=place,
+        plan=plan,
+        bodies=bodies,
+        transport=transport,
+        stage=built,
+        batches=tuple(_batches(plan, config.train.seed, documents, place.device)),
+    )
+
+
+def _batches(plan: Plan, seed: int, documents: int, device: torch.device) -> Iterator[Batch]:
+    sp = plan.layout.sp
+    dp_rank = plan.rank // sp
+    for m in micro_batches(plan.micro_batches, dp_rank=dp_rank, dp=plan.layout.dp):
+        batch = random_tokens(plan, seed=(seed, m), documents=documents)
+        yield stage_batch(batch, sp=sp, sp_rank=plan.rank % sp, device=device)
+
+
+def random_tokens(plan: Plan, *, seed: tuple[int, ...], documents: int = 1) -> MicroBatch:
+    """A micro-batch of uniform random tokens, each sequence cut at random into so many documents."""
+    chance = np.random.default_rng(seed)
+    tokens, targets = chance.integers(0, plan.shape.vocab, (2, plan.tokens))
+    lengths: list[int] = []
+    for _ in range(plan.micro_batch):
+        cuts = chance.choice(np.arange(1, plan.sequence), size=documents - 1, replace=False)
+        lengths += np.diff([0, *np.sort(cuts), plan.sequence]).tolist()
+    return MicroBatch(
+        tokens=tokens,
+        targets=targets,
+        positions=np.concatenate([np.arange(length) for length in lengths]),
+        ends=tuple(np.cumsum(lengths).tolist()),
+    )

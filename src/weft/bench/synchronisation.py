@@ -1,0 +1,76 @@
+"""Whether the host waits for the device inside a step: only named host tasks may.
+
+torch raises an error at each call that waits, the copies to the host among them; it is told to look away while a task
+of the host lane runs, and those are counted.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from weft.bench.rig import Rig
+from weft.graph.opset import OPS, Lane
+from weft.runtime.closures import Body
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Synchronisations:
+    """How many named host tasks a step has, and the first body that waited without being one."""
+
+    named: int
+    unnamed: str | None
+
+    def text(self) -> str:
+        """The finding as one line."""
+        if self.unnamed is None:
+            return f"{self.named} in named host tasks, none elsewhere"
+        return f"NOT clean: {self.unnamed}"
+
+
+class _Watch:
+    """Follows the bodies of one step."""
+
+    def __init__(self) -> None:
+        self.named = 0
+        self.running = "the start of the step"
+
+    def bodies(self, bodies: Mapping[str, Body]) -> Mapping[str, Body]:
+        return {name: self._followed(name, body) for name, body in bodies.items()}
+
+    def _followed(self, name: str, body: Body) -> Body:
+        host = OPS[name.partition(".")[0]].lane is Lane.HOST
+
+        def run(*inputs: Any, **attributes: Any) -> Any:
+            self.running = name
+            if not host:
+                return body(*inputs, **attributes)
+            self.named += 1
+            torch.cuda.set_sync_debug_mode("default")
+            try:
+                return body(*inputs, **attributes)
+            finally:
+                torch.cuda.set_sync_debug_mode("error")
+
+        return run
+
+
+def synchronisations(rig: Rig) -> Synchronisations:
+    """Runs one step under torch's watch, after a step that has warmed it up."""
+    watch = _Watch()
+    bound = rig.bound(watch.bodies, lambda lanes: lanes)
+    bound.run(rig.environment())
+    torch.cuda.synchronize(rig.place.device)
+    watch.named = 0
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        bound.run(rig.environment())
+    except RuntimeError as error:
+        if "synchroniz" not in str(error):  # torch's word: "called a synchronizing CUDA operation"
+            raise
+        return Synchronisations(named=watch.named, unnamed=f"{watch.running}: {error}")
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    return Synchronisations(named=watch.named, unnamed=None)

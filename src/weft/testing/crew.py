@@ -1,0 +1,295 @@
+"""The ranks of a layout that live in this process, and what a run of theirs leaves behind.
+
+    stacked     every rank is here, one loop takes turns over them
+    gloo        one rank is here, the others are processes beside this one
+
+Both run the same code, so that a check is written once: a `Run` is what one rank can say of a
+`Trial`. Gradients are taken from where the optimizer met them: after the first step the first
+moment is (1 - beta1) clip g, so a missing synchronisation shows as well as a wrong backward.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from hashlib import blake2b
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from weft.comm.mesh import Mesh
+from weft.comm.transport import Transport
+from weft.comm.transports.counting import CountingTransport
+from weft.comm.transports.gloo import GlooTransport
+from weft.comm.transports.stacked import StackedWorld
+from weft.compose.plan import Plan
+from weft.compose.recipe import plan as make_plan
+from weft.compose.step import Step, training_step
+from weft.config.run import RunConfig
+from weft.model.families import Kind
+from weft.optim.lr import learning_rate
+from weft.parallel.layout import Layout
+from weft.runtime.backends import bodies, choose
+from weft.runtime.batch import Batch
+from weft.runtime.closures import Body
+from weft.runtime.executor import BoundStep, Environment, run_together
+from weft.runtime.stage import Rates, Stage, build
+from weft.runtime.state import initialise, precision
+from weft.testing.sabotage import HONEST, Sabotage
+from weft.testing.wire import Key, own_choices
+from weft.trainer.feed import Feed
+
+Routing = Callable[[int, int, int], NDArray[np.int64]]  # step, micro-batch, layer -> experts [N, k]
+Place = tuple[int, int, int]  # step, micro-batch of all ranks, layer
+
+_CPU = torch.device("cpu")
+_DIGEST_BYTES = 12  # a chance of 1e-14 that any two of a million tensors collide
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Course:
+    """What every run of a proof shares: the recipe on one rank, its corpus, its sabotage."""
+
+    config: RunConfig
+    feed: Feed
+    sabotage: Sabotage = HONEST
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """One way to run: so many steps in a dtype and an order, with experts forced or not."""
+
+    steps: int
+    precision: str
+    order: str = "overlapped"
+    routing: Routing | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Crew:
+    """Ranks of one layout, their transports, and how their bound steps are run."""
+
+    layout: Layout
+    ranks: tuple[int, ...]
+    transports: tuple[Transport, ...]
+    together: Callable[[Sequence[BoundStep], Sequence[Environment]], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Piece:
+    """Elements [start, stop) of a logical gradient, as the rank that owns them had them."""
+
+    name: str
+    start: int
+    stop: int
+    values: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """What one rank can say of a trial.
+
+    Shapes: sums [steps, I], after the sum over ranks.
+    """
+
+    step: Step
+    start: Mapping[str, str]
+    end: Mapping[str, str]
+    sums: Tensor
+    gradients: tuple[Piece, ...]
+    choices: Mapping[Place, Tensor]
+    batches: Mapping[tuple[int, int], Batch]
+    received: Mapping[Key, int]
+
+
+@dataclass(kw_only=True, slots=True)
+class _Diary:
+    """What is written down while a rank runs."""
+
+    sums: list[Tensor] = field(default_factory=list)
+    gradients: tuple[Piece, ...] = ()
+    choices: dict[Place, Tensor] = field(default_factory=dict)
+    batches: dict[tuple[int, int], Batch] = field(default_factory=dict)
+
+
+def mesh_of(layout: Layout) -> Mesh:
+    """The mesh of a layout."""
+    return Mesh(dp=layout.dp, sp=layout.sp, ep=layout.ep)
+
+
+def stacked_crew(layout: Layout) -> Crew:
+    """Every rank of a layout in this process."""
+    world = StackedWorld(mesh_of(layout))
+    ranks = tuple(range(layout.world))
+    return Crew(
+        layout=layout,
+        ranks=ranks,
+        transports=tuple(world.transport(rank) for rank in ranks),
+        together=partial(run_together, pending=world.pending),
+    )
+
+
+def gloo_crew(layout: Layout, rank: int, *, timeout_seconds: float) -> Crew:
+    """One rank of a layout; the other processes make theirs at the same time."""
+    transport = GlooTransport(mesh_of(layout), timeout_seconds=timeout_seconds)
+    return Crew(layout=layout, ranks=(rank,), transports=(transport,), together=_each)
+
+
+def _each(steps: Sequence[BoundStep], environments: Sequence[Environment]) -> None:
+    for step, environment in zip(steps, environments, strict=True):
+        step.run(environment)
+
+
+# ---- running -------------------------------------------------------------------------------------
+
+
+def run(crew: Crew, course: Course, trial: Trial) -> tuple[Run, ...]:
+    """Trains the ranks of a crew from the initial state; what each can say of it."""
+    counters = [CountingTransport(transport) for transport in crew.transports]
+    stages = [
+        _stage(crew, rank, counter, course, trial)
+        for rank, counter in zip(crew.ranks, counters, strict=True)
+    ]
+    starts = [digests(stage, ("param",)) for stage in stages]
+    load = course.sabotage.feed(course.feed, course.config)
+    diaries = [_Diary() for _ in stages]
+    for step in range(trial.steps):
+        environments = []
+        for stage, diary in zip(stages, diaries, strict=True):
+            batches = load(stage.plan, step)
+            for m, batch in zip(own_micro_batches(stage.plan), batches, strict=True):
+                diary.batches[step, m] = batch
+            environments.append(_environment(stage, course, trial, step, batches))
+        crew.together([stage.bound for stage in stages], environments)
+        for stage, diary, environment in zip(stages, diaries, environments, strict=True):
+            _write_down(diary, stage, environment, step)
+    return tuple(
+        Run(
+            step=stage.step,
+            start=start,
+            end=digests(stage, ("param", "master", "mean", "square")),
+            sums=torch.stack(diary.sums),
+            gradients=diary.gradients,
+            choices=diary.choices,
+            batches=diary.batches,
+            received=counter.counts(),
+        )
+        for stage, start, diary, counter in zip(stages, starts, diaries, counters, strict=True)
+    )
+
+
+def plan_of(course: Course, trial: Trial, layout: Layout, rank: int) -> Plan:
+    """The plan of one rank of a trial."""
+    config = course.config
+    train = config.train.model_copy(update={"precision": trial.precision})
+    overlap = config.overlap.model_copy(update={"order": trial.order})
+    parallel = config.parallel.model_copy(
+        update={
+            "dp": layout.dp,
+            "sp": layout.sp,
+            "ep": layout.ep,
+            "dispatch": layout.dispatch.value,
+        }
+    )
+    update = {"train": train, "overlap": overlap, "parallel": parallel}
+    return make_plan(config.model_copy(update=update), rank, replay=trial.routing is not None)
+
+
+def _stage(crew: Crew, rank: int, transport: Transport, course: Course, trial: Trial) -> Stage:
+    plan = plan_of(course, trial, crew.layout, rank)
+    stage = build(
+        plan,
+        bodies=_bodies(trial.precision),
+        transport=course.sabotage.wire(transport, rank),
+        device=_CPU,
+        step=training_step(plan, record_routing=True),
+    )
+    initialise(stage.state, seed=course.config.train.seed)
+    course.sabotage.start(stage)
+    return stage
+
+
+def _bodies(name: str) -> Mapping[str, Body]:
+    return bodies(choose(_CPU, precision(name).act))
+
+
+def _environment(
+    stage: Stage, course: Course, trial: Trial, step: int, batches: Sequence[Batch]
+) -> Environment:
+    plan, optim = stage.plan, course.config.optim
+    lr = learning_rate(
+        step,
+        peak=optim.lr,
+        floor_ratio=optim.min_lr_ratio,
+        warmup=optim.warmup_steps,
+        total=course.config.train.steps,
+    )
+    return stage.environment(
+        batches,
+        divisor=float(course.feed.training.divisor(step)),
+        rates=Rates(lr=lr, weight_decay=optim.weight_decay, step=step + 1),
+        forced=_forced(plan, trial.routing, step) if trial.routing else None,
+    )
+
+
+def _forced(plan: Plan, routing: Routing, step: int) -> Mapping[str, Tensor]:
+    choices = partial(routing, step)
+    return {
+        f"m{m}.forced.{layer}": torch.from_numpy(
+            own_choices(plan, plan.rank, m, choices, layer).copy()
+        )
+        for m in range(plan.local_micro_batches)
+        for layer in routed_layers(plan)
+    }
+
+
+def routed_layers(plan: Plan) -> tuple[int, ...]:
+    """The layers whose tokens choose experts."""
+    return tuple(i for i in range(plan.shape.layers) if plan.shape.kind(i) is not Kind.DENSE)
+
+
+def own_micro_batches(plan: Plan) -> range:
+    """Which micro-batches of a step a rank runs: those of its data-parallel rank."""
+    first = plan.rank // plan.layout.sp * plan.local_micro_batches
+    return range(first, first + plan.local_micro_batches)
+
+
+# ---- what is kept --------------------------------------------------------------------------------
+
+
+def _write_down(diary: _Diary, stage: Stage, environment: Environment, step: int) -> None:
+    diary.sums.append(environment["stats"].clone())
+    if step == 0:
+        diary.gradients = tuple(_gradients(stage, float(environment["verdict"][0])))
+    for index, m in enumerate(own_micro_batches(stage.plan)):
+        for layer in routed_layers(stage.plan):
+            diary.choices[step, m, layer] = environment[f"m{index}.experts.{layer}"]
+
+
+def _gradients(stage: Stage, clip: float) -> Iterator[Piece]:
+    scale = (1 - stage.plan.update.beta1) * clip
+    for kind, piece, values in stage.state.shards():
+        if kind == "mean":
+            yield Piece(
+                name=piece.name, start=piece.start, stop=piece.stop, values=values.double() / scale
+            )
+
+
+def digests(stage: Stage, kinds: Sequence[str]) -> dict[str, str]:
+    """The bits of each logical parameter that a rank holds, and of each piece of state it owns."""
+    found: dict[str, str] = {}
+    if "param" in kinds:
+        for parameter in stage.step.parameters:
+            flat = stage.state.statics[f"param:{parameter.name}"].reshape(-1)
+            for part in parameter.parts:
+                found[part.name] = _digest(flat[part.start : part.stop])
+    for kind, piece, values in stage.state.shards():
+        if kind in kinds:
+            found[f"{kind} of {piece.name}"] = _digest(values)
+    return found
+
+
+def _digest(values: Tensor) -> str:
+    words = values.detach().contiguous().view(torch.uint8).numpy()
+    return blake2b(words.data, digest_size=_DIGEST_BYTES).hexdigest()

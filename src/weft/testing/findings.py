@@ -1,0 +1,266 @@
+"""What one rank finds when it runs every trial of a proof and compares itself with one rank alone.
+
+    trial       runs in               against one rank
+    float64     float64, 20 steps     sums of every step, gradients of the first
+    replayed    float32, few steps    the same, with the experts that one rank chose
+    natural     float32, few steps    how many tokens choose other experts than on one rank
+    serial      float32, few steps    no two at once: the bits of `natural`
+    <routing>   float64, one step     sums and gradients under a generator of `testing.routing`
+    <bytes>     bfloat16, one step    bytes received against bytes predicted
+
+A whole gradient is on no rank: each says how far its own elements are off, `testing.weigh` adds up.
+Findings are plain values, since those of another process come through a pipe.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from weft.compose.plan import Plan
+from weft.compose.step import training_step
+from weft.parallel.layout import Layout
+from weft.testing.crew import Course, Crew, Run, Trial, plan_of, run, stacked_crew
+from weft.testing.routing import GENERATORS
+from weft.testing.wire import Key, evenly, forward_payload, predict, predicted_forward
+
+FLOAT64, REPLAYED, NATURAL, SERIAL = "float64", "replayed", "natural", "serial"
+EVEN, RAGGED = "even", "ragged"
+
+Distance = tuple[float, int]  # sum of squared differences, elements
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Length:
+    """How many steps the trials of more than one step take."""
+
+    float64: int
+    float32: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reference:
+    """What one rank did in each trial."""
+
+    length: Length
+    runs: Mapping[str, Run]
+
+    def gradients(self, trial: str) -> Mapping[str, Tensor]:
+        """The whole gradient of each logical parameter at step 1; one rank owns all of it."""
+        return {piece.name: piece.values for piece in self.runs[trial].gradients}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Findings:
+    """What one rank found; sums, distances and bytes are by trial."""
+
+    rank: int
+    started: tuple[str, ...]  # parameters that do not start with the bits of one rank's
+    fed: tuple[str, ...]  # batches that are not its share of one rank's
+    sums: Mapping[str, Tensor]
+    distances: Mapping[str, Mapping[str, Distance]]
+    held: Mapping[str, str]  # digests of parameters after the last float64 step
+    flips: tuple[int, int]  # tokens that chose other experts, tokens
+    reordered: tuple[str, ...]  # values whose bits depend on the order
+    received: Mapping[str, Mapping[Key, tuple[int, int]]]  # bytes predicted, counted
+    payload: Mapping[
+        str, tuple[float, float]
+    ]  # elements of the forward predicted, by the paper's formula
+
+
+# ---- one rank ------------------------------------------------------------------------------------
+
+
+def one_rank(course: Course, length: Length) -> Reference:
+    """Runs the trials on one rank."""
+    crew = stacked_crew(Layout())
+    trials = {
+        FLOAT64: Trial(steps=length.float64, precision="float64"),
+        REPLAYED: Trial(steps=length.float32, precision="float32"),
+        **routing_trials(course),
+    }
+    runs: dict[str, Run] = {}
+    for name, trial in trials.items():
+        (runs[name],) = run(crew, course, trial)
+    return Reference(length=length, runs=MappingProxyType(runs))
+
+
+def routing_trials(course: Course) -> Mapping[str, Trial]:
+    """One step of each routing generator that the model has experts enough for."""
+    model = course.config.model
+    return {
+        name: Trial(steps=1, precision="float64", routing=partial(generated, course, name))
+        for name in GENERATORS
+        if name != "one_empty" or model.top_k < model.experts
+    }
+
+
+def generated(
+    course: Course, generator: str, step: int, micro_batch: int, layer: int
+) -> NDArray[np.int64]:
+    """The choices of a generator for one micro-batch and layer."""
+    model, train = course.config.model, course.config.train
+    tokens = train.micro_batch * course.config.data.sequence
+    seed = (step * train.global_batch + micro_batch) * model.layers + layer
+    return GENERATORS[generator](tokens, model.experts, model.top_k, seed)
+
+
+# ---- a layout ------------------------------------------------------------------------------------
+
+
+def find(crew: Crew, course: Course, reference: Reference) -> tuple[Findings, ...]:
+    """Runs every trial on the ranks of a crew and compares each rank with one rank alone."""
+    steps = reference.length.float32
+    replay = partial(_chosen, reference.runs[REPLAYED])
+    forced = {**routing_trials(course), **_wire_trials(course, crew.layout)}
+    forecasts = [_forecasts(crew.layout, rank, course, forced) for rank in crew.ranks]
+    trials = {
+        FLOAT64: Trial(steps=reference.length.float64, precision="float64"),
+        REPLAYED: Trial(steps=steps, precision="float32", routing=replay),
+        NATURAL: Trial(steps=steps, precision="float32"),
+        SERIAL: Trial(steps=steps, precision="float32", order="serial"),
+        **forced,
+    }
+    runs = {name: run(crew, course, trial) for name, trial in trials.items()}
+    return tuple(
+        _compare(rank, reference, {name: each[i] for name, each in runs.items()}, forecasts[i])
+        for i, rank in enumerate(crew.ranks)
+    )
+
+
+def _chosen(alone: Run, step: int, micro_batch: int, layer: int) -> NDArray[np.int64]:
+    return alone.choices[step, micro_batch, layer].numpy()
+
+
+def _wire_trials(course: Course, layout: Layout) -> Mapping[str, Trial]:
+    """One step in the dtype that tells payload and sums apart, its rows even or ragged."""
+    model, tokens = (
+        course.config.model,
+        course.config.train.micro_batch * course.config.data.sequence,
+    )
+    even = evenly(tokens, model.experts, model.top_k, layout)
+
+    def spread(_step: int, _micro_batch: int, _layer: int) -> NDArray[np.int64]:
+        return even
+
+    skewed = partial(generated, course, "skewed")
+    return {
+        EVEN: Trial(steps=1, precision="bfloat16", routing=spread),
+        RAGGED: Trial(steps=1, precision="bfloat16", routing=skewed),
+    }
+
+
+# ---- bytes, before anything runs -----------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Forecasts:
+    """Bytes by trial, and the forward's payload at even routing by its programs and the paper."""
+
+    received: Mapping[str, Mapping[Key, int]]
+    payload: Mapping[str, tuple[float, float]]
+
+
+def _forecasts(
+    layout: Layout, rank: int, course: Course, trials: Mapping[str, Trial]
+) -> _Forecasts:
+    received: dict[str, Mapping[Key, int]] = {}
+    payload: dict[str, tuple[float, float]] = {}
+    for name, trial in trials.items():
+        assert trial.routing is not None
+        step = training_step(plan_of(course, trial, layout, rank))
+        choices = partial(trial.routing, 0)
+        received[name] = predict(step, choices)
+        if name == EVEN and divides_evenly(step.plan):
+            for labels, elements in forward_payload(step.plan).items():
+                ours = predicted_forward(step, choices, labels)
+                payload[" + ".join(labels)] = float(ours), float(elements)
+    return _Forecasts(received=received, payload=payload)
+
+
+def divides_evenly(plan: Plan) -> bool:
+    """Whether the rows of a rank spread over its expert-parallel group with none left over."""
+    return plan.tokens // plan.layout.sp * plan.shape.top_k % plan.layout.ep == 0
+
+
+# ---- comparing -----------------------------------------------------------------------------------
+
+
+def _compare(
+    rank: int, reference: Reference, runs: Mapping[str, Run], forecasts: _Forecasts
+) -> Findings:
+    main = runs[FLOAT64]
+    exact = [name for name in runs if name in reference.runs]
+    return Findings(
+        rank=rank,
+        started=tuple(_other_bits(main.start, reference.runs[FLOAT64].start)),
+        fed=tuple(_other_batches(main, reference.runs[FLOAT64])),
+        sums={name: runs[name].sums for name in exact},
+        distances={n: _distances(runs[n], reference.gradients(n)) for n in exact},
+        held={name: bits for name, bits in main.end.items() if " of " not in name},
+        flips=_flips(runs[NATURAL], reference.runs[REPLAYED]),
+        reordered=tuple(_reordered(runs[NATURAL], runs[SERIAL])),
+        received={
+            name: _side_by_side(predicted, runs[name].received)
+            for name, predicted in forecasts.received.items()
+        },
+        payload=forecasts.payload,
+    )
+
+
+def _other_bits(ours: Mapping[str, str], theirs: Mapping[str, str]) -> Iterator[str]:
+    return (name for name, bits in ours.items() if theirs.get(name) != bits)
+
+
+def _reordered(ours: Run, theirs: Run) -> Iterator[str]:
+    if not torch.equal(ours.sums, theirs.sums):
+        yield "the sums of a step"
+    yield from _other_bits(ours.end, theirs.end)
+
+
+def _other_batches(ours: Run, alone: Run) -> Iterator[str]:
+    """Batches of a rank that are not its share of one rank's."""
+    plan = ours.step.plan
+    count = plan.tokens // plan.layout.sp
+    first = plan.rank % plan.layout.sp * count
+    for (step, m), batch in ours.batches.items():
+        whole = alone.batches[step, m]
+        for name in ("tokens", "targets", "positions"):
+            if not torch.equal(getattr(batch, name), getattr(whole, name)[first : first + count]):
+                yield f"step {step + 1} micro-batch {m} {name}"
+        if batch.segments.ends != whole.segments.ends:
+            yield f"step {step + 1} micro-batch {m} document ends"
+
+
+def _distances(ours: Run, whole: Mapping[str, Tensor]) -> Mapping[str, Distance]:
+    found: dict[str, Distance] = {}
+    for piece in ours.gradients:
+        expected = whole[piece.name][piece.start : piece.stop]
+        difference = float((piece.values - expected).square().sum())
+        found[piece.name] = difference, piece.stop - piece.start
+    return found
+
+
+def _flips(ours: Run, alone: Run) -> tuple[int, int]:
+    """Tokens whose set of experts is another than on one rank, of how many."""
+    plan = ours.step.plan
+    count = plan.tokens // plan.layout.sp
+    first = plan.rank % plan.layout.sp * count
+    flipped = tokens = 0
+    for place, chosen in ours.choices.items():
+        expected = alone.choices[place][first : first + count]
+        other = (chosen.sort(-1).values != expected.sort(-1).values).any(-1)
+        flipped, tokens = flipped + int(other.sum()), tokens + len(other)
+    return flipped, tokens
+
+
+def _side_by_side(
+    predicted: Mapping[Key, int], counted: Mapping[Key, int]
+) -> Mapping[Key, tuple[int, int]]:
+    keys = sorted(predicted.keys() | counted.keys())
+    return {key: (predicted.get(key, 0), counted.get(key, 0)) for key in keys}

@@ -1,0 +1,183 @@
+"""Faults that a proof must find, each a value that stands where the honest one would.
+
+sync      the transport of one rank keeps its own term where one bucket's gradients should be summed
+experts   two experts of one rank trade places after initialisation
+order     the batches of one rank come from one sample further on
+
+Nothing outside this file knows that they exist.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weft.comm.call import Call, Collective
+from weft.comm.handle import Finished, Handle
+from weft.comm.transport import Transport
+from weft.compose.plan import Plan
+from weft.config.run import RunConfig
+from weft.data.batches import Batches, MicroBatch
+from weft.model.families import Kind
+from weft.runtime.batch import Batch
+from weft.runtime.batch import stage as stage_batch
+from weft.runtime.stage import Stage
+from weft.runtime.state import copy_to_master
+from weft.trainer.feed import Feed
+
+Load = Callable[[Plan, int], list[Batch]]  # a rank's batches of a step; steps count from 0
+
+CULPRIT = 1  # the rank that misbehaves: every layout of more than one rank has it
+_DROPPED = 1  # the first layer's bucket; that of the embedding comes before it
+_CPU = torch.device("cpu")
+
+
+def honest_wire(transport: Transport, _rank: int) -> Transport:
+    """The transport itself."""
+    return transport
+
+
+def honest_start(_stage: Stage) -> None:
+    """Leaves the initial state as it is."""
+
+
+def honest_feed(feed: Feed, _config: RunConfig) -> Load:
+    """The batches of a feed."""
+    return lambda plan, step: feed.load(plan, step, _CPU)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sabotage:
+    """What stands between a rank and its wire, its initial state and its batches."""
+
+    wire: Callable[[Transport, int], Transport] = honest_wire
+    start: Callable[[Stage], None] = honest_start
+    feed: Callable[[Feed, RunConfig], Load] = honest_feed
+
+
+HONEST = Sabotage()
+
+
+# ---- sync ----------------------------------------------------------------------------------------
+
+
+def drop_sync(transport: Transport, rank: int) -> Transport:
+    """The transport, which on one rank once returns the rank's own gradients unsummed."""
+    return Unsummed(transport) if rank == CULPRIT else transport
+
+
+@final
+class Unsummed(Transport):
+    """Takes part in every collective, and once keeps its own term of a sum of gradients."""
+
+    def __init__(self, inner: Transport) -> None:
+        self._inner = inner
+        self._sums = 0
+
+    def group_size(self, axis: str) -> int:
+        return self._inner.group_size(axis)
+
+    def group_rank(self, axis: str) -> int:
+        return self._inner.group_rank(axis)
+
+    def barrier(self) -> None:
+        self._inner.barrier()
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def exposed_seconds(self) -> float:
+        return self._inner.exposed_seconds()
+
+    def reset_exposed(self) -> None:
+        self._inner.reset_exposed()
+
+    def post(self, call: Call, x: Tensor, out: Tensor) -> Handle:
+        handle = self._inner.post(call, x, out)
+        if call.collective is not Collective.REDUCE_SCATTER or call.label != "gradients":
+            return handle
+        self._sums += 1
+        if self._sums != _DROPPED + 1:
+            return handle
+        return _Instead(handle, x.chunk(self.group_size(call.axis))[self.group_rank(call.axis)])
+
+
+@final
+class _Instead(Handle):
+    """Waits for a collective and returns something else."""
+
+    def __init__(self, inner: Handle, result: Tensor) -> None:
+        self._inner = inner
+        self._result = Finished(result.clone())
+
+    def ready(self) -> bool:
+        return self._inner.ready()
+
+    def wait(self) -> Tensor:
+        self._inner.wait()
+        return self._result.wait()
+
+
+# ---- experts -------------------------------------------------------------------------------------
+
+
+def swap_experts(stage: Stage) -> None:
+    """Lets two experts of one rank's first routed layer trade places, if it has two."""
+    plan = stage.plan
+    if plan.rank != CULPRIT or plan.local_experts == 1:
+        return
+    layer = next(i for i in range(plan.shape.layers) if plan.shape.kind(i) is not Kind.DENSE)
+    for name in ("up", "down"):
+        weight = stage.state.statics[f"param:layers.{layer}.{name}"]
+        weight[:2] = weight[:2].flip(0)
+    copy_to_master(stage.state)
+
+
+# ---- order ---------------------------------------------------------------------------------------
+
+
+def shift_order(feed: Feed, config: RunConfig) -> Load:
+    """The batches of a feed, which on one rank start one sample late."""
+    ones = Batches(
+        feed.streams[0],
+        sequence=config.data.sequence,
+        global_batch=1,
+        micro_batch=1,
+        seed=config.train.seed,
+    )
+
+    def load(plan: Plan, step: int) -> list[Batch]:
+        if plan.rank != CULPRIT:
+            return feed.load(plan, step, _CPU)
+        dp_rank, sp_rank = divmod(plan.rank, plan.layout.sp)
+        local, size = plan.local_micro_batches, plan.micro_batch
+        first = (step * plan.micro_batches + dp_rank * local) * size + 1
+        samples = [ones.load(first + i, 0) for i in range(local * size)]
+        joined = [join(samples[m * size : (m + 1) * size]) for m in range(local)]
+        return [stage_batch(b, sp=plan.layout.sp, sp_rank=sp_rank, device=_CPU) for b in joined]
+
+    return load
+
+
+def join(samples: Sequence[MicroBatch]) -> MicroBatch:
+    """Several micro-batches as one."""
+    starts = np.cumsum([0, *(len(sample.tokens) for sample in samples)]).tolist()
+    return MicroBatch(
+        tokens=np.concatenate([sample.tokens for sample in samples]),
+        targets=np.concatenate([sample.targets for sample in samples]),
+        positions=np.concatenate([sample.positions for sample in samples]),
+        ends=tuple(s + e for s, x in zip(starts, samples, strict=False) for e in x.ends),
+    )
+
+
+SABOTAGES: Mapping[str, Sabotage] = MappingProxyType(
+    {
+        "sync": Sabotage(wire=drop_sync),
+        "experts": Sabotage(start=swap_experts),
+        "order": Sabotage(feed=shift_order),
+    }
+)

@@ -1,0 +1,232 @@
+"""What a step must receive: bytes by axis, collective and label, known before anything runs.
+
+    wire      x put in by each of n ranks    elements that reach a rank from the others
+    even      all-to-all of equal blocks     x (n-1) / n
+    rows      all-to-all of ragged rows      rows chosen elsewhere for here, times their width
+    gather    all-gather                     x (n-1)
+    scatter   reduce-scatter                 x (n-1) / n
+    reduce    all-reduce                     2 x (n-1) / n
+
+Sizes come from the letters of the programs of a step, from flat buckets and from the choices of its
+tokens; what a transport counts is not asked. `forward_payload` is the same quantity from the
+paper's formula, which knows no program.
+
+Paper: 1.2, the derived column.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from math import floor
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from weft.compose.plan import Plan, is_all_gather, sizes
+from weft.compose.step import Instance, Step
+from weft.graph.dims import Sizes
+from weft.graph.program import Program, Task
+from weft.model.families import Kind
+from weft.parallel.layout import Layout, split_heads
+from weft.parallel.zero import Bucket
+from weft.schedule.action import is_collective
+
+Key = tuple[str, str, str]  # axis, collective, label
+Choices = Callable[[int, int], NDArray[np.int64]]  # micro-batch, layer -> experts [N, k]
+
+COLLECTIVES: Mapping[str, str] = MappingProxyType(
+    {
+        "even": "all_to_all",
+        "rows": "all_to_all_rows",
+        "gather": "all_gather",
+        "scatter": "reduce_scatter",
+        "reduce": "all_reduce",
+    }
+)
+WIDTHS: Mapping[str, Mapping[str, int]] = MappingProxyType(
+    {
+        "float64": MappingProxyType({"act": 8, "acc": 8, "i64": 8}),
+        "float32": MappingProxyType({"act": 4, "acc": 4, "i64": 8}),
+        "bfloat16": MappingProxyType({"act": 2, "acc": 4, "i64": 8}),
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Transfer:
+    """What one collective brings one rank."""
+
+    template: str
+    key: Key
+    elements: Fraction
+    kind: str
+
+
+def predict(step: Step, choices: Choices) -> Mapping[Key, int]:
+    """The bytes one rank receives in a step whose tokens choose these experts."""
+    widths = WIDTHS[step.plan.precision]
+    total: Counter[Key] = Counter()
+    for transfer in transfers(step, choices):
+        total[transfer.key] += floor(transfer.elements * widths[transfer.kind])
+    return total
+
+
+def transfers(step: Step, choices: Choices) -> Iterator[Transfer]:
+    """Every collective of a step, in the order of its programs; groups of one bring nothing."""
+    letters = sizes(step.plan)
+    for instance in step.instances:
+        program = step.templates[instance.template].program
+        for task in filter(is_collective, program.tasks):
+            n = step.plan.layout.degree(task.group)
+            if n > 1:
+                elements = _elements(step, instance, program, task, letters, choices)
+                wire = str(task.op.wire)
+                yield Transfer(
+                    template=instance.template,
+                    key=(task.group, COLLECTIVES[wire], str(task.attributes["label"])),
+                    elements=elements * _share(wire, n),
+                    kind=program.values[_sent(task)].kind,
+                )
+
+
+def _sent(task: Task) -> str:
+    """The value whose dtype travels; a parameter's shard travels in the dtype of its bucket."""
+    return task.inputs[1] if task.op.name == "gather_params" else task.inputs[0]
+
+
+def _share(wire: str, n: int) -> Fraction:
+    """Elements that come from others over elements put in (rows are counted one by one)."""
+    match wire:
+        case "even" | "scatter":
+            return Fraction(n - 1, n)
+        case "gather":
+            return Fraction(n - 1)
+        case "reduce":
+            return Fraction(2 * (n - 1), n)
+        case "rows":
+            return Fraction(1)
+        case _:
+            raise AssertionError(f"{wire=}")
+
+
+def _elements(
+    step: Step, instance: Instance, program: Program, task: Task, n: Sizes, choices: Choices
+) -> Fraction:
+    if task.op.wire == "rows":
+        row = program.values[task.inputs[0]].dims.split()[1:]
+        rows = _rows_from_others(step.plan, instance, task, choices)
+        return Fraction(rows * n.count(" ".join(row)))
+    if task.op.name == "reduce_scatter_grad":
+        return Fraction(_bucket(step, task.inputs[0]).numel)
+    if task.op.name == "gather_params":
+        return Fraction(_bucket(step, task.inputs[1]).shard)
+    return Fraction(n.count(program.values[task.inputs[0]].dims))
+
+
+def _bucket(step: Step, value: str) -> Bucket:
+    name = value.partition(".")[2]  # behind `acc.` or `w.`
+    return next(bucket for bucket in step.buckets if bucket.name == name)
+
+
+# ---- rows between ranks --------------------------------------------------------------------------
+
+
+def _rows_from_others(plan: Plan, instance: Instance, task: Task, choices: Choices) -> int:
+    between = rows_between(plan, _micro_batch(instance), _layer(instance), choices)
+    own = plan.layout.ep_rank(plan.rank)
+    arriving = between[own, :] if task.attributes["reverse"] else between[:, own]
+    return int(arriving.sum() - between[own, own])
+
+
+def rows_between(plan: Plan, index: int, layer: int, choices: Choices) -> NDArray[np.int64]:
+    """Rows between the ranks of this rank's expert-parallel group, as [source, destination].
+
+    `index` counts the micro-batches of one rank.
+    """
+    ep = plan.layout.ep
+    first = plan.rank // ep * ep
+    between = np.zeros((ep, ep), np.int64)
+    for source in range(ep):
+        experts = own_choices(plan, first + source, index, choices, layer)
+        np.add.at(between[source], experts.ravel() // plan.local_experts, 1)
+    return between
+
+
+def own_choices(
+    plan: Plan, rank: int, index: int, choices: Choices, layer: int
+) -> NDArray[np.int64]:
+    """The choices of the tokens that a rank holds of its micro-batch `index`."""
+    dp_rank, sp_rank = divmod(rank, plan.layout.sp)
+    count = plan.tokens // plan.layout.sp
+    whole = choices(dp_rank * plan.local_micro_batches + index, layer)
+    return whole[sp_rank * count : (sp_rank + 1) * count]
+
+
+def _micro_batch(instance: Instance) -> int:
+    key = next(key for key in instance.reads.values() if key.startswith("m"))
+    return int(key.partition(".")[0][1:])
+
+
+def _layer(instance: Instance) -> int:
+    key = next(key for key in instance.statics.values() if key.startswith("param:layers."))
+    return int(key.split(".")[1])
+
+
+# ---- the paper's formulas ------------------------------------------------------------------------
+
+
+def evenly(tokens: int, experts: int, top_k: int, layout: Layout) -> NDArray[np.int64]:
+    """Choices of which any ep in a row fall on the ep ranks of an expert-parallel group.
+
+    Example:
+        >>> evenly(2, 8, 2, Layout(sp=4, ep=4)).tolist()
+        [[0, 2], [4, 6]]
+    """
+    strided = np.arange(experts).reshape(layout.ep, -1).T.ravel()
+    return strided[np.arange(tokens * top_k) % experts].reshape(tokens, top_k)
+
+
+def forward_payload(plan: Plan) -> Mapping[tuple[str, ...], Fraction]:
+    """Elements that the forward of a step brings one rank, by labels, at even routing.
+
+    For one layer and micro-batch, b s the tokens of the group, r copies of a key/value head:
+
+        sequence parallelism               b s h (n-1)/n (2 + 2 r/m) / n
+        experts by all-to-all              b s h (n-1)/n 2 k / n
+        experts by all-gather and back     b s h (n-1)/n 2
+    """
+    shape, layout = plan.shape, plan.layout
+    expected: dict[tuple[str, ...], Fraction] = {}
+    if layout.sp > 1:
+        n, m = layout.sp, Fraction(shape.heads, shape.kv_heads)
+        r = split_heads(shape.heads, shape.kv_heads, n).replicas
+        bsh = plan.tokens * shape.attention_columns
+        volume = Fraction(bsh * (n - 1), n) * (2 + 2 * r / m) / n
+        expected["qkv", "attention"] = volume * shape.layers * plan.local_micro_batches
+    if layout.ep > 1:
+        n = layout.ep
+        bsh = plan.tokens // layout.sp * n * shape.hidden
+        volume = Fraction(2 * bsh * (n - 1), n)
+        if not is_all_gather(layout):
+            volume *= Fraction(shape.top_k, n)
+        labels = ("tokens", "outputs") if is_all_gather(layout) else ("rows", "outputs")
+        expected[labels] = volume * _num_routed(plan) * plan.local_micro_batches
+    return expected
+
+
+def predicted_forward(step: Step, choices: Choices, labels: Iterable[str]) -> Fraction:
+    """Elements of these labels in the forward programs of a step."""
+    return sum(
+        (
+            transfer.elements
+            for transfer in transfers(step, choices)
+            if transfer.template.endswith(".forward") and transfer.key[2] in labels
+        ),
+        Fraction(0),
+    )
+
+
+def _num_routed(plan: Plan) -> int:
+    return sum(plan.shape.kind(i) is not Kind.DENSE for i in range(plan.shape.layers))

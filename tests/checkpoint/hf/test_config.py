@@ -1,0 +1,265 @@
+"""Published configurations give the presets of their names; what weft lacks is refused."""
+
+import pytest
+
+from weft.checkpoint.hf.config import read_config, write_config
+from weft.config.presets import (
+    deepseek_moe_16b,
+    mixtral_8x7b_v0_1,
+    qwen3_30b_a3b,
+    tiny_deepseek_moe,
+    tiny_mixtral,
+    tiny_qwen3_moe,
+)
+from weft.errors import ConfigError
+
+# The configuration files of the releases, without lists of special tokens.
+MIXTRAL_8X7B = {
+    "architectures": ["MixtralForCausalLM"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "initializer_range": 0.02,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 32768,
+    "model_type": "mixtral",
+    "num_attention_heads": 32,
+    "num_experts_per_tok": 2,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "num_local_experts": 8,
+    "output_router_logits": False,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 1000000.0,
+    "router_aux_loss_coef": 0.02,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.36.0.dev0",
+    "use_cache": True,
+    "vocab_size": 32000,
+}
+QWEN3_30B = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "decoder_sparse_step": 1,
+    "eos_token_id": 151645,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "initializer_range": 0.02,
+    "intermediate_size": 6144,
+    "max_position_embeddings": 40960,
+    "max_window_layers": 48,
+    "mlp_only_layers": [],
+    "model_type": "qwen3_moe",
+    "moe_intermediate_size": 768,
+    "norm_topk_prob": True,
+    "num_attention_heads": 32,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 48,
+    "num_key_value_heads": 4,
+    "output_router_logits": False,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 1000000.0,
+    "router_aux_loss_coef": 0.001,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.51.0",
+    "use_cache": True,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+DEEPSEEK_16B = {
+    "architectures": ["DeepseekForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "auto_map": {"AutoModelForCausalLM": "modeling_deepseek.DeepseekForCausalLM"},
+    "aux_loss_alpha": 0.001,
+    "bos_token_id": 100000,
+    "eos_token_id": 100001,
+    "first_k_dense_replace": 1,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "initializer_range": 0.02,
+    "intermediate_size": 10944,
+    "max_position_embeddings": 4096,
+    "model_type": "deepseek",
+    "moe_intermediate_size": 1408,
+    "moe_layer_freq": 1,
+    "n_routed_experts": 64,
+    "n_shared_experts": 2,
+    "norm_topk_prob": False,
+    "num_attention_heads": 16,
+    "num_experts_per_tok": 6,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 16,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 10000,
+    "scoring_func": "softmax",
+    "seq_aux": True,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.36.0",
+    "use_cache": True,
+    "vocab_size": 102400,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+
+
+def dots1_model():
+    changes = {"score": "sigmoid", "qk_norm": True, "router_bias": True, "scaling": 2.5}
+    return tiny_deepseek_moe().model_copy(update={**changes, "renormalise": True})
+
+
+def refuse_report(message: str) -> None:
+    raise AssertionError(message)
+
+
+def read(config, **changes):
+    return read_config({**config, **changes}, report=refuse_report)[1]
+
+
+@pytest.mark.parametrize(
+    ("config", "preset"),
+    [
+        (MIXTRAL_8X7B, mixtral_8x7b_v0_1),
+        (QWEN3_30B, qwen3_30b_a3b),
+        (DEEPSEEK_16B, deepseek_moe_16b),
+    ],
+)
+def test_a_release_is_the_preset_of_its_name(config, preset):
+    assert read(config) == preset()
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "refused"),
+    [
+        (MIXTRAL_8X7B, {"model_type": "deepseek_v3"}, "latent attention.*expected.*mixtral"),
+        (MIXTRAL_8X7B, {"model_type": "llama"}, 'model_type = "llama".*does not know'),
+        (MIXTRAL_8X7B, {"model_type": None}, "model_type = null"),
+        (MIXTRAL_8X7B, {"model_type": ["mixtral"]}, "model_type"),
+        (MIXTRAL_8X7B, {"sliding_window": 4096}, "sliding_window = 4096.*whole document"),
+        (MIXTRAL_8X7B, {"sliding_window": "long"}, 'sliding_window = "long"'),
+        (MIXTRAL_8X7B, {"hidden_act": "gelu"}, 'hidden_act = "gelu".*SiLU.*"silu"'),
+        (MIXTRAL_8X7B, {"router_jitter_noise": 0.1}, "router_jitter_noise = 0.1"),
+        (MIXTRAL_8X7B, {"quantization_config": {"bits": 4}}, "quantization_config"),
+        (MIXTRAL_8X7B, {"rope_scaling": YARN}, "rope_scaling.*yarn.*not scaled"),
+        (MIXTRAL_8X7B, {"rope_parameters": {**YARN, "rope_theta": 1e6}}, "rope_parameters"),
+        (MIXTRAL_8X7B, {"rope_parameters": "default"}, "rope_parameters"),
+        (MIXTRAL_8X7B, {"rope_theta": None}, "no rope_theta"),
+        (MIXTRAL_8X7B, {"num_local_experts": None}, "no num_local_experts"),
+        (MIXTRAL_8X7B, {"hidden_size": "wide"}, "head_dim"),
+        (MIXTRAL_8X7B, {"num_hidden_layers": "32"}, "model.layers.*integer"),
+        (QWEN3_30B, {"attention_bias": True}, "attention_bias = true.*no bias"),
+        (QWEN3_30B, {"attention_dropout": 0.1}, "attention_dropout = 0.1"),
+        (QWEN3_30B, {"decoder_sparse_step": 2}, "decoder_sparse_step = 2.*lead"),
+        (QWEN3_30B, {"mlp_only_layers": [0, 2]}, r"mlp_only_layers = \[0, 2\].*lead"),
+        (QWEN3_30B, {"use_sliding_window": True, "sliding_window": 4096}, "sliding_window"),
+        (QWEN3_30B, {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+        (QWEN3_30B, {"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
+        (DEEPSEEK_16B, {"scoring_func": "sigmoid"}, 'scoring_func = "sigmoid".*softmax'),
+        (DEEPSEEK_16B, {"moe_layer_freq": 2}, "moe_layer_freq = 2"),
+        (DEEPSEEK_16B, {"kv_lora_rank": 512}, "kv_lora_rank = 512.*latent"),
+        (DEEPSEEK_16B, {"num_attention_heads": 15}, "15 heads do not divide"),
+    ],
+)
+def test_what_weft_does_not_compute_is_refused_with_its_reason(config, changes, refused):
+    with pytest.raises(ConfigError, match=refused):
+        read(config, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "refused"),
+    [
+        ({"n_group": 8}, "n_group = 8.*groups"),
+        ({"n_shared_experts": None}, "no n_shared_experts"),
+        ({"sliding_window": 64, "max_window_layers": 1, "max_position_embeddings": 99}, "window"),
+        ({"scoring_func": "softmax"}, "sigmoid"),
+    ],
+)
+def test_dots_is_held_to_what_its_class_computes(changes, refused):
+    _, config = write_config(dots1_model())
+    with pytest.raises(ConfigError, match=refused):
+        read(config, **changes)
+
+
+def test_a_window_no_layer_looks_through_is_no_reason_to_refuse():
+    _, config = write_config(dots1_model())
+    window = {"sliding_window": 4096, "max_position_embeddings": 8192}
+    assert read(config, **window, max_window_layers=62) == dots1_model()
+    assert read(MIXTRAL_8X7B, sliding_window=32768) == mixtral_8x7b_v0_1()
+    assert read(QWEN3_30B, sliding_window=4096) == qwen3_30b_a3b()
+
+
+def test_absent_and_null_keys_mean_what_transformers_takes_them_for():
+    assert read(MIXTRAL_8X7B, head_dim=None).head_dim == 4096 // 32
+    assert read(MIXTRAL_8X7B, head_dim=64).head_dim == 64
+    assert read(MIXTRAL_8X7B, num_key_value_heads=None).kv_heads == 32
+    assert not read(QWEN3_30B, norm_topk_prob=None).renormalise
+    assert read(DEEPSEEK_16B, n_shared_experts=None).shared_experts == 0
+
+
+def test_the_words_of_transformers_5_are_read_too():
+    new = {k: v for k, v in QWEN3_30B.items() if k not in {"num_experts", "rope_theta"}}
+    new["num_local_experts"] = 128
+    new["rope_parameters"] = {"rope_theta": 1000000.0, "rope_type": "default"}
+    assert read(new) == qwen3_30b_a3b()
+
+
+def test_a_single_choice_of_deepseek_keeps_its_score():
+    assert read(DEEPSEEK_16B, norm_topk_prob=True).renormalise
+    assert not read(DEEPSEEK_16B, norm_topk_prob=True, num_experts_per_tok=1).renormalise
+
+
+def test_a_key_nobody_knows_is_reported():
+    told = []
+    read_config({**MIXTRAL_8X7B, "residual_scale": 0.5}, report=told.append)
+    assert len(told) == 1
+    assert "residual_scale" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("model", "model_type"),
+    [
+        (tiny_mixtral(), "mixtral"),
+        (tiny_qwen3_moe(), "qwen3_moe"),
+        (
+            tiny_qwen3_moe().model_copy(update={"dense_layers": 1, "dense_ffn_hidden": 64}),
+            "qwen3_moe",
+        ),
+        (tiny_deepseek_moe(), "deepseek"),
+        (tiny_deepseek_moe().model_copy(update={"shared_experts": 0}), "deepseek"),
+        (dots1_model(), "dots1"),
+        (tiny_mixtral().model_copy(update={"tied": True, "aux_coef": 0.0}), "mixtral"),
+    ],
+)
+def test_what_is_written_is_read_again_unchanged(model, model_type):
+    dialect, config = write_config(model)
+    assert dialect.model_type == config["model_type"] == model_type
+    assert read(config) == model
+
+
+@pytest.mark.parametrize(
+    ("model", "lost"),
+    [
+        (tiny_mixtral().model_copy(update={"scaling": 2.0}), "scaling = 2.0"),
+        (tiny_mixtral().model_copy(update={"score": "sigmoid"}), 'score = "sigmoid"'),
+        (tiny_qwen3_moe().model_copy(update={"qk_norm": False}), "qk_norm = false"),
+        (tiny_deepseek_moe().model_copy(update={"head_dim": 16}), "head_dim = 16"),
+        (tiny_deepseek_moe().model_copy(update={"top_k": 1, "renormalise": True}), "renormalise"),
+        (dots1_model().model_copy(update={"shared_experts": 0}), "no n_shared_experts"),
+    ],
+)
+def test_what_no_dialect_can_say_is_not_written(model, lost):
+    with pytest.raises(ConfigError, match=lost):
+        write_config(model)

@@ -1,0 +1,27 @@
+"""The doctor says what would run here, and why."""
+
+import pytest
+import torch
+
+from weft.cli.doctor import PRECISIONS, doctor
+from weft.errors import ConfigError
+from weft.ops.registry import reference_bodies
+from weft.version import __version__
+
+
+@pytest.mark.parametrize("precision", ["", *PRECISIONS])
+def test_every_operator_has_a_body_and_a_reason(
+    capsys: pytest.CaptureFixture[str], precision: str
+) -> None:
+    doctor(precision)
+    shown = capsys.readouterr().out
+    assert f"weft {__version__}" in shown
+    assert f"torch {torch.__version__}" in shown
+    table = [line.split() for line in shown.splitlines() if line.startswith("  ")]
+    assert {line[0] for line in table} == set(reference_bodies())
+    assert all(len(line) >= 4 for line in table)
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--precision int4: must be one of float32, bfloat16"):
+        doctor("int4")

@@ -1,0 +1,87 @@
+from dataclasses import replace
+
+import pytest
+
+from weft.compose.plan import LOADS, is_all_gather, loss_rows, sizes, statistics_size
+from weft.graph.dims import LEGEND
+from weft.parallel.layout import Dispatch, Layout
+from weft.testing import models
+
+BUCKETS = {"Z", "z"}  # sizes of buckets, not of a layer
+
+
+def plan(layout: Layout | None = None, rank: int = 0, family: str = "mixtral"):
+    return models.plan(models.FAMILIES[family], layout, rank)
+
+
+def test_every_letter_but_those_of_buckets_has_a_size():
+    assert sizes(plan()).numbers.keys() == LEGEND.keys() - BUCKETS
+
+
+def test_sequence_parallel_ranks_share_tokens_and_heads():
+    n = sizes(plan(Layout(sp=2)))
+    assert (n.N, n.T, n.J, n.K) == (32, 16, 2, 1)
+
+
+def test_kv_heads_are_replicated_beyond_their_number():
+    assert sizes(plan(Layout(sp=4))).K == 1
+
+
+def test_a_share_of_qkv_is_its_heads():
+    n = sizes(plan(Layout(sp=2)))
+    assert n.P == (n.J + 2 * n.K) * n.C
+    assert n.Q == (n.H + 2 * n.G) * n.C
+
+
+def test_routed_rows_are_bounded_by_every_token_choosing_this_rank():
+    n = sizes(plan(Layout(dp=2, sp=2, ep=4)))
+    assert n.L == 2
+    assert n.T * n.k == n.R
+    assert n.bounds["R"] == n.T * 4 * 2
+
+
+def test_the_bound_counts_no_more_choices_than_local_experts():
+    n = sizes(plan(Layout(dp=2, sp=4, ep=8)))
+    assert n.bounds["R"] == n.T * 8 * 1
+
+
+def test_a_rank_knows_its_first_expert():
+    layout = Layout(dp=2, sp=2, ep=2)
+    assert [plan(layout, rank).first_expert for rank in range(4)] == [0, 4, 0, 4]
+
+
+def test_micro_batches_are_dealt_over_data_parallel_ranks():
+    assert plan(Layout(dp=2, sp=2)).local_micro_batches == 2
+
+
+def test_sums_are_carried_in_at_least_float32():
+    precisions = ("bfloat16", "float32", "float64")
+    assert [replace(plan(), precision=p).accumulation for p in precisions] == [
+        "float32", "float32", "float64",
+    ]  # fmt: skip
+
+
+def test_statistics_hold_four_sums_and_the_load_of_every_expert():
+    assert statistics_size(plan().shape) == LOADS + 2 * 8
+
+
+@pytest.mark.parametrize(("vocab", "rows"), [(32000, 1024), (2**15, 1024), (151936, 256)])
+def test_chunks_of_the_loss_are_a_power_of_two_within_the_budget(vocab, rows):
+    shape = replace(plan().shape, vocab=vocab)
+    assert loss_rows(shape) == rows
+
+
+def test_chunks_never_shrink_below_256_rows():
+    assert loss_rows(replace(plan().shape, vocab=2**20)) == 256
+
+
+def test_only_one_dispatch_is_all_gather():
+    assert is_all_gather(Layout(dispatch=Dispatch.ALL_GATHER))
+    assert not is_all_gather(Layout())
+
+
+def test_a_dense_layer_beside_shared_experts_has_its_own_width():
+    shape = models.deepseek_like().shape
+    assert shape.shared_hidden != shape.dense_ffn_hidden
+    n = sizes(plan(family="deepseek"))
+    assert (n.W, n.w) == (shape.dense_ffn_hidden, shape.shared_hidden)

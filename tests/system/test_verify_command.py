@@ -1,0 +1,30 @@
+"""`weft verify` as a user runs it: it says what it proved, and cannot be talked into success."""
+
+from pathlib import Path
+
+from tests.system.conftest import Command
+
+
+def test_every_layout_of_a_recipe_is_proved(weft: Command, recipe_file: Path) -> None:
+    answer = weft("verify", str(recipe_file), "--quick")
+    assert answer.code == 0, answer.stdout + answer.stderr
+    lines = answer.stdout.splitlines()
+    assert [line.split()[-1] for line in lines if "gloo" in line] == ["ok"] * 4
+    assert lines[-1].startswith("4 layouts, 0 skipped, 44 checks hold, ")
+    assert "changed to be quick: train.global_batch 4 -> 8" in answer.stdout
+    for label in ("counts", "weights", "experts", "rows", "tokens", "qkv"):
+        assert any(line.split()[2:3] == [label] for line in lines), label
+
+
+def test_a_sabotaged_proof_fails_and_names_the_culprit(weft: Command, recipe_file: Path) -> None:
+    one_layer = ("--set", "model.layers=1")
+    answer = weft("verify", str(recipe_file), "--quick", "--sabotage", "experts", *one_layer)
+    assert answer.code == 1, answer.stdout + answer.stderr
+    culprit = "start: rank 1: layers.0.experts.2.gate does not start as on one rank"
+    lines = answer.stdout.splitlines()
+    assert any(line.startswith(f"  FAIL sp2 ep2 all_gather, {culprit}") for line in lines)
+    assert culprit in lines[-1]
+
+
+def test_an_unknown_fault_is_refused(weft: Command, recipe_file: Path) -> None:
+    assert weft("verify", str(recipe_file), "--sabotage", "sleep").code == 2

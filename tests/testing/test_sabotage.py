@@ -1,0 +1,100 @@
+"""Each fault does the one thing that it says, on one rank, and nothing on the others."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from weft.comm.mesh import Mesh
+from weft.comm.transports.stacked import StackedWorld
+from weft.parallel.layout import Layout
+from weft.testing import crew
+from weft.testing.crew import Course, Trial, stacked_crew
+from weft.testing.sabotage import CULPRIT, SABOTAGES, Unsummed, join, shift_order
+
+TWO = Layout(sp=2, ep=2)
+STEP = Trial(steps=1, precision="float64")
+
+
+def runs(course: Course, fault: str) -> tuple[crew.Run, ...]:
+    return crew.run(stacked_crew(TWO), replace(course, sabotage=SABOTAGES[fault]), STEP)
+
+
+def test_a_dropped_sum_is_the_second_of_gradients_and_only_that() -> None:
+    world = StackedWorld(Mesh(dp=2))
+    ends = [world.transport(0), Unsummed(world.transport(1))]
+    results = []
+    for label in ("other", "gradients", "gradients", "gradients"):
+        handles = [
+            end.reduce_scatter(torch.arange(4.0) + rank, axis="dense", label=label)
+            for rank, end in enumerate(ends)
+        ]
+        results.append([handle.wait().tolist() for handle in handles])
+    summed = [[1.0, 3.0], [5.0, 7.0]]
+    assert results == [summed, summed, [[1.0, 3.0], [3.0, 4.0]], summed]
+
+
+def test_two_experts_of_one_rank_trade_places(course: Course) -> None:
+    honest, swapped = runs_of_start(course), runs(course, "experts")
+    assert swapped[0].start == honest[0].start
+    changed = {name for name in honest[1].start if honest[1].start[name] != swapped[1].start[name]}
+    assert changed == {
+        f"layers.0.experts.{e}.{part}" for e in (4, 5) for part in ("gate", "up", "down")
+    }
+    first, second = "layers.0.experts.4.up", "layers.0.experts.5.up"
+    assert swapped[1].start[first] == honest[1].start[second]
+
+
+def runs_of_start(course: Course) -> tuple[crew.Run, ...]:
+    return crew.run(stacked_crew(TWO), course, STEP)
+
+
+def test_the_batches_of_one_rank_start_one_sample_late(course: Course) -> None:
+    load = shift_order(course.feed, course.config)
+    trial = STEP
+    plan = crew.plan_of(course, trial, Layout(dp=2), CULPRIT)
+    size, length = plan.micro_batch, plan.sequence
+    honest, late = course.feed.load(plan, 3, torch.device("cpu")), load(plan, 3)
+    assert len(honest) == len(late)
+    tokens = torch.cat([batch.tokens for batch in honest])
+    shifted = torch.cat([batch.tokens for batch in late])
+    assert torch.equal(shifted[:-length], tokens[length:])
+    assert [len(batch.tokens) for batch in late] == [size * length] * len(late)
+    other = crew.plan_of(course, trial, Layout(dp=2), 0)
+    same = zip(course.feed.load(other, 3, torch.device("cpu")), load(other, 3), strict=True)
+    assert all(torch.equal(a.tokens, b.tokens) for a, b in same)
+
+
+def test_joined_samples_are_the_micro_batch_that_holds_them(course: Course) -> None:
+    feed, config = course.feed.training, course.config
+    assert config.train.micro_batch == 2
+    whole = feed.load(2, 1)
+    half = config.data.sequence
+    parts = [
+        replace(
+            whole,
+            tokens=whole.tokens[place],
+            targets=whole.targets[place],
+            positions=whole.positions[place],
+            ends=tuple(e - place.start for e in whole.ends if place.start < e <= place.stop),
+        )
+        for place in (slice(0, half), slice(half, 2 * half))
+    ]
+    joined = join(parts)
+    assert np.array_equal(joined.tokens, whole.tokens)
+    assert np.array_equal(joined.positions, whole.positions)
+    assert joined.ends == whole.ends
+
+
+@pytest.mark.parametrize("fault", SABOTAGES)
+def test_a_fault_changes_what_is_computed(course: Course, fault: str) -> None:
+    (alone,) = crew.run(stacked_crew(Layout()), course, STEP)
+    broken = runs(course, fault)
+    assert not torch.allclose(broken[0].sums, alone.sums, rtol=1e-6)
+
+
+def test_no_fault_is_no_difference(course: Course) -> None:
+    (alone,) = crew.run(stacked_crew(Layout()), course, STEP)
+    honest = crew.run(stacked_crew(TWO), course, STEP)
+    assert torch.allclose(honest[0].sums, alone.sums, rtol=1e-12)

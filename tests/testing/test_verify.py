@@ -1,0 +1,103 @@
+"""A proof names its layouts, proves those that can exist, and reports what breaks."""
+
+import re
+from dataclasses import replace
+
+import pytest
+from tests.testing.conftest import RECIPE
+
+from weft.comm.transport import Transport
+from weft.config.load import build
+from weft.config.run import RunConfig
+from weft.errors import CommunicationError
+from weft.parallel.layout import Dispatch, Layout
+from weft.testing.findings import Length
+from weft.testing.sabotage import SABOTAGES, Sabotage
+from weft.testing.verify import LAYOUTS, QUICK_LAYOUTS, Case, Proof, prepare, prove
+
+QUICK = Length(float64=4, float32=2)
+
+
+@pytest.fixture(scope="module")
+def proof(config: RunConfig) -> Proof:
+    return prepare(config, quick=True)
+
+
+def laid_out(config: RunConfig, *overrides: str) -> RunConfig:
+    return build(RECIPE, (f"data.path={config.data.path}", *overrides))
+
+
+@pytest.mark.parametrize(
+    ("layout", "processes"),
+    [
+        (Layout(dp=2, ep=2), True),
+        (Layout(sp=4, ep=4, dispatch=Dispatch.ALL_GATHER), False),  # key/value heads are replicated
+    ],
+    ids=["gloo", "stacked"],
+)
+def test_a_layout_is_proved_over_gloo_and_stacked(
+    proof: Proof, layout: Layout, processes: bool
+) -> None:
+    row = prove(proof, Case(layout=layout, processes=processes))
+    assert row.faults == ()
+    assert len(row.checks) == 11
+    assert [found.rank for found in row.findings] == list(range(layout.world))
+
+
+def test_layouts_that_cannot_exist_say_why(config: RunConfig) -> None:
+    cases = prepare(laid_out(config, "model.heads=4"), quick=False).cases
+    assert [case.layout for case in cases] == list(LAYOUTS)
+    impossible = {case.layout.name(): case.impossible for case in cases if case.impossible}
+    assert impossible == {
+        "sp8 ep8 all_to_all": "parallel.sp = 8: must divide model.heads (4)",
+    }
+
+
+def test_the_layout_of_the_recipe_comes_first_where_it_is_another(config: RunConfig) -> None:
+    wide = laid_out(config, "parallel.sp=4", "parallel.ep=2")
+    cases = prepare(wide, quick=True).cases
+    assert [case.layout for case in cases] == [Layout(sp=4, ep=2), *QUICK_LAYOUTS]
+    assert cases[0].wire == "4 gloo"
+
+
+def test_a_layout_of_many_ranks_is_refused_and_not_tried(config: RunConfig) -> None:
+    huge = laid_out(config, "parallel.dp=16", "train.micro_batch=1", "train.global_batch=16")
+    first = prepare(huge, quick=True).cases[0]
+    assert first.impossible == "16 ranks are more than the 8 that are proved here"
+
+
+CULPRITS = {
+    "sync": ("grads64", r"layers\.0\.\w+ \(on rank 1\) is off by"),
+    "experts": ("start", r"rank 1: layers\.0\.experts\.4\.gate does not start"),
+    "order": ("data", r"rank 1: step 1 micro-batch 0 tokens is not its share"),
+}
+
+
+@pytest.mark.parametrize("fault", SABOTAGES)
+def test_a_sabotaged_layout_fails_and_names_the_culprit(proof: Proof, fault: str) -> None:
+    broken = replace(proof, course=replace(proof.course, sabotage=SABOTAGES[fault]))
+    row = prove(broken, Case(layout=Layout(sp=2, ep=2), processes=False))
+    name, culprit = CULPRITS[fault]
+    faults = {check.name: check.fault for check in row.faults}
+    assert re.search(culprit, faults[name]), faults
+    assert {"loss64", "grads64", "grads32"} <= faults.keys()  # what it computes is wrong as well
+
+
+def cut(transport: Transport, rank: int) -> Transport:
+    if rank == 1:
+        raise CommunicationError("the cable of rank 1 is cut")
+    return transport
+
+
+@pytest.mark.parametrize("processes", [True, False], ids=["gloo", "stacked"])
+def test_a_layout_that_does_not_run_is_a_check_that_fails(proof: Proof, processes: bool) -> None:
+    broken = replace(proof, course=replace(proof.course, sabotage=Sabotage(wire=cut)))
+    row = prove(broken, Case(layout=Layout(dp=2), processes=processes))
+    assert [check.name for check in row.faults] == ["runs"]
+    assert "the cable of rank 1 is cut" in row.faults[0].fault
+
+
+def test_one_rank_is_honest_whatever_the_sabotage(config: RunConfig, proof: Proof) -> None:
+    broken = prepare(config, quick=True, sabotage=Sabotage(wire=cut))
+    assert broken.reference.runs.keys() == proof.reference.runs.keys()
+    assert broken.reference.length == QUICK

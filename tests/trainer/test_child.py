@@ -1,0 +1,90 @@
+"""A rank's exit code says who has to act; it does not outlive its parent."""
+
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+from tests.system.conftest import Recipe
+
+from weft.config.load import dump
+from weft.errors import (
+    CheckpointError,
+    CommunicationError,
+    ConfigError,
+    DataError,
+    LayoutError,
+    WeftError,
+)
+from weft.testing.kill import Forked
+from weft.trainer import child
+
+
+def run(tmp_path: Path, recipe: Recipe, rank: Callable[..., None]) -> tuple[int, str]:
+    """The exit code of a child whose rank is this function, and what it said."""
+    path = tmp_path / "recipe.toml"
+    path.write_text(dump(recipe("run")), encoding="utf-8")
+
+    def life() -> int:
+        child.run_rank = rank
+        arguments = [str(path), "/meeting", "0", "1", "", str(os.getppid())]
+        return child.main(arguments)
+
+    log = tmp_path / "log"
+    code = Forked(life, log, log).wait()
+    return code, log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError, 2),
+        (DataError, 2),
+        (LayoutError, 2),
+        (CheckpointError, 1),
+        (CommunicationError, 1),
+    ],
+)
+def test_an_error_raised_on_purpose_is_one_line(
+    tmp_path: Path, recipe: Recipe, error: type[WeftError], code: int
+) -> None:
+    def fail(*_: object) -> None:
+        raise error("what was found, what was expected")
+
+    assert run(tmp_path, recipe, fail) == (code, "what was found, what was expected\n")
+
+
+def test_any_other_error_is_a_traceback(tmp_path: Path, recipe: Recipe) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    code, said = run(tmp_path, recipe, fail)
+    assert code == 1
+    assert said.startswith("Traceback")
+    assert said.endswith("ZeroDivisionError: a bug\n")
+
+
+def test_a_rank_gets_the_recipe_its_place_and_its_checkpoint(
+    tmp_path: Path, recipe: Recipe
+) -> None:
+    def check(config, place, checkpoint) -> None:
+        assert config == recipe("run")
+        assert (place.rank, place.world, place.meeting) == (0, 1, "file:///meeting")
+        assert checkpoint is None
+
+    assert run(tmp_path, recipe, check) == (0, "")
+
+
+def test_a_rank_whose_parent_is_gone_ends(tmp_path: Path) -> None:
+    def wait_for_the_end(parent: int) -> int:
+        child._end_with(parent)
+        time.sleep(20)
+        return 0
+
+    log = tmp_path / "log"
+    began = time.monotonic()
+    gone = os.getppid()  # some process that is not the parent of a child of this one
+    assert Forked(partial(wait_for_the_end, gone), log, log).wait() == 1
+    assert time.monotonic() - began < 10
