@@ -5,7 +5,8 @@
 A step is forward, backward, clipping at 1.0 and AdamW, in FP32, on one micro-batch of 8 random sequences of 256 tokens,
 one document each. No balance loss and no z loss, in any of them. The first steps must have equal losses, or nothing is
 reported. Each variant lives in a process of its own, set up as its library sets it up; they take turns, in another order
-each round; a turn is one step that is not timed and one that is, while the others sleep.
+each round; a turn is one step that is not timed and one that is, while the others sleep. A turn waits until the rest of
+the machine is idle, but not for ever.
 
     weft            the executor: explicit backward, gradients added into flat buckets, one fused AdamW a bucket
     weft eager      the same forward bodies under torch autograd, torch.optim.AdamW(fused=True)
@@ -79,6 +80,9 @@ CLOSE = 1e-4  # relative, of FP32 losses after a few updates: sums in other orde
 MEMORY_SHARE = 0.5  # of what is free: a variant that needs more would measure the swap
 CALM = 1.1  # a round is calm whose floor took at most so many times its least
 HF_BAR = 1.05
+IDLE_SHARE = 0.95  # of the cores, over LOOK_SECONDS, before a turn: Linux says so in /proc/stat
+LOOK_SECONDS = 0.3
+PATIENCE_SECONDS = 30.0  # before a turn is taken on a busy machine
 PREPARED = " +"
 
 Step = Callable[[], float]  # makes a step and returns the loss before its update
@@ -343,6 +347,26 @@ def agree(pipes: Mapping[str, Connection]) -> dict[str, list[float]]:
     return losses
 
 
+def await_quiet() -> None:
+    """Returns when the machine is idle, or when patience has run out."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        before = idle_ticks()
+        time.sleep(LOOK_SECONDS)
+        idle, total = (b - a for a, b in zip(before, idle_ticks(), strict=True))
+        if idle >= IDLE_SHARE * total:
+            return
+
+
+def idle_ticks() -> tuple[int, int]:
+    """Ticks of all cores so far, idle ones and all of them; nothing but idle where there is no /proc/stat."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return 0, 0
+    ticks = [int(word) for word in stat.read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]]
+    return ticks[3] + ticks[4], sum(ticks)  # idle and waiting for disks: proc(5)
+
+
 def take_turns(pipes: Mapping[str, Connection], rounds: int) -> dict[str, list[float]]:
     """Seconds of each variant's timed steps, round by round."""
     times: dict[str, list[float]] = {name: [] for name in pipes}
@@ -350,6 +374,7 @@ def take_turns(pipes: Mapping[str, Connection], rounds: int) -> dict[str, list[f
     for number in range(rounds):
         first = number % len(order)
         for name in (*order[first:], *order[:first]):
+            await_quiet()
             _, (_, seconds) = turn(pipes[name], 2)
             times[name].append(seconds)
     return times

@@ -2,9 +2,10 @@
 
 import os
 import pty
+import select
 import sys
-from collections.abc import Iterator
-from typing import IO
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -23,35 +24,43 @@ RECORD = {
 }
 
 
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """Makes stdout a terminal; gives the end that a person looks at."""
+@contextmanager
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
+    """Makes stdout a terminal; gives what a person has seen on it so far."""
     ours, theirs = pty.openpty()
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setenv("COLUMNS", "120")
-    file: IO[str] = os.fdopen(theirs, "w", encoding="utf-8")
-    monkeypatch.setattr(sys, "stdout", file)
-    yield ours
-    file.close()
+
+    def seen() -> str:
+        text = b""
+        while select.select([ours], [], [], 0.1)[0]:
+            text += os.read(ours, 1 << 16)
+        return text.decode()
+
+    with os.fdopen(theirs, "w", encoding="utf-8") as file, monkeypatch.context() as patch:
+        patch.setenv("TERM", "xterm-256color")
+        patch.setenv("COLUMNS", "120")
+        patch.setattr(sys, "stdout", file)
+        yield seen
     os.close(ours)
 
 
-def test_a_terminal_gets_a_bar(terminal: int) -> None:
-    shown = display(every=1, total=10, start=2)
-    assert isinstance(shown, Bar)
-    shown.say("step 3: checkpoint [red]run/step-00000003[/red]")
-    shown.step(RECORD)
-    shown.close()
-    text = os.read(terminal, 1 << 16).decode()
+def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    with terminal(monkeypatch) as seen:
+        shown = display(every=1, total=10, start=2)
+        assert isinstance(shown, Bar)
+        shown.say("step 3: checkpoint [red]run/step-00000003[/red]")
+        shown.step(RECORD)
+        shown.close()
+        text = seen()
     for part in ("training", "5/10", "loss 2.500", "1,234 tokens/s", "[red]run/step-00000003[/red]"):
         assert part in text
 
 
-def test_a_loss_that_is_not_finite_is_said_in_the_bar(terminal: int) -> None:
-    shown = display(every=1, total=10, start=0)
-    shown.step({**RECORD, "loss": None})
-    shown.close()
-    assert "not finite" in os.read(terminal, 1 << 16).decode()
+def test_a_loss_that_is_not_finite_is_said_in_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    with terminal(monkeypatch) as seen:
+        shown = display(every=1, total=10, start=0)
+        shown.step({**RECORD, "loss": None})
+        shown.close()
+        assert "not finite" in seen()
 
 
 def test_a_file_gets_lines(capsys: pytest.CaptureFixture[str]) -> None:

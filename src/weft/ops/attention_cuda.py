@@ -76,7 +76,7 @@ def attention_cudnn_dgrad(
 @contextmanager
 def _deterministic() -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)  # noqa: FBT003
+    torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:

@@ -21,6 +21,8 @@ from torch import Tensor
 
 from weft.ops.precision import add_product
 
+_CACHED_ROWS = 1024  # the fastest of 64 to 4096 at F = 512 in float32 on 2 cores
+
 
 def expert_up(rows: Tensor, w: Tensor, ends: Tensor) -> Tensor:
     """Returns each row times the transpose of its expert's weight.
@@ -90,15 +92,30 @@ def swiglu_dgrad(ds: Tensor, u: Tensor, row_weights: Tensor) -> tuple[Tensor, Te
     Numerics:
         The weight's gradient is one sum over F, in the dtype of `row_weights`.
     """
+    du, dweight = torch.empty_like(u), torch.empty_like(row_weights)
+    _swiglu_dgrad_into(du, dweight, ds, u, row_weights)
+    return du, dweight
+
+
+def swiglu_dgrad_cpu(ds: Tensor, u: Tensor, row_weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns what `swiglu_dgrad` returns, block by block, so that its passes stay in the cache."""
+    du, dweight = torch.empty_like(u), torch.empty_like(row_weights)
+    operands = (du, dweight, ds, u, row_weights)
+    for block in zip(*(x.split(_CACHED_ROWS) for x in operands), strict=True):
+        _swiglu_dgrad_into(*block)
+    return du, dweight
+
+
+def _swiglu_dgrad_into(
+    du: Tensor, dweight: Tensor, ds: Tensor, u: Tensor, row_weights: Tensor
+) -> None:
     (gate, up), weight = u.chunk(2, dim=-1), _column(row_weights, u)
-    du = torch.empty_like(u)
     dgate, dup = du.chunk(2, dim=-1)
     partial = F.silu(gate).mul_(ds)
-    dweight = torch.mul(partial, up, out=dgate).sum(-1, dtype=row_weights.dtype)
+    torch.sum(torch.mul(partial, up, out=dgate), -1, dtype=dweight.dtype, out=dweight)
     torch.mul(partial, weight, out=dup)
     torch.mul(ds, up, out=partial).mul_(weight)
     torch.ops.aten.silu_backward.grad_input(partial, gate, grad_input=dgate)
-    return du, dweight
 
 
 def dense_swiglu(u: Tensor) -> Tensor:

@@ -114,7 +114,10 @@ def cpu_bodies() -> Bodies:
         The same sums in fewer passes: equal to the reference within the tolerance of their
         operators, and deterministic for a given number of threads.
     """
-    faster: dict[str, Callable] = {"embed.wgrad": linear.embed_wgrad_cpu}
+    faster: dict[str, Callable] = {
+        "embed.wgrad": linear.embed_wgrad_cpu,
+        "swiglu.dgrad": grouped.swiglu_dgrad_cpu,
+    }
     if _has("_scaled_dot_product_flash_attention_for_cpu"):
         faster["attention"] = attention.attention_cpu
         faster["attention.dgrad"] = attention.attention_cpu_dgrad
