@@ -1,4 +1,4 @@
-"""An error that weft raises on purpose ends the command with its message and a code, no traceback."""
+"""An error that weft raises on purpose ends the command with its message and a code."""
 
 import pytest
 

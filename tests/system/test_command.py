@@ -1,4 +1,4 @@
-"""What a person meets on the command line: refusals in one line, and runs that fail soon and say why."""
+"""What a person meets on the command line: refusals in one line, failures that say why, soon."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from weft.config.load import dump
 from weft.testing.kill import Run, Tamper, finish
 from weft.trainer import rank
 
-ENDED_SECONDS = 10.0  # "within seconds", with room for a machine that does six other things
+ENDED_SECONDS = 10.0  # within seconds, with room for a busy machine
 
 # ---- refusals ----
 
@@ -32,7 +32,7 @@ REFUSED = {
     "small vocabulary": ("model.vocab=200", "model.vocab = 200: bytes and the end of text need"),
     "no cuda": ("train.device=cuda", "train.device = 'cuda'"),
     "run_dir is a file": ("train.run_dir={file}/run", "cannot be made (Not a directory)"),
-    "no override": ("train.steps", 'expected key.path=value'),
+    "no override": ("train.steps", "expected key.path=value"),
 }
 
 
@@ -61,9 +61,7 @@ def assert_refused(code: int, stdout: str, stderr: str, message: str, expected: 
 
 
 @pytest.mark.parametrize("content", ["name = ", "[train\n", "\x00"])
-def test_a_file_that_is_no_recipe_is_refused(
-    weft: Command, tmp_path: Path, content: str
-) -> None:
+def test_a_file_that_is_no_recipe_is_refused(weft: Command, tmp_path: Path, content: str) -> None:
     path = tmp_path / "bad.toml"
     path.write_text(content)
     answer = weft("train", str(path))
@@ -290,7 +288,9 @@ def is_alive(pid: int) -> bool:
     return state != "Z"
 
 
-def test_the_real_command_ends_soon_when_a_rank_is_killed(recipe_file: Path, tmp_path: Path) -> None:
+def test_the_real_command_ends_soon_when_a_rank_is_killed(
+    recipe_file: Path, tmp_path: Path
+) -> None:
     """The one test that starts ranks as a user does, processes that import torch."""
     command = [sys.executable, "-m", "weft", "train", str(recipe_file), "--nproc", "2"]
     settings = ("parallel.sp=2", "parallel.ep=2", "train.steps=100000")

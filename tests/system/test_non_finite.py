@@ -44,9 +44,7 @@ class Poison:
         return made
 
 
-def two_ranks(
-    poisoned: str, value: float, **others: Body
-) -> tuple[agreement.Stack, Poison]:
+def two_ranks(poisoned: str, value: float, **others: Body) -> tuple[agreement.Stack, Poison]:
     """Two data-parallel ranks, of which the second has a body that can be poisoned."""
     layout = Layout(dp=2)
     world = StackedWorld(Mesh(dp=2, sp=1, ep=1))
@@ -126,7 +124,9 @@ def accept(statistics: Tensor, *, clip_norm: float) -> Tensor:
 
 def test_the_record_says_skipped() -> None:
     (stage,) = agreement.stack(
-        lambda layout, number: models.plan(MODEL, layout, number), Layout(), bodies=reference_bodies()
+        lambda layout, number: models.plan(MODEL, layout, number),
+        Layout(),
+        bodies=reference_bodies(),
     ).stages
     for value, skipped in ((1.0, False), (math.nan, True), (math.inf, True)):
         statistics = torch.full_like(stage.state.stats, 1.0)

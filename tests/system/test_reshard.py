@@ -12,7 +12,7 @@ from weft.checkpoint.format import step_name
 from weft.checkpoint.load import Checkpoint
 from weft.checkpoint.save import Piece, Progress, alone, save
 from weft.config.run import RunConfig
-from weft.testing.kill import KINDS, Outcome, Run, digest, finish, outcome
+from weft.testing.kill import KINDS, Outcome, Run, digest, finish
 from weft.trainer import rank
 from weft.trainer.recover import save_session
 from weft.trainer.session import Session
@@ -53,7 +53,7 @@ def session_is_silent(text: str) -> None:
 def resume_elsewhere(
     recipe: Recipe, source: Path, layout: Sequence[str], precision: str
 ) -> tuple[Outcome, str]:
-    """The outcome of a run that starts from a copy of a checkpoint, and the digest of what it loaded."""
+    """The outcome of a run from a copy of a checkpoint, and the digest of what it loaded."""
     config = recipe("elsewhere", *SETTINGS, *layout, f"train.precision={precision}")
     run_dir = Path(config.train.run_dir)
     shutil.copytree(source, run_dir / source.name)
@@ -120,7 +120,12 @@ def swap_experts(source: Path, run_dir: Path) -> Path:
                 tensor, shape = checkpoint.read(kind, other), checkpoint.shape(kind, name)
                 pieces.append(
                     Piece(
-                        kind=kind, name=name, shape=shape, start=0, stop=tensor.numel(), tensor=tensor
+                        kind=kind,
+                        name=name,
+                        shape=shape,
+                        start=0,
+                        stop=tensor.numel(),
+                        tensor=tensor,
                     )
                 )
         manifest = checkpoint.manifest

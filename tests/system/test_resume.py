@@ -59,7 +59,7 @@ def assert_tidy(run_dir: Path, *, steps: int) -> None:
 
 
 class DieAt:
-    """Tampers with saving: the process dies at each fail-point once, a later checkpoint each time."""
+    """Tampers with saving: the process dies at each fail-point once."""
 
     def __init__(self, marks: Path) -> None:
         self.marks = marks

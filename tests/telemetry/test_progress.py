@@ -51,7 +51,13 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
         shown.step(RECORD)
         shown.close()
         text = seen()
-    for part in ("training", "5/10", "loss 2.500", "1,234 tokens/s", "[red]run/step-00000003[/red]"):
+    for part in (
+        "training",
+        "5/10",
+        "loss 2.500",
+        "1,234 tokens/s",
+        "[red]run/step-00000003[/red]",
+    ):
         assert part in text
 
 

@@ -8,14 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.checkpoint.conftest import cut, make_tensors, save_alone, save_together
 
-from weft.checkpoint.format import step_name
-from weft.checkpoint.prune import list_checkpoints
 from weft.config.load import build
 from weft.config.run import RunConfig
 from weft.errors import VerificationError
 from weft.telemetry.metrics import FILE, Metrics
-from weft.testing import kill
 from weft.testing.kill import Forked, Landing, Run, digest, finish, last_step, outcome, survive
 
 
@@ -154,16 +152,12 @@ def test_a_step_that_is_recorded_twice_is_found(config: RunConfig) -> None:
         outcome(folder)
 
 
-def test_a_digest_is_of_the_state_and_not_of_its_files(config: RunConfig) -> None:
-    finish(config)
-    folder = Path(config.train.run_dir)
-    last, before = list_checkpoints(folder)
-    assert digest(last) != digest(before)
-    assert last.name == step_name(8)
-    two = config.parallel.model_copy(update={"dp": 2})
-    train = config.train.model_copy(update={"run_dir": str(folder) + "2"})
-    elsewhere = config.model_copy(update={"parallel": two, "train": train})
-    finish(elsewhere)
-    first, second = (sorted(p.name for p in f.iterdir()) for f in (last, folder.with_name("run2") / last.name))
-    assert first != second
-    assert kill.KINDS == ("master", "mean", "square", "state")
+def test_a_digest_is_of_the_state_and_not_of_who_wrote_it(tmp_path: Path) -> None:
+    tensors = make_tensors()
+    alone = save_alone(tmp_path / "alone", tensors, 1)
+    save_together(tmp_path / "together", cut(tensors, 3, lambda numel: (numel // 3, 5)), 1)
+    assert digest(tmp_path / "together" / alone.name) == digest(alone)
+    for key in tensors:
+        changed = {**tensors, key: tensors[key].clone()}
+        changed[key].view(-1)[-1] += 1
+        assert digest(save_alone(tmp_path / "changed", changed, 1)) != digest(alone), key

@@ -15,9 +15,7 @@ from weft.trainer import rank
 from weft.trainer.rank import run_rank
 
 
-def test_a_run_leaves_its_folder(
-    few_steps: RunConfig, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_leaves_its_folder(few_steps: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
     summary = run_rank(few_steps, ALONE, None)
     assert summary is not None
     folder = Path(few_steps.train.run_dir)
@@ -57,7 +55,7 @@ def test_an_error_closes_the_files_and_leaves_the_wire_to_the_operating_system(
         def __init__(self, *_: object) -> None:
             pass
 
-        def run(self, *, start: int) -> None:
+        def run(self, **_: object) -> None:
             raise ValueError("a bug")
 
     def refuse(session: object) -> None:

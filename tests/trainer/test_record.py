@@ -71,7 +71,7 @@ def test_utilisation_is_flops_over_the_peak_of_all_ranks(
     train = few_steps.train.model_copy(update={"precision": "bfloat16"})
     parallel = few_steps.parallel.model_copy(update={"dp": 2})
     config = few_steps.model_copy(update={"train": train, "parallel": parallel})
-    monkeypatch.setattr(record, "peak_flops", lambda device: 1e9)
+    monkeypatch.setattr(record, "peak_flops", lambda _: 1e9)
     line = line_of(config, [1.0, 0.0, 0.0, 1.0])
     flops = token_flops(plan(config, 0).shape, sequence=config.data.sequence)
     assert line["mfu"] == pytest.approx(line["tokens_per_s"] * flops / 2e9)

@@ -14,8 +14,8 @@ from weft.runtime.state import initialise
 from weft.trainer.recover import (
     check_same_run,
     latest,
-    resumable,
     restore_session,
+    resumable,
     save_session,
 )
 from weft.trainer.session import Session, open_session
@@ -68,6 +68,7 @@ def test_parameters_follow_their_masters(recipe: Recipe) -> None:
         ("model.hidden=64", "model.hidden = 32, the recipe says 64"),
         ("optim.beta2=0.9", "optim.beta2 = 0.95, the recipe says 0.9"),
         ("data.sequence=64", "data.sequence = 32, the recipe says 64"),
+        ("data.validation_bytes=900", "data.validation_bytes = 700, the recipe says 900"),
         ("train.micro_batch=2", "train.micro_batch = 1, the recipe says 2"),
         ("train.seed=1", "train.seed = 0, the recipe says 1"),
         ("train.precision=float64", 'train.precision = "float32", the recipe says "float64"'),
@@ -79,9 +80,7 @@ def test_another_run_is_refused_with_the_key_that_differs(
     session = trained(recipe("run"), 1)
     folder = save_session(session, step=3, report=silent)
     with pytest.raises(CheckpointError, match=where):
-        check_same_run(
-            folder, read_manifest(folder), recipe("run", override), session.feed.digest
-        )
+        check_same_run(folder, read_manifest(folder), recipe("run", override), session.feed.digest)
 
 
 @pytest.mark.parametrize(

@@ -43,5 +43,7 @@ def look_at_the_wire() -> None:
 
 @pytest.mark.parametrize("layout", ["parallel.dp=2", "parallel.sp=2"])
 def test_ranks_together_meet_over_gloo(recipe: Recipe, layout: str) -> None:
-    run = Run(recipe("run", layout, "train.steps=1", "optim.warmup_steps=1"), tamper=look_at_the_wire)
+    run = Run(
+        recipe("run", layout, "train.steps=1", "optim.warmup_steps=1"), tamper=look_at_the_wire
+    )
     assert run.wait() == 0, run.output.read_text()

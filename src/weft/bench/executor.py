@@ -1,8 +1,9 @@
 """What the executor itself costs: a layer's real schedule with bodies that do nothing.
 
-The schedule is that of one routed layer, forward and backward, of two sequence-parallel and expert-parallel ranks, in
-the overlapped order: real slots, frees, posts and waits. Whatever time is left is the host time that weft adds to each
-task. On CUDA the posts and waits go over real streams and events, and a lane crossing is timed by itself too.
+The schedule is that of one routed layer, forward and backward, of two sequence-parallel and
+expert-parallel ranks, in the overlapped order: real slots, frees, posts and waits. Whatever time is
+left is the host time that weft adds to each task. On CUDA the posts and waits go over real streams
+and events, and a lane crossing is timed by itself too.
 """
 
 import time
@@ -25,7 +26,7 @@ from weft.runtime.lanes import CudaLanes, HostLanes, Lanes
 from weft.schedule.action import is_collective
 
 TASK_BAR_US = 1.0  # a body of the smallest useful size takes tens of microseconds
-CROSSING_BAR_US = 8.0  # two events and two waits, about 2 us each to issue
+CROSSING_BAR_US = 8.0  # what two kernel launches cost, at about 4 us each
 _WARM_UP = 20
 _RUNS = 50  # a timed stretch: milliseconds, far above the clock's resolution
 _CROSSINGS = 200
@@ -117,7 +118,9 @@ def idle_bodies(step: Step, token: Tensor) -> Mapping[str, Body]:
         for task in ordered.program.tasks:
             arrived = lookup(task.op.name).lane is Lane.COMM
             one = Finished(token) if arrived else token
-            found[task.body] = _returning(one if len(task.outputs) == 1 else (one,) * len(task.outputs))
+            found[task.body] = _returning(
+                one if len(task.outputs) == 1 else (one,) * len(task.outputs)
+            )
     return found
 
 
@@ -169,8 +172,11 @@ def _synchronize(device: torch.device) -> None:
 def render(overhead: Overhead) -> str:
     """The figures against their bars, as text."""
     lines = [
-        f"one routed layer, forward and backward, sp 2 x ep 2, overlapped order, {overhead.device}: "
-        f"{overhead.tasks} tasks ({overhead.collectives} collectives), {overhead.closures} closures",
+        f"one routed layer, forward and backward, sp 2 x ep 2, overlapped order, {overhead.device}",
+        (
+            f"  {overhead.tasks} tasks, {overhead.collectives} of them collectives, "
+            f"in {overhead.closures} closures"
+        ),
         _line("host time a task", overhead.task_us, None if overhead.crossing_us else TASK_BAR_US),
     ]
     if overhead.crossing_us is not None and overhead.drained_crossing_us is not None:

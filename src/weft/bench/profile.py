@@ -1,19 +1,25 @@
 """Where a step's time goes: one row a task body, with the work the score says it does.
 
-The FLOPs are those of `compose.price` (routed rows at balance); the bytes are those of the tensors that the body was
-given and gave back. A rate is what was reached: FLOP/s where a body is bound by its products, bytes a second elsewhere.
+The FLOPs are those of `compose.price` (routed rows at balance); the bytes are those of the tensors
+that the body was given and gave back, and of a collective on CUDA those on the wire. A rate is what
+was reached: FLOP/s where a body is bound by its products, bytes a second elsewhere.
 """
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from weft.bench.rig import Rig
-from weft.bench.tap import Call, Tap
+from weft.bench.tap import Call, Scales, Tap
 from weft.compose.plan import sizes
-from weft.compose.price import flops
+from weft.compose.price import flops, wire_bytes
 from weft.compose.step import Step
 from weft.graph.opset import OPS, Lane, Tolerance
+from weft.graph.program import Program, Task
+from weft.runtime.state import precision
+from weft.schedule.action import is_collective
 
 ZERO, REST, STEP = "zero gradients", "between bodies", "whole step"
 
@@ -55,24 +61,58 @@ class Profile:
 
 def profile(rig: Rig, *, steps: int) -> Profile:
     """Times every body of `steps` steps; each row is the median over the steps."""
-    tap = Tap(rig.place.device)
+    scales, tap = Scales(), Tap(rig.place.device)
+    rig.bound(scales.bodies, lambda lanes: lanes).run(rig.environment())
     bound = rig.bound(tap.bodies, tap.lanes)
     recorded = []
     for _ in range(steps + 1):  # the first one warms up
         rig.transport.barrier()
+        _hold(rig.place.device)
         tap.time(STEP, lambda: bound.run(tap.time(ZERO, rig.environment)))
         recorded.append(_by_name(tap.empty()))
-    return summarise(recorded[1:], work(rig.stage.step))
+    on_wire = wire(rig.stage.step, on_device=rig.place.device.type == "cuda")
+    return summarise(recorded[1:], work(rig.stage.step), {**scales.moved, **on_wire})
+
+
+HELD_CYCLES = 200_000_000  # a tenth of a second at 2 GHz, longer than a tapped step takes to issue
+
+
+def _hold(device: torch.device) -> None:
+    """Keeps a CUDA device busy, so that a short body is timed by itself and not by its launch."""
+    if device.type == "cuda":
+        torch.cuda._sleep(HELD_CYCLES)
 
 
 def work(step: Step) -> Mapping[str, int]:
     """The FLOPs of each body in one step, routed rows at balance."""
     n = sizes(step.plan)
     done: dict[str, int] = {}
-    for instance in step.instances:
-        for task in step.templates[instance.template].program.tasks:
-            done[task.body] = done.get(task.body, 0) + flops(task, n)
+    for task, _ in tasks(step):
+        done[task.body] = done.get(task.body, 0) + flops(task, n)
     return done
+
+
+def wire(step: Step, *, on_device: bool) -> Mapping[str, int]:
+    """The bytes each collective brings to this rank in one step, routed rows at balance.
+
+    None on a host, where the time of a posted body is not that of its transfer.
+    """
+    n, dtypes = sizes(step.plan), precision(step.plan.precision)
+    widths = {"act": dtypes.act.itemsize, "acc": dtypes.acc.itemsize, "i32": 4, "i64": 8, "host": 0}
+    brought: dict[str, int] = {}
+    for task, program in tasks(step):
+        if is_collective(task):
+            size = round(wire_bytes(task, program, n, widths)) if on_device else 0
+            brought[task.body] = brought.get(task.body, 0) + size
+    return brought
+
+
+def tasks(step: Step) -> Iterator[tuple[Task, Program]]:
+    """Every task a step runs, with its program."""
+    for instance in step.instances:
+        program = step.templates[instance.template].program
+        for task in program.tasks:
+            yield task, program
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,22 +121,20 @@ class Sum:
 
     calls: int
     ms: float
-    moved_bytes: int
 
 
 def _by_name(calls: Iterable[Call]) -> dict[str, Sum]:
     sums: dict[str, Sum] = {}
     for call in calls:
-        before = sums.get(call.name, Sum(calls=0, ms=0.0, moved_bytes=0))
-        sums[call.name] = Sum(
-            calls=before.calls + 1,
-            ms=before.ms + call.watch.milliseconds(),
-            moved_bytes=before.moved_bytes + call.moved_bytes,
-        )
+        before = sums.get(call.name, Sum(calls=0, ms=0.0))
+        ms = before.ms + call.watch.milliseconds()
+        sums[call.name] = Sum(calls=before.calls + 1, ms=ms)
     return sums
 
 
-def summarise(steps: Sequence[Mapping[str, Sum]], done: Mapping[str, int]) -> Profile:
+def summarise(
+    steps: Sequence[Mapping[str, Sum]], done: Mapping[str, int], moved: Mapping[str, int]
+) -> Profile:
     """Rows from the sums of each step; what no body accounts for is a row of its own."""
     rows = [
         Row(
@@ -105,13 +143,12 @@ def summarise(steps: Sequence[Mapping[str, Sum]], done: Mapping[str, int]) -> Pr
             calls=one.calls,
             ms=statistics.median(step[name].ms for step in steps),
             flops=done.get(name, 0),
-            moved_bytes=one.moved_bytes,
+            moved_bytes=moved.get(name, 0),
         )
         for name, one in steps[-1].items()
         if name != STEP
     ]
-    rests = [step[STEP].ms - _serial_ms(step) for step in steps]
-    rest = statistics.median(rests)
+    rest = statistics.median(step[STEP].ms - _serial_ms(step) for step in steps)
     rows.append(Row(name=REST, lane="", calls=0, ms=rest, flops=0, moved_bytes=0))
     return Profile(
         rows=tuple(sorted(rows, key=lambda row: -row.ms)),
@@ -140,7 +177,9 @@ def is_product(name: str) -> bool:
 
 def render(found: Profile) -> str:
     """The rows as a table."""
-    lines = [f"  {'body':<24} {'lane':<8} {'calls':>5} {'ms':>9} {'share':>6} {'GFLOP':>9}  reached"]
+    lines = [
+        f"  {'body':<24} {'lane':<8} {'calls':>5} {'ms':>9} {'share':>6} {'GFLOP':>9}  reached"
+    ]
     for row in found.rows:
         share = row.ms / found.tapped_ms
         work_done = f"{row.flops / 1e9:,.2f}" if row.flops else ""

@@ -1,10 +1,11 @@
 """All ranks of a measured step: one in this process, more as children that end together."""
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch.multiprocessing as multiprocessing
+from torch.multiprocessing.spawn import spawn
 
 from weft.bench import step
 from weft.bench.record import append, entry
@@ -16,12 +17,13 @@ from weft.trainer.session import Place
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Order:
-    """What to measure, and where the first rank appends its record."""
+    """What to measure, and where the first rank says so and appends its record."""
 
     config: RunConfig
     steps: int
     documents: int
     file: Path | None
+    say: Callable[[str], None]
 
 
 def measure_here(order: Order) -> None:
@@ -32,7 +34,7 @@ def measure_here(order: Order) -> None:
         return
     with tempfile.TemporaryDirectory(prefix="weft-bench-") as folder:
         meeting = f"file://{folder}/meeting"
-        multiprocessing.spawn(measure_rank, (world, meeting, order), nprocs=world)
+        spawn(measure_rank, (world, meeting, order), nprocs=world)
 
 
 def measure_rank(
@@ -44,7 +46,7 @@ def measure_rank(
     report = step.measure(order.config, place, steps=order.steps, documents=order.documents)
     if rank:
         return
-    print(step.render(report))
+    order.say(step.render(report))
     if order.file is not None:
         recipe = {"recipe": order.config.name, "config": dump(order.config)}
         append(order.file, entry("step", device, {**recipe, **step.record(report)}))

@@ -66,10 +66,8 @@ def name(device: torch.device) -> str:
 
 
 def commit() -> str:
-    """The commit of the source that runs, `-dirty` where it was changed since, `none` outside a repository."""
-    return _output(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"], Path(__file__).parent
-    )
+    """The commit of the source that runs, `-dirty` if changed since; `none` if unknown."""
+    return _output(["git", "describe", "--always", "--dirty", "--abbrev=12"], Path(__file__).parent)
 
 
 def _gpu(device: torch.device) -> dict[str, str]:

@@ -75,9 +75,7 @@ def rigged(config: RunConfig, place: Place, *, documents: int = 1) -> Iterator[R
             dist.destroy_process_group()
 
 
-def assemble(
-    config: RunConfig, place: Place, transport: Transport, *, documents: int = 1
-) -> Rig:
+def assemble(config: RunConfig, place: Place, transport: Transport, *, documents: int = 1) -> Rig:
     """A rank over an open transport, in a process that is prepared or is to stay as it is."""
     plan = make_plan(config, place.rank)
     table = backends.choose(place.device, state.precision(plan.precision).act)
@@ -104,7 +102,7 @@ def _batches(plan: Plan, seed: int, documents: int, device: torch.device) -> Ite
 
 
 def random_tokens(plan: Plan, *, seed: tuple[int, ...], documents: int = 1) -> MicroBatch:
-    """A micro-batch of uniform random tokens, each sequence cut at random into so many documents."""
+    """A micro-batch of uniform random tokens, each sequence cut at random into documents."""
     chance = np.random.default_rng(seed)
     tokens, targets = chance.integers(0, plan.shape.vocab, (2, plan.tokens))
     lengths: list[int] = []

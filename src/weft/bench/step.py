@@ -1,12 +1,15 @@
 """How long a step takes, and what it is made of.
 
-    whole step     after warm-up, bodies untouched; on CUDA between events, steps back to back as in training
-    issue          on CUDA: host time of a step whose device starts idle; issue / step < 1 is how far the host runs ahead
-    bodies         a second pass over the same state, each body timed (`bench.profile`)
-    waits          on CUDA: whether the host waits for the device outside named host tasks (`bench.synchronisation`)
+step      after warm-up, bodies untouched; on CUDA between events, steps back to back as in training
+issue     on CUDA: host time of a step whose device starts idle; as a share of the step it says
+          how far the host runs ahead
+bodies    a second pass over the same state, each body timed (`bench.profile`)
+waits     on CUDA: whether the host waits for the device outside named host tasks
+          (`bench.synchronisation`)
 """
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -91,7 +94,7 @@ def _run(rig: Rig) -> None:
 
 
 def _step_times(rig: Rig, steps: int) -> Spread:
-    """Milliseconds of a step; the marks are read after the last one, so that nothing waits between them."""
+    """Milliseconds of a step; the marks are read after the last, so that nothing waits between."""
     for _ in range(WARM_UP):
         _run(rig)
     rig.transport.barrier()
@@ -127,18 +130,26 @@ def _exposed_ms(rig: Rig) -> float:
 
 def render(report: Report) -> str:
     """The whole report as text: the bodies first, the step's own figures last."""
-    lines = [report.title, "", profiling.render(report.profile), ""]
-    lines.append(f"step              {report.step_ms.text()} ms, median (min to p90) of {report.step_ms.repeats}")
-    lines.append(f"tokens            {report.tokens_per_s:,.0f} a second")
-    lines.append(f"model FLOPs       {report.tflops:,.3f} TFLOP/s a rank{_utilisation(report)}")
-    lines.append(f"memory            {report.peak_bytes / 2**20:,.0f} MiB at the peak")
-    lines.append(f"exposed           {report.exposed_ms:.2f} ms of communication")
-    if report.issue_ms is not None:
-        ahead = report.issue_ms.median / report.step_ms.median
-        lines.append(f"issue             {report.issue_ms.text()} ms of host time, {ahead:.0%} of the step")
-    if report.synchronisations is not None:
-        lines.append(f"host waits        {report.synchronisations.text()}")
-    return "\n".join(lines)
+    return "\n".join((report.title, "", profiling.render(report.profile), "", summary(report)))
+
+
+def summary(report: Report) -> str:
+    """The step's own figures, one a line."""
+    return "\n".join(_lines(report))
+
+
+def _lines(report: Report) -> Iterator[str]:
+    times, issue, waits = report.step_ms, report.issue_ms, report.synchronisations
+    yield f"step          {times.text()} ms, median (min to p90) of {times.repeats}"
+    yield f"tokens        {report.tokens_per_s:,.0f} a second"
+    yield f"model FLOPs   {report.tflops:,.3f} TFLOP/s a rank{_utilisation(report)}"
+    yield f"memory        {report.peak_bytes / 2**20:,.0f} MiB at the peak"
+    yield f"exposed       {report.exposed_ms:.2f} ms of communication"
+    if issue is not None:
+        share = issue.median / times.median
+        yield f"issue         {issue.text()} ms of host time, {share:.0%} of the step"
+    if waits is not None:
+        yield f"host waits    {waits.text()}"
 
 
 def _utilisation(report: Report) -> str:

@@ -1,7 +1,7 @@
 """Whether the host waits for the device inside a step: only named host tasks may.
 
-torch raises an error at each call that waits, the copies to the host among them; it is told to look away while a task
-of the host lane runs, and those are counted.
+torch raises an error at each call that waits, the copies to the host among them; it is told to look
+away while a task of the host lane runs, and those are counted.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ class Synchronisations:
         return f"NOT clean: {self.unnamed}"
 
 
-class _Watch:
+class Watch:
     """Follows the bodies of one step."""
 
     def __init__(self) -> None:
@@ -37,6 +37,7 @@ class _Watch:
         self.running = "the start of the step"
 
     def bodies(self, bodies: Mapping[str, Body]) -> Mapping[str, Body]:
+        """The same bodies, each named while it runs; those of the host lane may wait."""
         return {name: self._followed(name, body) for name, body in bodies.items()}
 
     def _followed(self, name: str, body: Body) -> Body:
@@ -58,7 +59,7 @@ class _Watch:
 
 def synchronisations(rig: Rig) -> Synchronisations:
     """Runs one step under torch's watch, after a step that has warmed it up."""
-    watch = _Watch()
+    watch = Watch()
     bound = rig.bound(watch.bodies, lambda lanes: lanes)
     bound.run(rig.environment())
     torch.cuda.synchronize(rig.place.device)

@@ -1,8 +1,9 @@
 """Bodies that are timed where they run: a wrapper around each, and around each wait.
 
-On a CPU the clock is the host's. On CUDA an event is recorded before and after on the stream on which the body was
-called, so a collective is timed on its own lane and a wait by how long the compute stream stood still. The marks cost
-time themselves: a step that is tapped is never the step whose time is reported.
+On a CPU the clock is the host's. On CUDA an event is recorded before and after on the stream on
+which the body was called, so a collective is timed on its own lane and a wait by how long the
+compute stream stood still. The marks cost time themselves: a step that is tapped is never the step
+whose time is reported.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -20,11 +21,10 @@ from weft.trainer.record import Stopwatch
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Call:
-    """One timed call: the body's name, its time once the device has done it, the bytes it must move."""
+    """One timed call: the body's name, and its time once the device has done it."""
 
     name: str
     watch: Stopwatch
-    moved_bytes: int
 
 
 class Tap:
@@ -43,11 +43,11 @@ class Tap:
         return _TappedLanes(self, inner)
 
     def time(self, name: str, call: Callable[[], Any]) -> Any:
-        """What a call returns, timed; it moves no bytes that anybody counts."""
+        """What a call returns, timed."""
         watch = Stopwatch(self.device)
         result = call()
         watch.stop()
-        self._calls.append(Call(name=name, watch=watch, moved_bytes=0))
+        self._calls.append(Call(name=name, watch=watch))
         return result
 
     def empty(self) -> list[Call]:
@@ -60,14 +60,33 @@ class Tap:
             watch = Stopwatch(self.device)
             made = body(*inputs, **attributes)
             watch.stop()
-            self._calls.append(Call(name=name, watch=watch, moved_bytes=moved_bytes(inputs, made)))
+            self._calls.append(Call(name=name, watch=watch))
+            return made
+
+        return run
+
+
+class Scales:
+    """Weighs what bodies move; no part of the tap, since weighing outlasts a small body."""
+
+    def __init__(self) -> None:
+        self.moved: dict[str, int] = {}
+
+    def bodies(self, bodies: Mapping[str, Body]) -> Mapping[str, Body]:
+        """The same bodies, their bytes added up under their names."""
+        return {name: self._weighed(name, body) for name, body in bodies.items()}
+
+    def _weighed(self, name: str, body: Body) -> Body:
+        def run(*inputs: Any, **attributes: Any) -> Any:
+            made = body(*inputs, **attributes)
+            self.moved[name] = self.moved.get(name, 0) + moved_bytes(inputs, made)
             return made
 
         return run
 
 
 def moved_bytes(inputs: Iterable[Any], made: Any) -> int:
-    """Bytes of the tensors a body reads and writes, each once; a result that is a view moves nothing.
+    """Bytes of the tensors a body reads and writes, each once; a view as a result moves nothing.
 
     An operand that is returned itself was updated in place: it counts twice.
     """
@@ -76,9 +95,7 @@ def moved_bytes(inputs: Iterable[Any], made: Any) -> int:
     written = [x for x in results if isinstance(x, Tensor)]
     places = {x.untyped_storage().data_ptr() for x in read}
     updated = {id(x) for x in read}
-    fresh = (
-        x for x in written if id(x) in updated or x.untyped_storage().data_ptr() not in places
-    )
+    fresh = (x for x in written if id(x) in updated or x.untyped_storage().data_ptr() not in places)
     return sum(x.nbytes for x in read) + sum(x.nbytes for x in fresh)
 
 

@@ -49,7 +49,7 @@ def bench_step(
     from weft.bench import ranks  # after the recipe is found good: torch takes seconds to import
     from weft.trainer.launch import check_processes
 
-    order = ranks.Order(config=config, steps=steps, documents=documents, file=json)
+    order = ranks.Order(config=config, steps=steps, documents=documents, file=json, say=print)
     if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
         ranks.measure_here(order)
         return

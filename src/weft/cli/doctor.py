@@ -32,7 +32,8 @@ def doctor(
     name = precision or ("bfloat16" if device.type == "cuda" else "float32")
     print(f"weft {__version__}, Python {sys.version.split()[0]}, torch {torch.__version__}")
     print(
-        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
+        f"{torch.get_num_threads()} threads"
     )
     print("\n".join(_devices(torch)) or "no CUDA device: ranks run on CPU cores over gloo")
     peak = peak_flops(device)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weft.ops.precision import accumulation_dtype, add_product
+from weft.ops.precision import accumulation_dtype, add_narrow_product, add_product
 
 
 def embed(tokens: Tensor, w: Tensor) -> Tensor:
@@ -53,14 +53,8 @@ def project_wgrad(acc: Tensor, dy: Tensor, x: Tensor) -> Tensor:
 
 
 def project_wgrad_narrow(acc: Tensor, dy: Tensor, x: Tensor) -> Tensor:
-    """Adds the gradient of the weight of `project` into `acc`, leaving the operands in their narrow
-    dtype.
-
-    Numerics:
-        The matrix units accumulate in the dtype of `acc` and the product is added there: no
-        rounding in between.
-    """
-    return torch.ops.aten.addmm.dtype_out(acc, dy.T, x, acc.dtype, out=acc)
+    """Adds the gradient of the weight of `project` into a wider `acc`, operands left narrow."""
+    return add_narrow_product(acc, dy, x)
 
 
 def router_logits(h: Tensor, w: Tensor) -> Tensor:

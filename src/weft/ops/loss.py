@@ -8,11 +8,13 @@ known before, so the loss of a step is a plain sum over ranks and micro-batches.
 `cross_entropy_fused` gives the gradients in the same pass, while the logits of a chunk are there.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weft.ops.precision import accumulation_dtype, add_product
+from weft.ops.precision import accumulation_dtype, add_narrow_product, add_product
 
 
 def cross_entropy(
@@ -47,6 +49,33 @@ def cross_entropy_fused(
         Softmax and losses in the accumulation dtype; the chunk's gradient is rounded to the dtype
         of `h` once.
     """
+    return _fused(add_product, h, w, targets, divisor, loss, w_acc, chunk)
+
+
+def cross_entropy_fused_narrow(
+    h: Tensor,
+    w: Tensor,
+    targets: Tensor,
+    divisor: float,
+    loss: Tensor,
+    w_acc: Tensor,
+    *,
+    chunk: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Does the same with the operands of the weight's gradient left in their narrow dtype."""
+    return _fused(add_narrow_product, h, w, targets, divisor, loss, w_acc, chunk)
+
+
+def _fused(
+    add: Callable[[Tensor, Tensor, Tensor], Tensor],
+    h: Tensor,
+    w: Tensor,
+    targets: Tensor,
+    divisor: float,
+    loss: Tensor,
+    w_acc: Tensor,
+    chunk: int,
+) -> tuple[Tensor, Tensor, Tensor]:
     dh = torch.empty_like(h)
     for rows, wanted, drows in zip(
         h.split(chunk), targets.split(chunk), dh.split(chunk), strict=True
@@ -55,7 +84,7 @@ def cross_entropy_fused(
         loss += nll.sum() / divisor
         dlogits = dlogits.to(h.dtype)
         torch.mm(dlogits, w, out=drows)
-        add_product(w_acc, dlogits, rows)
+        add(w_acc, dlogits, rows)
     return loss, dh, w_acc
 
 

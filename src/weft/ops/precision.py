@@ -30,3 +30,13 @@ def add_product(acc: Tensor, a: Tensor, b: Tensor) -> Tensor:
         added.
     """
     return acc.addmm_(a.to(acc.dtype).T, b.to(acc.dtype))
+
+
+def add_narrow_product(acc: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Adds `a.T @ b` into a wider `acc` in place, the operands left in their narrow dtype.
+
+    Numerics:
+        The matrix units accumulate in the dtype of `acc` and the product is added there: no
+        rounding in between.
+    """
+    return torch.ops.aten.addmm.dtype_out(acc, a.T, b, acc.dtype, out=acc)

@@ -140,6 +140,7 @@ def cuda_bodies() -> Bodies:
     if "dtype_out" in torch.ops.aten.addmm.overloads():
         faster["qkv_project.wgrad"] = linear.project_wgrad_narrow
         faster["project.wgrad"] = linear.project_wgrad_narrow
+        faster["cross_entropy.fused"] = loss.cross_entropy_fused_narrow
     if _has("_flash_attention_forward"):
         faster["attention"] = attention_cuda.attention_flash
         faster["attention.dgrad"] = attention_cuda.attention_flash_dgrad_repeatable

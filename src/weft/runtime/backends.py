@@ -46,6 +46,7 @@ _REASONS: Mapping[str, str] = MappingProxyType(
         "expert_up_dgrad_grouped": "F.grouped_mm: one launch, group ends stay on the device",
         "expert_up_wgrad_grouped": "F.grouped_mm: one launch, group ends stay on the device",
         "project_wgrad_narrow": "the product itself accumulates in FP32",
+        "cross_entropy_fused_narrow": "the product itself accumulates in FP32",
         "adamw_fused": "one pass over the state",
     }
 )

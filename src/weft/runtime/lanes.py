@@ -36,30 +36,31 @@ class HostLanes:
 
 
 class CudaLanes:
-    """A high-priority stream for each axis beside the compute stream."""
+    """A high-priority stream for each axis beside the stream that is current at bind time."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.compute = torch.cuda.current_stream(device)
         self.streams: dict[str, torch.cuda.Stream] = {}
 
     def posting(self, body: Body, axis: str) -> Body:
-        """The body on the stream of its axis, between two events."""
-        lane = self._stream(axis)
-        set_stream, current = torch.cuda.set_stream, torch.cuda.current_stream
-        device, Event = self.device, torch.cuda.Event
+        """The body on the stream of its axis, between two events.
+
+        The events belong to the posting and are recorded anew each time: a wait has seen the event
+        of its own post, because a segment waits for all it has posted.
+        """
+        compute, lane, set_stream = self.compute, self._stream(axis), torch.cuda.set_stream
+        issued, arrived = torch.cuda.Event(), torch.cuda.Event()
 
         def post(*inputs: Any) -> Handle:
-            compute = current(device)
-            issued = Event()
             issued.record(compute)
             lane.wait_event(issued)
             set_stream(lane)
             try:
                 inner = body(*inputs)
-                arrived = Event()
-                arrived.record(lane)
             finally:
                 set_stream(compute)
+            arrived.record(lane)
             return Flight(inner, arrived, compute)
 
         return post
@@ -72,6 +73,8 @@ class CudaLanes:
 
 class Flight(Handle):
     """A collective on its way on another stream."""
+
+    __slots__ = ("arrived", "compute", "inner")
 
     def __init__(
         self, inner: Handle, arrived: torch.cuda.Event, compute: torch.cuda.Stream

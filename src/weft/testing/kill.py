@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import final
 
@@ -106,7 +107,9 @@ class Run:
         if self.config.parallel.ranks == 1:
             return {0: self.pid}
         found = {path: path.read_text() for path in self.scratch.glob("rank-*")}
-        return {int(path.name.removeprefix("rank-")): int(pid) for path, pid in found.items() if pid}
+        return {
+            int(path.name.removeprefix("rank-")): int(pid) for path, pid in found.items() if pid
+        }
 
     def reaches(self, step: int) -> bool:
         """Waits until a step is recorded; False when the run is over before."""
@@ -130,10 +133,10 @@ def _supervise(config: RunConfig, scratch: Path, tamper: Tamper) -> int:
     try:
         launch.train(config, start=partial(_start, scratch))
     except (ConfigError, DataError, LayoutError) as error:
-        print(error, file=sys.stderr)
+        sys.stderr.write(f"{error}\n")
         return 2
     except WeftError as error:
-        print(error, file=sys.stderr)
+        sys.stderr.write(f"{error}\n")
         return 1
     return 0
 
@@ -250,7 +253,7 @@ def _targets(config: RunConfig, kills: int, draw: random.Random) -> list[int]:
     """A step for each kill: one of each equal stretch between the first checkpoint and the end."""
     first, last = config.train.checkpoint_every, config.train.steps - 1
     edges = [first + (last - first) * i // kills for i in range(kills + 1)]
-    return [draw.randrange(low, high) for low, high in zip(edges, edges[1:], strict=False)]
+    return [draw.randrange(low, high) for low, high in pairwise(edges)]
 
 
 def _step_seconds(folder: Path) -> float:
@@ -299,7 +302,9 @@ def digest(folder: Path) -> str:
         for kind in KINDS:
             for name in checkpoint.names(kind):
                 tensor = checkpoint.read(kind, name)
-                total.update(f"{kind} {name} {checkpoint.shape(kind, name)} {tensor.dtype}".encode())
+                total.update(
+                    f"{kind} {name} {checkpoint.shape(kind, name)} {tensor.dtype}".encode()
+                )
                 total.update(tensor.numpy().tobytes())
     return total.hexdigest()
 

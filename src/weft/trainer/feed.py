@@ -7,7 +7,7 @@ import torch
 
 from weft.compose.plan import Plan
 from weft.config.run import RunConfig
-from weft.data.batches import Batches, ValidationBatches
+from weft.data.batches import Batches, MicroBatch, ValidationBatches
 from weft.data.corpus import Split, read_corpus, split_corpus
 from weft.data.order import micro_batches
 from weft.data.tokens import VOCABULARY, TokenStream, encode
@@ -36,7 +36,7 @@ class Feed:
         for index in range(plan.rank // plan.layout.sp, self.validation.num_micro_batches(dp), dp):
             yield self._staged(plan, self.validation.load(index), device)
 
-    def _staged(self, plan: Plan, batch, device: torch.device) -> Batch:
+    def _staged(self, plan: Plan, batch: MicroBatch, device: torch.device) -> Batch:
         sp = plan.layout.sp
         return stage(batch, sp=sp, sp_rank=plan.rank % sp, device=device)
 
@@ -65,7 +65,9 @@ def open_feed(config: RunConfig) -> Feed:
             f"try model.vocab = {VOCABULARY}"
         )
     documents, digest = split(config)
-    train, held = (encode([d.content for d in part]) for part in (documents.train, documents.validation))
+    train, held = (
+        encode([d.content for d in part]) for part in (documents.train, documents.validation)
+    )
     return Feed(
         training=Batches(
             train,

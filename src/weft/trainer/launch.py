@@ -1,7 +1,8 @@
-"""From one command to all ranks: everything that can be refused is refused before the first process starts.
+"""From one command to all ranks: what can be refused is refused before the first process starts.
 
-One rank runs in this process. More are children of it, each with a log of its own in `run_dir/logs`; the first rank
-keeps the terminal. If one fails the others are ended within seconds and its own words are shown first.
+One rank runs in this process. More are children of it, each with a log of its own in
+`run_dir/logs`; the first rank keeps the terminal. If one fails the others are ended within seconds
+and its own words are shown first.
 """
 
 import os
@@ -106,8 +107,8 @@ def _make_run_dir(config: RunConfig) -> None:
         Path(config.train.run_dir).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"train.run_dir = {config.train.run_dir!r}: cannot be made ({error.strerror}); expected "
-            "a folder that may be written; try another train.run_dir"
+            f"train.run_dir = {config.train.run_dir!r}: cannot be made ({error.strerror}); "
+            "expected a folder that may be written; try another train.run_dir"
         ) from None
 
 
@@ -135,7 +136,7 @@ def _run_children(
     logs.mkdir(exist_ok=True)
     meeting, parent = str(scratch / "meeting"), str(os.getpid())
     children: list[Process] = []
-    with _ending(children):
+    with _Ending(children):
         for rank in range(world):
             place = [str(recipe), meeting, str(rank), str(world), str(checkpoint or ""), parent]
             children.append(start(place, rank, _log(logs, rank)))
@@ -146,7 +147,7 @@ def _log(logs: Path, rank: int) -> Path:
     return logs / f"rank-{rank}.log"
 
 
-class _ending:
+class _Ending:
     """Whatever happens, no child outlives its parent; a SIGTERM to the parent is one to all."""
 
     def __init__(self, children: Sequence[Process]) -> None:

@@ -20,7 +20,7 @@ Record = Mapping[str, Any]
 
 
 class Loop:
-    """A run in progress on one rank: where it stands, and the results still on their way from the device."""
+    """A run in progress on one rank, and the results still on their way from the device."""
 
     def __init__(self, session: Session, metrics: Metrics | None, display: Display) -> None:
         self.session = session

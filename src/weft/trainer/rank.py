@@ -1,4 +1,4 @@
-"""The life of one rank: join, restore or initialise, train, leave; the first rank also samples and sums up."""
+"""The life of one rank: join, restore or initialise, train, leave; the first also sums up."""
 
 import json
 import time
@@ -50,7 +50,11 @@ def _run(session: Session, checkpoint: Path | None) -> Summary | None:
         start = 0
     else:
         start = restore_session(session, checkpoint)
-    shown = display(every=train.log_every, total=train.steps, start=start) if session.leads else Silent()
+    shown = (
+        display(every=train.log_every, total=train.steps, start=start)
+        if session.leads
+        else Silent()
+    )
     metrics = _open_metrics(session, start) if session.leads else None
     loop = Loop(session, metrics, shown)
     begun = time.perf_counter()
@@ -88,8 +92,8 @@ def _introduce(session: Session, shown: Display, start: int) -> None:
         f"{active(plan.shape).all / 1e6:.2f} M active, {flops / 1e6:.1f} MFLOP a token"
     )
     shown.say(
-        f"layout {plan.layout.name()} on {session.place.world} rank(s), {session.place.device.type}, "
-        f"{plan.precision}, {plan.order} order"
+        f"layout {plan.layout.name()} on {session.place.world} rank(s), "
+        f"{session.place.device.type}, {plan.precision}, {plan.order} order"
     )
     if start == config.train.steps:
         shown.say(f"all {start} steps are done already; raise train.steps to go on")
@@ -131,7 +135,9 @@ def _print(session: Session, summary: Summary) -> None:
     if summary.validation_loss is not None:
         verdict = "below" if summary.validation_loss < summary.trigram_loss else "NOT below"
         print(f"validation loss   {summary.validation_loss:.4f} nats a byte")
-        print(f"trigram baseline  {summary.trigram_loss:.4f} nats a byte: the model is {verdict} it")
+        print(
+            f"trigram baseline  {summary.trigram_loss:.4f} nats a byte: the model is {verdict} it"
+        )
     if config.train.sample_bytes and config.train.checkpoint_every:
         folder = session.run_dir / step_name(config.train.steps)
         device = session.place.device

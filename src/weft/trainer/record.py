@@ -1,7 +1,7 @@
 """From a step's results to its record: one flat object, the line of `metrics.jsonl`.
 
-Results stay on the device until they are asked for, so that the host can run ahead of it: `Reading` starts the copy,
-`record` waits for it.
+Results stay on the device until they are asked for, so that the host can run ahead of it: `read`
+starts the copy, `record` waits for it.
 """
 
 import math
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weft.compose.plan import AUX, LOADS, LOSS, NORM2, Z, Plan
+from weft.compose.plan import AUX, LOADS, LOSS, NORM2, Plan, Z
 from weft.model.count import token_flops
 from weft.model.families import Kind
 from weft.runtime.backends import peak_flops
@@ -123,7 +123,7 @@ def number(value: float) -> float | None:
 
 
 def _loads(stats: Tensor, plan: Plan) -> dict[str, Any]:
-    """Expert load over an even spread: the extremes over all layers, and how many experts got nothing."""
+    """Expert load over an even spread: extremes over all layers, and how many got nothing."""
     shape = plan.shape
     routed = [i for i in range(shape.layers) if shape.kind(i) is not Kind.DENSE]
     loads = stats[LOADS:].view(shape.layers, shape.experts)[routed]

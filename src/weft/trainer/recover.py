@@ -1,25 +1,42 @@
 """A run's state to and from its checkpoints, in whatever layout it runs.
 
-What is written are the FP32 master weights, the moments and the router biases, as flat ranges of logical names. What is
-read is what this rank owns of them; parameters in the compute dtype are gathered from the owners afterwards.
+What is written are the FP32 master weights, the moments and the router biases, as flat ranges of
+logical names. What is read is what this rank owns of them; parameters in the compute dtype are
+gathered from the owners afterwards.
 """
 
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from weft.checkpoint.format import Manifest
+from torch import Tensor
+
+from weft.checkpoint.format import Kind, Manifest
 from weft.checkpoint.load import Checkpoint, find_latest
 from weft.checkpoint.prune import list_checkpoints
 from weft.checkpoint.save import Piece, Progress, Writer, save
 from weft.checkpoint.verify import read_manifest, verify
 from weft.config.run import RunConfig
 from weft.errors import CheckpointError
+from weft.parallel.zero import Piece as Slice
 from weft.runtime.state import State
 from weft.trainer.session import Session
 
 Report = Callable[[str], None]
+
+# What may not change between a run and its resumption; a section without a key is all of it.
+FIXED = (
+    ("model", None),
+    ("optim", None),
+    ("data", "sequence"),
+    ("data", "validation_bytes"),  # what is held back is not trained on
+    ("train", "global_batch"),
+    ("train", "micro_batch"),
+    ("train", "seed"),
+    ("train", "precision"),
+)
+_ANEW = "or set another train.run_dir to start anew"
 
 
 def save_session(session: Session, *, step: int, report: Report) -> Path:
@@ -75,7 +92,7 @@ def gather_parameters(session: Session) -> None:
 
 
 def _pieces(state: State, *, leads: bool) -> Iterator[Piece]:
-    for kind, piece, tensor in state.shards():
+    for kind, piece, tensor in _shards(state):
         yield Piece(
             kind=kind,
             name=piece.name,
@@ -93,19 +110,25 @@ def _pieces(state: State, *, leads: bool) -> Iterator[Piece]:
 
 
 def _load(state: State, checkpoint: Checkpoint) -> None:
-    for kind, piece, tensor in state.shards():
+    for kind, piece, tensor in _shards(state):
         found = checkpoint.shape(kind, piece.name)
         if found != piece.shape:
             raise CheckpointError(
-                f"{checkpoint.folder}: {piece.name} has shape {found}, this recipe has {piece.shape}; "
-                "resume with the model section the run was started with"
+                f"{checkpoint.folder}: {piece.name} has shape {found}, this recipe has "
+                f"{piece.shape}; resume with the model section the run was started with"
             )
         tensor.copy_(checkpoint.read(kind, piece.name, piece.start, piece.stop))
     for name, tensor in _biases(state):
         tensor.copy_(checkpoint.read("state", name))
 
 
-def _biases(state: State) -> Iterator[tuple[str, Any]]:
+def _shards(state: State) -> Iterator[tuple[Kind, Slice, Tensor]]:
+    """The shards of a state; the kinds it has are kinds of a checkpoint."""
+    for kind, piece, tensor in state.shards():
+        yield cast("Kind", kind), piece, tensor
+
+
+def _biases(state: State) -> Iterator[tuple[str, Tensor]]:
     for key, tensor in state.statics.items():
         if key.startswith("state:"):
             yield key.removeprefix("state:"), tensor
@@ -118,14 +141,17 @@ def check_same_run(folder: Path, manifest: Manifest, config: RunConfig, digest: 
         CheckpointError: the checkpoint is of another model, corpus, batch or optimizer, or it is
             further than this run is to go.
     """
-    then: Mapping[str, Any] = manifest.config
-    now = config.model_dump(mode="json")
+    then, now = manifest.config, config.model_dump(mode="json")
     for section, key in FIXED:
-        before, after = then.get(section), now[section]
-        if key is not None:
-            before, after = (before or {}).get(key), after[key]
-        if before != after:
-            raise _changed(folder, section if key is None else f"{section}.{key}", before, after)
+        before, after = _table(then.get(section)), now[section]
+        keys = sorted({*before, *after}) if key is None else [key]
+        changed = next((k for k in keys if before.get(k) != after.get(k)), None)
+        if changed is not None:
+            raise CheckpointError(
+                f"{folder} was written with {section}.{changed} = "
+                f"{json.dumps(before.get(changed))}, the recipe says "
+                f"{json.dumps(after.get(changed))}; put it back, {_ANEW}"
+            )
     found = manifest.data.get("digest")
     if found != digest:
         raise CheckpointError(
@@ -139,27 +165,8 @@ def check_same_run(folder: Path, manifest: Manifest, config: RunConfig, digest: 
         )
 
 
-FIXED = (
-    ("model", None),
-    ("optim", None),
-    ("data", "sequence"),
-    ("train", "global_batch"),
-    ("train", "micro_batch"),
-    ("train", "seed"),
-    ("train", "precision"),
-)
-_ANEW = "or set another train.run_dir to start anew"
-
-
-def _changed(folder: Path, where: str, before: Any, after: Any) -> CheckpointError:
-    """Names the one key that differs, where a whole section was compared."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        differing = [k for k in sorted({*before, *after}) if before.get(k) != after.get(k)]
-        where, before, after = f"{where}.{differing[0]}", before.get(differing[0]), after.get(differing[0])
-    return CheckpointError(
-        f"{folder} was written with {where} = {json.dumps(before)}, the recipe says "
-        f"{json.dumps(after)}; put it back, {_ANEW}"
-    )
+def _table(section: object) -> Mapping[str, Any]:
+    return section if isinstance(section, dict) else {}
 
 
 def resumable(config: RunConfig, resume: str, digest: str, report: Report) -> Path | None:
@@ -177,8 +184,8 @@ def resumable(config: RunConfig, resume: str, digest: str, report: Report) -> Pa
             folder = None
             if list_checkpoints(run_dir):
                 raise CheckpointError(
-                    f"{run_dir} holds checkpoints of an earlier run; continue it with --resume auto, "
-                    "or set another train.run_dir"
+                    f"{run_dir} holds checkpoints of an earlier run; continue it with --resume "
+                    f"auto, {_ANEW}"
                 )
         case named:
             folder = Path(named)

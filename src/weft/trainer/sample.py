@@ -1,7 +1,7 @@
 """A sample of text: the trained model, alone on one rank, continuing a prompt.
 
-The parameters are read from the run's last checkpoint, so that any layout can be sampled by one rank, and what is
-sampled is what was saved.
+The parameters are read from the run's last checkpoint, so that any layout can be sampled by one
+rank, and what is sampled is what was saved.
 """
 
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from weft.checkpoint.load import Checkpoint
@@ -19,7 +20,7 @@ from weft.data.batches import MicroBatch
 from weft.data.tokens import END_OF_TEXT, NUM_BYTE_VALUES, decode
 from weft.model.params import Logical, parameters
 from weft.runtime import backends
-from weft.runtime.batch import stage
+from weft.runtime.batch import Batch, stage
 from weft.runtime.eager import Oracle
 from weft.runtime.state import precision
 
@@ -56,7 +57,7 @@ def _read(checkpoint: Checkpoint, part: Logical) -> Tensor:
 
 @torch.no_grad()
 def sample(oracle: Oracle, prompt: bytes, *, count: int, seed: int, device: torch.device) -> str:
-    """`count` bytes that continue a prompt, each drawn from the model's distribution at TEMPERATURE."""
+    """`count` bytes that continue a prompt, drawn from the model's chances at TEMPERATURE."""
     generator = torch.Generator("cpu").manual_seed(seed)
     tokens = [END_OF_TEXT, *prompt]
     window = oracle.plan.sequence
@@ -68,7 +69,7 @@ def sample(oracle: Oracle, prompt: bytes, *, count: int, seed: int, device: torc
     return decode(tokens[1:])
 
 
-def _document(tokens: np.ndarray, device: torch.device):
+def _document(tokens: NDArray[np.int64], device: torch.device) -> Batch:
     count = len(tokens)
     whole = MicroBatch(
         tokens=tokens, targets=tokens, positions=np.arange(count, dtype=np.int64), ends=(count,)

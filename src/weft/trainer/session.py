@@ -14,7 +14,9 @@ from weft.comm.transports.nccl import NcclTransport
 from weft.comm.transports.stacked import StackedWorld
 from weft.compose.recipe import plan as make_plan
 from weft.config.run import RunConfig
-from weft.runtime import backends, stage, state
+from weft.runtime import backends, state
+from weft.runtime.stage import Evaluator, Stage, build
+from weft.runtime.stage import evaluator as build_evaluator
 from weft.trainer.feed import Feed, open_feed
 
 
@@ -37,8 +39,8 @@ class Session:
     place: Place
     transport: Transport
     table: backends.Table
-    stage: stage.Stage
-    evaluator: stage.Evaluator
+    stage: Stage
+    evaluator: Evaluator
     feed: Feed
 
     @property
@@ -59,14 +61,14 @@ def open_session(config: RunConfig, place: Place) -> Session:
     plan = make_plan(config, place.rank)
     table = backends.choose(place.device, state.precision(plan.precision).act)
     bodies = backends.bodies(table)
-    built = stage.build(plan, bodies=bodies, transport=transport, device=place.device)
+    built = build(plan, bodies=bodies, transport=transport, device=place.device)
     return Session(
         config=config,
         place=place,
         transport=transport,
         table=table,
         stage=built,
-        evaluator=stage.evaluator(built, bodies=bodies, device=place.device),
+        evaluator=build_evaluator(built, bodies=bodies, device=place.device),
         feed=feed,
     )
 

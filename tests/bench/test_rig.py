@@ -1,0 +1,59 @@
+"""A rig trains like a session, on random tokens instead of a corpus."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from weft.bench.rig import random_tokens, rigged
+from weft.compose.recipe import plan
+
+
+def test_a_rig_trains(recipe, place) -> None:
+    with rigged(recipe(), place) as rig:
+        made = rig.stage.bound.run(rig.environment())
+        assert rig.tokens == 4 * 16
+        # before it has learned anything, a model is as good as a guess
+        assert float(made["stats"][0]) == pytest.approx(np.log(61), rel=0.05)
+        assert float(made["verdict"][1]) == 0
+
+
+def test_binding_once_more_runs_the_same_step_on_the_same_state(recipe, place) -> None:
+    with rigged(recipe(), place) as rig:
+        first = rig.stage.bound.run(rig.environment())["stats"].clone()
+    with rigged(recipe(), place) as rig:
+        seen = []
+
+        def wrap(bodies):
+            return {name: spied(name, body) for name, body in bodies.items()}
+
+        def spied(name, body):
+            return lambda *inputs, **attributes: (seen.append(name), body(*inputs, **attributes))[1]
+
+        again = rig.bound(wrap, lambda lanes: lanes).run(rig.environment())["stats"]
+        assert torch.equal(first, again)
+        assert {"attention", "expert_up.wgrad", "gather_params"} <= set(seen)
+
+
+def test_random_tokens_fill_their_sequences_with_documents(recipe) -> None:
+    batch = random_tokens(plan(recipe(), 0), seed=(0, 0), documents=3)
+    assert len(batch.tokens) == len(batch.targets) == len(batch.positions) == 32
+    assert len(batch.ends) == 6
+    assert {16, 32} <= set(batch.ends)
+    assert [int(batch.positions[end - 1]) + 1 for end in batch.ends] == np.diff(
+        [0, *batch.ends]
+    ).tolist()
+    assert batch.tokens.max() < 61
+
+
+def test_one_document_is_the_whole_sequence(recipe) -> None:
+    assert random_tokens(plan(recipe(), 0), seed=(0, 0)).ends == (16, 32)
+
+
+def test_tokens_depend_on_the_seed_alone(recipe) -> None:
+    made = plan(recipe(), 0)
+    one, same = (random_tokens(made, seed=(1, 0)).tokens for _ in range(2))
+    other = random_tokens(replace(made), seed=(1, 1)).tokens
+    assert np.array_equal(one, same)
+    assert not np.array_equal(one, other)
