@@ -1,9 +1,10 @@
-"""Attention on a GPU: cuDNN, flash, and flash's deterministic backward, side by side in one process.
+"""Attention on a GPU: cuDNN, flash, and flash's deterministic backward, side by side in one
+process.
 
     python benchmarks/bench_attention.py [--out FILE]
 
-Random bfloat16 data, medians of interleaved runs; every backward is repeated on the same inputs and compared bit for
-bit. FLOPs are causal: 4 S^2 C / 2 a head forward, 2.5 times that backward.
+Random bfloat16 data, medians of interleaved runs; every backward is repeated on the same inputs and
+compared bit for bit. FLOPs are causal: 4 S^2 C / 2 a head forward, 2.5 times that backward.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """One training step on a CPU, against Hugging Face's Mixtral from the same weights.
 
-    scripts/bench cpu_step [--rounds 15] [--threads 2] [--json FILE]
+    scripts/bench cpu_step [--rounds 15] [--minutes 8] [--threads 2] [--json FILE]
 
 A step is forward, backward, clipping at 1.0 and AdamW, in FP32, on one micro-batch of 8 random
 sequences of 256 tokens, one document each; no balance loss and no z loss, in any of them. The first
@@ -84,7 +84,7 @@ CALM = 1.1  # a round is calm whose floor took at most so many times its least
 HF_BAR = 1.05
 IDLE_SHARE = 0.95  # of the cores, over LOOK_SECONDS, before a turn: Linux says so in /proc/stat
 LOOK_SECONDS = 0.3
-PATIENCE_SECONDS = 30.0  # before a turn is taken on a busy machine
+PATIENCE_SECONDS = 10.0  # before a turn is taken on a busy machine
 PREPARED = " +"
 
 Step = Callable[[], float]  # makes a step and returns the loss before its update
@@ -383,11 +383,16 @@ def idle_ticks() -> tuple[int, int]:
     return ticks[3] + ticks[4], sum(ticks)  # idle and waiting for disks: proc(5)
 
 
-def take_turns(pipes: Mapping[str, Connection], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each variant's timed steps, round by round."""
+def take_turns(
+    pipes: Mapping[str, Connection], rounds: int, minutes: float
+) -> dict[str, list[float]]:
+    """Seconds of each variant's timed steps, round by round, as many as there is time for."""
     times: dict[str, list[float]] = {name: [] for name in pipes}
     order = list(pipes)
+    deadline = time.monotonic() + 60 * minutes
     for number in range(rounds):
+        if number and time.monotonic() > deadline:
+            break
         first = number % len(order)
         for name in (*order[first:], *order[:first]):
             await_quiet()
@@ -439,6 +444,7 @@ def main() -> None:
         description="One training step on a CPU, against Hugging Face's."
     )
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--minutes", type=float, default=8.0, help="then the last round ends it")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--json", type=Path, help="default: benchmarks/results/<machine>/cpu_step.jsonl"
@@ -447,7 +453,7 @@ def main() -> None:
     device, config = torch.device("cpu"), recipe(arguments.threads)
     with started(list(names(config)), arguments.threads) as pipes:
         losses = agree(pipes)
-        times = take_turns(pipes, arguments.rounds)
+        times = take_turns(pipes, arguments.rounds, arguments.minutes)
     quiet = calm(times)
     print(
         f"{config.train.global_batch * config.data.sequence} tokens a step, FP32, "
@@ -455,7 +461,7 @@ def main() -> None:
         f"torch {torch.__version__}"
     )
     print("first losses agree: " + ", ".join(f"{x:.5f}" for x in losses["weft"]))
-    print(f"\nall {arguments.rounds} rounds\n{table(times)}\n{verdicts(times)}")
+    print(f"\nall {len(times['floor'])} rounds\n{table(times)}\n{verdicts(times)}")
     print(f"\n{len(quiet['floor'])} calm rounds\n{table(quiet)}\n{verdicts(quiet)}")
     results = Path(__file__).parent / "results" / record.name(device) / "cpu_step.jsonl"
     figures = {

@@ -1,9 +1,11 @@
-"""Do several GPUs follow one? The loss of each layout over a few hundred steps on real text, beside the loss of one GPU.
+"""Do several GPUs follow one? The loss of each layout over a few hundred steps on real text, beside
+the loss of one GPU.
 
     python benchmarks/bench_layouts.py RECIPE [--steps 200] [--out FILE] [key.path=value ...]
 
-The yardstick is one GPU with its micro-batch halved: the same mathematics in another order of summation. Runs of one
-GPU go side by side on two devices. Prints tokens/s, TFLOP/s and peak memory of each run.
+The yardstick is one GPU with its micro-batch halved: the same mathematics in another order of
+summation. Runs of one GPU go side by side on two devices. Prints tokens/s, TFLOP/s and peak memory
+of each run.
 """
 
 import argparse
@@ -97,7 +99,8 @@ def report(
         print(
             f"{entry['variant']:<30} max |d loss| {entry['max_difference']:.5f}  "
             f"mean {entry['mean_difference']:.5f}  last loss {entry['last_loss']:.4f}  "
-            f"{entry['tokens_per_s_gpu']:,.0f} tokens/s a GPU (p10 {entry['p10']:,.0f}, p90 {entry['p90']:,.0f})  "
+            f"{entry['tokens_per_s_gpu']:,.0f} tokens/s a GPU "
+            f"(p10 {entry['p10']:,.0f}, p90 {entry['p90']:,.0f})  "
             f"{entry['tflops_gpu']:.0f} TFLOP/s a GPU  peak {entry['peak_gib']:.1f} GiB"
         )
     if options.out:

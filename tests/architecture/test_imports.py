@@ -149,7 +149,10 @@ def imported(path: Path) -> set[str]:
 @pytest.mark.parametrize(
     ("package", "rooms"),
     [
-        ("pydantic", {"config", "checkpoint"}),  # what people write, and what a damaged disk hands back
+        (
+            "pydantic",
+            {"config", "checkpoint"},
+        ),  # what people write, and what a damaged disk hands back
         ("triton", {"kernels"}),
     ],
 )

@@ -48,9 +48,8 @@ def test_another_error_is_not_swallowed(recipe, place, modes) -> None:
     def broken(*inputs, **attributes):
         raise RuntimeError("out of something")
 
-    with rigged(recipe(), place) as rig:
-        with pytest.raises(RuntimeError, match="out of something"):
-            synchronisations(replace(rig, bodies={**rig.bodies, "permute": broken}))
+    with rigged(recipe(), place) as rig, pytest.raises(RuntimeError, match="out of something"):
+        synchronisations(replace(rig, bodies={**rig.bodies, "permute": broken}))
 
 
 def test_a_host_task_may_wait_and_is_counted(modes) -> None:

@@ -42,7 +42,7 @@ def measure_rank(
 ) -> None:
     """Measures one rank; the first prints and appends."""
     device = pick_device(order.config.train.device, rank if local_rank is None else local_rank)
-    place = Place(rank=rank, world=world, device=device, meeting=meeting)
+    place = Place(rank=rank, world=world, device=device, meeting=meeting, neighbours=world)
     report = step.measure(order.config, place, steps=order.steps, documents=order.documents)
     if rank:
         return

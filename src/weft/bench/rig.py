@@ -65,7 +65,7 @@ class Rig:
 @contextmanager
 def rigged(config: RunConfig, place: Place, *, documents: int = 1) -> Iterator[Rig]:
     """A rank of a recipe, initialised and fed; leaves the other ranks in order at the end."""
-    backends.prepare(place.device, config.train.threads)
+    backends.prepare(place.device, threads=config.train.threads, neighbours=place.neighbours)
     transport = connect(config, place)
     try:
         yield assemble(config, place, transport, documents=documents)

@@ -5,6 +5,7 @@ choice carries its reason and whether it gives the same bits twice. `weft doctor
 """
 
 import ctypes
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -91,10 +92,14 @@ def pick_device(wanted: str, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def prepare(device: torch.device, threads: int | None) -> None:
-    """Sets what torch keeps for the whole process: threads, the device, repeatable kernels."""
-    if threads is not None:
-        torch.set_num_threads(threads)
+def prepare(device: torch.device, *, threads: int | None, neighbours: int) -> None:
+    """Sets what torch keeps for the whole process: threads, the device, repeatable kernels.
+
+    Without a number of threads the cores of a CPU are shared with the `neighbours`, the ranks on
+    this machine: more threads than cores cost a step many times over, since they wait by spinning.
+    """
+    if threads is not None or device.type == "cpu":
+        torch.set_num_threads(threads or max(cores() // neighbours, 1))
     if device.type == "cpu":
         keep_freed_memory()
     if device.type == "cuda":
@@ -119,6 +124,11 @@ def keep_freed_memory() -> bool:
         return False
     kept = library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
     return bool(kept and library.mallopt(M_MMAP_THRESHOLD, LARGEST_THRESHOLD))
+
+
+def cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 PEAK_FLOPS: Mapping[str, float] = MappingProxyType(

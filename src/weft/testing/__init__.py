@@ -1,1 +1,3 @@
-"""What tests of parallel programs need: ranks, agreement, tolerances, routing with a chosen imbalance."""
+"""What tests of parallel programs need: ranks, agreement, tolerances, routing with a chosen
+imbalance.
+"""

@@ -32,6 +32,7 @@ def main(arguments: Sequence[str]) -> int:
             world=int(world),
             device=pick_device(config.train.device, int(rank)),
             meeting=f"file://{meeting}",
+            neighbours=int(world),
         )
         run_rank(config, place, Path(checkpoint) if checkpoint else None)
     except (ConfigError, DataError, LayoutError) as error:

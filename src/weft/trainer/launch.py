@@ -120,10 +120,13 @@ def join(config: RunConfig, environment: Mapping[str, str], resume: str) -> Summ
     """
     world = check_processes(config, int(environment["WORLD_SIZE"]))
     rank, local = int(environment["RANK"]), int(environment.get("LOCAL_RANK", "0"))
+    neighbours = int(environment.get("LOCAL_WORLD_SIZE", str(world)))
     device = pick_device(config.train.device, local)
     checkpoint = resumable(config, resume, open_feed(config).digest, print)
     return run_rank(
-        config, Place(rank=rank, world=world, device=device, meeting="env://"), checkpoint
+        config,
+        Place(rank=rank, world=world, device=device, meeting="env://", neighbours=neighbours),
+        checkpoint,
     )
 
 

@@ -22,12 +22,16 @@ from weft.trainer.feed import Feed, open_feed
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
-    """Which rank this is, of how many, on which device, and where the ranks meet (None: alone)."""
+    """Which rank this is, of how many, on which device, and where the ranks meet (None: alone).
+
+    `neighbours` counts the ranks that share this machine's cores, this one included.
+    """
 
     rank: int
     world: int
     device: torch.device
     meeting: str | None
+    neighbours: int = 1
     timeout_seconds: float = 600.0  # longer than any step; a first step may compile kernels
 
 
@@ -56,7 +60,7 @@ class Session:
 def open_session(config: RunConfig, place: Place) -> Session:
     """Joins the other ranks and builds this one's part."""
     feed = open_feed(config)
-    backends.prepare(place.device, config.train.threads)
+    backends.prepare(place.device, threads=config.train.threads, neighbours=place.neighbours)
     transport = connect(config, place)
     plan = make_plan(config, place.rank)
     table = backends.choose(place.device, state.precision(plan.precision).act)
