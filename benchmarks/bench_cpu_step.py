@@ -306,7 +306,7 @@ def make(name: str, threads: int) -> Step:
     config = recipe(threads)
     place = Place(rank=0, world=1, device=torch.device("cpu"), meeting=None)
     if name.startswith("weft") or name.endswith(PREPARED):
-        backends.prepare(place.device, threads)
+        backends.prepare(place.device, threads=threads, neighbours=1)
     torch.set_num_threads(threads)
     rig = assemble(config, place, connect(config, place))
     match name.removesuffix(PREPARED).split():

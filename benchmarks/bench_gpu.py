@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     arguments = parser.parse_args()
     device = pick_device("cuda", 0)
-    prepare(device, None)
+    prepare(device, threads=None, neighbours=1)
     table: list[str] = []
     for name, part in parts(arguments.only):
         print(f"== {name}", flush=True)
