@@ -64,7 +64,7 @@ def test_both_sides_together_are_the_corpus(
 
 
 def test_megatron_files_are_opened_where_they_lie(tmp_path: Path) -> None:
-    documents = [[list(text.encode()) + [256]] for text in TEXTS]
+    documents = [[[*text.encode(), 256]] for text in TEXTS]
     stem = write_megatron(tmp_path / "m", documents)
     opened = open_data(data(source="megatron", path=str(stem)), Bytes(), seed=0)
     assert isinstance(opened.training, TokenStream)
