@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--vocab", type=int, default=8192)
     parser.add_argument("--mb", type=float, default=12.0, help="megabytes of text")
     parser.add_argument(
-        "--json", type=Path, help="default: benchmarks/results/<machine>/prepare.jsonl"
+        "--json", type=Path, help="default: results/<machine>/prepare.jsonl"
     )
     arguments = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core against one core
