@@ -53,9 +53,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--vocab", type=int, default=8192)
     parser.add_argument("--mb", type=float, default=12.0, help="megabytes of text")
-    parser.add_argument(
-        "--json", type=Path, help="default: results/<machine>/prepare.jsonl"
-    )
+    parser.add_argument("--json", type=Path, help="default: results/<machine>/prepare.jsonl")
     arguments = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core against one core
     with tempfile.TemporaryDirectory() as scratch:
@@ -82,7 +80,9 @@ def main() -> None:
     record.append(arguments.json or results, record.entry("prepare", device, figures))
 
 
-def measure(folder: Path, corpus: Path, texts: list[str], rounds: int) -> dict[str, list[float]]:
+def measure(
+    folder: Path, corpus: Path, texts: list[str], rounds: int
+) -> dict[str, list[float]]:
     """CPU seconds of each variant, round by round, after one round that is not counted."""
     library = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     request = Request(
