@@ -71,18 +71,15 @@ def main() -> None:
         )
     ratio = medians["weft"] / medians["tokenizers"]
     met = medians["weft"] >= TARGET or ratio >= 1.0
-    print(
-        f"bar: {TARGET} MB/s, or the library's own speed: {ratio:.2f}x, {'met' if met else 'NOT met'}"
-    )
+    verdict = "met" if met else "NOT met"
+    print(f"bar: {TARGET} MB/s, or the library's own speed: {ratio:.2f}x, {verdict}")
     device = torch.device("cpu")
     figures = {"megabytes": megabytes, "vocab": trained.size, "mb_per_s": rates, "ratio": ratio}
     results = Path(__file__).parent / "results" / record.name(device) / "prepare.jsonl"
     record.append(arguments.json or results, record.entry("prepare", device, figures))
 
 
-def measure(
-    folder: Path, corpus: Path, texts: list[str], rounds: int
-) -> dict[str, list[float]]:
+def measure(folder: Path, corpus: Path, texts: list[str], rounds: int) -> dict[str, list[float]]:
     """CPU seconds of each variant, round by round, after one round that is not counted."""
     library = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     request = Request(
