@@ -29,7 +29,7 @@ def bench_executor(
     from weft.runtime.backends import pick_device, prepare
 
     where = pick_device(device, 0)
-    prepare(where, 1)
+    prepare(where, threads=1, neighbours=1)
     found = executor.measure(where, repeats=repeats)
     print(executor.render(found))
     if json is not None:

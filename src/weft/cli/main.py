@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from weft.cli import bench, show, train, verify
+from weft.cli import bench, data, show, tokenizer, train, verify
 from weft.cli.doctor import doctor
 from weft.errors import ConfigError, DataError, LayoutError, WeftError
 
@@ -26,6 +26,8 @@ app.command("verify")(verify.verify)
 app.command("doctor")(doctor)
 app.add_typer(show.app, name="show")
 app.add_typer(bench.app, name="bench")
+app.add_typer(data.app, name="data")
+app.add_typer(tokenizer.app, name="tokenizer")
 
 
 def main() -> None:

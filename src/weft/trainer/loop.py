@@ -92,10 +92,20 @@ class Loop:
             session.evaluator.add(batch, divisor=divisor)
         loss = session.evaluator.total()
         seconds = time.perf_counter() - begun
-        self._emit({"step": step, "validation_loss": record.number(loss), "validation_s": seconds})
+        per_byte = feed.nats_per_byte(loss)
+        self._emit(
+            {
+                "step": step,
+                "validation_loss": record.number(loss),
+                "validation_nats_per_byte": None if per_byte is None else record.number(per_byte),
+                "validation_s": seconds,
+            }
+        )
         perplexity = math.exp(min(loss, 50.0))  # e^50 is as good as infinite
+        beside = "" if per_byte is None else f", {per_byte:.4f} nats a byte"
         self.display.say(
-            f"step {step}: validation loss {loss:.4f} nats a token (perplexity {perplexity:.2f})"
+            f"step {step}: validation loss {loss:.4f} nats a token{beside} "
+            f"(perplexity {perplexity:.2f})"
         )
 
     def _save(self, step: int) -> None:
