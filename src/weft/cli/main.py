@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from weft.cli import bench, show, train, verify
+from weft.cli import bench, generate, report, show, status, train, verify
 from weft.cli.doctor import doctor
 from weft.errors import ConfigError, DataError, LayoutError, WeftError
 
@@ -22,6 +22,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("train")(train.train)
+app.command("status")(status.status)
+app.command("report")(report.report)
+app.command("generate")(generate.generate)
 app.command("verify")(verify.verify)
 app.command("doctor")(doctor)
 app.add_typer(show.app, name="show")

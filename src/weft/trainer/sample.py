@@ -55,17 +55,34 @@ def _read(checkpoint: Checkpoint, part: Logical) -> Tensor:
 
 
 @torch.no_grad()
-def sample(oracle: Oracle, prompt: bytes, *, count: int, seed: int, device: torch.device) -> str:
-    """`count` bytes that continue a prompt, each drawn from the model's distribution at TEMPERATURE."""
+def sample(
+    oracle: Oracle,
+    prompt: bytes,
+    *,
+    count: int,
+    seed: int,
+    device: torch.device,
+    temperature: float = TEMPERATURE,
+) -> str:
+    """The prompt and `count` bytes drawn one by one from the model's distribution.
+
+    At temperature 0 each is the likeliest.
+    """
     generator = torch.Generator("cpu").manual_seed(seed)
     tokens = [END_OF_TEXT, *prompt]
     window = oracle.plan.sequence
     for _ in range(count):
         recent = np.array(tokens[-window:], dtype=np.int64)
         logits = oracle.logits(_document(recent, device))[-1, :NUM_BYTE_VALUES]
-        chances = torch.softmax(logits.float().cpu() / TEMPERATURE, -1)
-        tokens.append(int(torch.multinomial(chances, 1, generator=generator)))
+        tokens.append(_draw(logits.float().cpu(), temperature, generator))
     return decode(tokens[1:])
+
+
+def _draw(logits: Tensor, temperature: float, generator: torch.Generator) -> int:
+    if temperature == 0:
+        return int(logits.argmax())
+    chances = torch.softmax(logits / temperature, -1)
+    return int(torch.multinomial(chances, 1, generator=generator))
 
 
 def _document(tokens: np.ndarray, device: torch.device):
