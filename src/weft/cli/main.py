@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from weft.cli import bench, generate, report, show, status, train, verify
+from weft.cli import bench, generate, report, show, status, trace, train, verify
 from weft.cli.doctor import doctor
 from weft.errors import ConfigError, DataError, LayoutError, WeftError
 
@@ -26,6 +26,7 @@ app.command("status")(status.status)
 app.command("report")(report.report)
 app.command("generate")(generate.generate)
 app.command("verify")(verify.verify)
+app.command("trace")(trace.trace)
 app.command("doctor")(doctor)
 app.add_typer(show.app, name="show")
 app.add_typer(bench.app, name="bench")

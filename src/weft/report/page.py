@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from weft.report.figure import to_png, to_svg
-from weft.report.picture import pictures
+from weft.report.picture import PICTURES, pictures
 from weft.report.run import Record, Run
 from weft.report.status import Status, duration
 
@@ -28,6 +28,8 @@ def write_report(status: Status) -> Path:
     """Writes the page and the figures beside it; returns the page's path."""
     folder = status.run.folder / FOLDER
     folder.mkdir(exist_ok=True)
+    for picture in PICTURES:  # one that no longer applies would tell of an earlier state
+        (folder / f"{picture.name}.png").unlink(missing_ok=True)
     cards = []
     for picture, figure in pictures(status.run):
         svg = to_svg(figure, picture.name)
