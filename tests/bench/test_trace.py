@@ -1,5 +1,6 @@
 """A traced step has every task of the schedule, each on its lane, none outside its segment."""
 
+import itertools
 from collections import Counter
 
 import pytest
@@ -48,12 +49,13 @@ def inside_segments(spans: list[Span]) -> None:
             assert span.start <= span.stop
             if span.lane == COMPUTE:
                 assert any(
-                    s.name == span.detail["segment"] and s.start <= span.start <= span.stop <= s.stop
+                    s.name == span.detail["segment"]
+                    and s.start <= span.start <= span.stop <= s.stop
                     for s in segments
                 )
         for lane in {span.lane for span in mine}:
             row = sorted((s.start, s.stop) for s in mine if s.lane == lane)
-            assert all(a[1] <= b[0] for a, b in zip(row, row[1:], strict=False)), lane
+            assert all(a[1] <= b[0] for a, b in itertools.pairwise(row)), lane
 
 
 def test_ranks_of_a_layout_are_traced_on_one_clock(recipe) -> None:

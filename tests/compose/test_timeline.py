@@ -1,5 +1,6 @@
 """A step's segments follow one another, each as its template is drawn."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ def test_every_task_of_every_segment_is_placed_once_and_in_turn(
     step = training_step(plan(build(RECIPE, (f"data.path={tmp_path}", *layout)), 0))
     placed = list(place_step(step, Nominal()))
     assert [p.template for p in placed] == [i.template for i in step.instances]
-    for before, after in zip(placed, placed[1:], strict=False):
+    for before, after in itertools.pairwise(placed):
         assert after.start == before.start + before.timeline.seconds
     for p in placed:
         actions = step.templates[p.template].actions

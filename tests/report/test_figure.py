@@ -1,13 +1,14 @@
 """Marks are where the data are, names do not cover each other, colours are the page's."""
 
+import itertools
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from weft.report import figure
-from weft.report.figure import BINS, BLUE, NAMES, ORANGE, STYLE
+from weft.report.figure import BINS, BLUE, NAMES, ORANGE
 
 
 @pytest.mark.parametrize("log_steps", [False, True])
@@ -35,8 +36,8 @@ def test_a_running_mean_keeps_a_straight_line_and_the_ends() -> None:
     assert smooth[5:-5].std() < 0.5 * noise.std()
 
 
-def drawn() -> mpl.figure.Figure:
-    with mpl.rc_context(STYLE):
+def drawn() -> Figure:
+    with figure.styled():
         made = figure.new_figure()
         axes = figure.new_axes(made, unit="nats")
         last = figure.curve(axes, ([1, 2, 3], [3.0, 2.0, 1.0]), BLUE)
@@ -48,7 +49,7 @@ def test_names_of_series_that_end_together_do_not_cover_each_other() -> None:
     made = drawn()
     made.draw_without_rendering()
     boxes = sorted(t.get_window_extent().extents[[1, 3]].tolist() for t in made.axes[0].texts)
-    assert all(below[1] <= above[0] for below, above in zip(boxes, boxes[1:], strict=False))
+    assert all(below[1] <= above[0] for below, above in itertools.pairwise(boxes))
 
 
 def test_a_svg_takes_its_colours_from_the_page_and_its_size_from_the_card() -> None:

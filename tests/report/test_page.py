@@ -23,12 +23,12 @@ class Checked(HTMLParser):
         self.open: list[str] = []
         self.seen: set[str] = set()
 
-    def handle_starttag(self, tag: str, attrs: list) -> None:
+    def handle_starttag(self, tag: str, _attrs: list) -> None:
         self.seen.add(tag)
         if tag not in self.void:
             self.open.append(tag)
 
-    def handle_startendtag(self, tag: str, attrs: list) -> None:
+    def handle_startendtag(self, tag: str, _attrs: list) -> None:
         self.seen.add(tag)
 
     def handle_endtag(self, tag: str) -> None:

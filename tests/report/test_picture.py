@@ -43,9 +43,7 @@ def test_the_baseline_and_the_validation_are_named(whole: Run) -> None:
     assert texts == {"training", "validation 1.500", "trigram 1.750"}
 
 
-def test_a_run_of_before_there_were_loads_is_drawn_without(
-    folder: Folder, tmp_path: Path
-) -> None:
+def test_a_run_of_before_there_were_loads_is_drawn_without(folder: Folder, tmp_path: Path) -> None:
     path = folder() / "metrics.jsonl"
     path.write_text(path.read_text().replace('"expert_load', '"formerly'))
     path.write_text(path.read_text().replace('"formerly_', '"expert_load_'))

@@ -1,4 +1,4 @@
-"""A run is finished, failed, running or stalled by what its folder says, and one screen says which."""
+"""A run is finished, failed, running or stalled by what its folder says; one screen says which."""
 
 from pathlib import Path
 

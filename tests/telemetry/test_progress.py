@@ -43,7 +43,13 @@ def test_a_terminal_gets_a_bar(terminal: int) -> None:
     shown.step(RECORD)
     shown.close()
     text = os.read(terminal, 1 << 16).decode()
-    for part in ("training", "5/10", "loss 2.500", "1,234 tokens/s", "[red]run/step-00000003[/red]"):
+    for part in (
+        "training",
+        "5/10",
+        "loss 2.500",
+        "1,234 tokens/s",
+        "[red]run/step-00000003[/red]",
+    ):
         assert part in text
 
 

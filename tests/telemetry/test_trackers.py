@@ -61,16 +61,14 @@ def service(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def with_tracker(config: RunConfig, name: str) -> RunConfig:
-    return config.model_copy(
-        update={"train": config.train.model_copy(update={"tracker": name})}
-    )
+    return config.model_copy(update={"train": config.train.model_copy(update={"tracker": name})})
 
 
 @pytest.mark.parametrize("name", trackers.PACKAGES)
 def test_a_missing_package_is_refused_with_what_to_install_before_anything_starts(
     few_steps: RunConfig, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda package: None)
+    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda _: None)
 
     def start(*_: object) -> launch.Process:
         raise AssertionError("a process was started")

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.multiprocessing as multiprocessing
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 
 from weft.bench.rig import Rig, rigged
 from weft.comm.handle import Handle
@@ -168,7 +168,7 @@ def trace_here(config: RunConfig, *, steps: int) -> list[Span]:
         if world == 1:
             trace_rank(0, *arguments)
         else:
-            multiprocessing.spawn(trace_rank, arguments, nprocs=world)
+            spawn(trace_rank, arguments, nprocs=world)
         lines = (Path(folder) / f"rank-{rank}.json" for rank in range(world))
         return [Span(**span) for line in lines for span in json.loads(line.read_text())]
 

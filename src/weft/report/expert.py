@@ -50,8 +50,7 @@ def draw_loads(run: Run) -> Figure:
     chosen = _least_balanced(shares)
     figure = new_figure(max(HEIGHT, 0.75 + 0.62 * len(chosen)))
     panels = figure.subplots(len(chosen), 1, sharex=True, squeeze=False)[:, 0]
-    colors = LOAD_COLORS.copy()
-    colors.set_bad(DEAD)
+    colors = LOAD_COLORS.with_extremes(bad=DEAD)
     image = None
     for axes, layer in zip(panels, chosen, strict=True):
         heat = np.log2(np.where(shares[:, layer] > 0, shares[:, layer], np.nan)).T

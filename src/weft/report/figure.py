@@ -7,7 +7,9 @@ its title in it. Colours differ in lightness too, and every series is named wher
 
 import io
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any, cast
 
 import matplotlib as mpl
 import numpy as np
@@ -65,6 +67,11 @@ STYLE = {
 }
 
 Points = tuple[Sequence[int], Sequence[float]]
+
+
+def styled(*, salt: str = "weft") -> AbstractContextManager[None]:
+    """The style of all figures, while it lasts; a salt keeps apart the names in two SVGs of a page."""
+    return mpl.rc_context(cast("dict[Any, Any]", {**STYLE, "svg.hashsalt": salt}))
 
 
 def new_figure(height: float = HEIGHT) -> Figure:
@@ -150,7 +157,7 @@ def name_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
 def to_svg(figure: Figure, name: str) -> str:
     """The figure for a page: no size of its own, text as text, colours by name."""
     buffer = io.StringIO()
-    with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
+    with styled(salt=name):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
@@ -163,6 +170,6 @@ def to_svg(figure: Figure, name: str) -> str:
 
 def to_png(figure: Figure, path: Path, title: str) -> None:
     """The figure as a file that stands alone, on white and with its title."""
-    with mpl.rc_context(STYLE):
+    with styled():
         figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
         figure.savefig(path, dpi=PNG_DPI, facecolor="white", metadata={"Software": None})

@@ -1,12 +1,12 @@
 """The page of a run: one file that needs nothing else, whatever is in the run escaped.
 
-    RUN/report/index.html      everything, figures inside
-    RUN/report/<figure>.png    the same figures, each to be put somewhere else
+RUN/report/index.html      everything, figures inside
+RUN/report/<figure>.png    the same figures, each to be put somewhere else
 """
 
 import statistics
 from collections.abc import Iterable, Iterator
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -67,9 +67,12 @@ def _header(status: Status) -> str:
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}<small>{escape(word)}</small></dd></div>"
         for name, value, word in _facts(run)
     )
-    steps = f"{run.last_step:,} of {run.total_steps:,} steps" if run.total_steps else "steps unknown"
+    steps = (
+        f"{run.last_step:,} of {run.total_steps:,} steps" if run.total_steps else "steps unknown"
+    )
     state = f'<span class="state {status.state}">{status.state}</span>'
-    return f'<header><h1>{escape(run.name)}</h1><p>{state}, {steps}</p></header><dl class="facts">{facts}</dl>'
+    title = f"<header><h1>{escape(run.name)}</h1><p>{state}, {steps}</p></header>"
+    return f'{title}<dl class="facts">{facts}</dl>'
 
 
 def _facts(run: Run) -> Iterator[Fact]:
@@ -77,14 +80,22 @@ def _facts(run: Run) -> Iterator[Fact]:
     baseline = run.summary.get("trigram_loss")
     if run.validations:
         last = run.validations[-1]
-        yield "validation loss", f"{last['validation_loss']:.3f}", f"nats a token, step {last['step']:,}"
+        yield (
+            "validation loss",
+            f"{last['validation_loss']:.3f}",
+            f"nats a token, step {last['step']:,}",
+        )
     if baseline is not None and run.validations:
         margin = baseline - run.validations[-1]["validation_loss"]
         word = "below" if margin > 0 else "NOT below"
         yield "against trigrams", f"{-margin:+.3f}", f"{word} the baseline of {baseline:.3f}"
     if "parameters" in run.header:
         act = run.header["active_parameters"] / 1e6
-        yield "parameters", f"{run.header['parameters'] / 1e6:,.1f} M", f"{act:,.1f} M active a token"
+        yield (
+            "parameters",
+            f"{run.header['parameters'] / 1e6:,.1f} M",
+            f"{act:,.1f} M active a token",
+        )
     if run.steps:
         yield from _rates(run)
 
@@ -116,7 +127,12 @@ def _settings(run: Run) -> Iterator[tuple[str, str]]:
     device = header.get("device", "")
     yield "layout", f"{header.get('layout', '')}, {header.get('world', '?')} rank(s), {device}"
     if model:
-        yield "model", "{family}: {layers} layers of {hidden}, {heads} heads over {kv_heads}".format_map(model)
+        yield (
+            "model",
+            "{family}: {layers} layers of {hidden}, {heads} heads over {kv_heads}".format_map(
+                model
+            ),
+        )
         yield "experts", "{experts} a layer, top-{top_k}, hidden {ffn_hidden}".format_map(model)
     if train:
         batch = "{global_batch} sequences a step in micro-batches of {micro_batch}, {precision}"
@@ -152,7 +168,7 @@ def _events(run: Run) -> str:
 
 
 def _moment(event: Record) -> str:
-    when = datetime.fromtimestamp(event["time"], timezone.utc)
+    when = datetime.fromtimestamp(event["time"], UTC)
     return when.strftime("%Y-%m-%d %H:%M:%S UTC")
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from weft.report.expert import draw_balance, draw_dead, draw_loads, has_loads
@@ -13,12 +13,12 @@ from weft.report.figure import (
     INK,
     ORANGE,
     SOFT,
-    STYLE,
     curve,
     name_ends,
     new_axes,
     new_figure,
     step_axis,
+    styled,
 )
 from weft.report.run import Run
 
@@ -40,7 +40,7 @@ def pictures(run: Run) -> Iterator[tuple[Picture, Figure]]:
     """The figures that this run has data for, drawn."""
     for picture in PICTURES:
         if picture.applies(run):
-            with mpl.rc_context(STYLE):
+            with styled():
                 figure = picture.draw(run)
                 yield picture, figure
 
@@ -69,7 +69,7 @@ def _draw_loss(run: Run, *, log_steps: bool = False) -> Figure:
     return figure
 
 
-def _mark_resumptions(run: Run, axes: mpl.axes.Axes) -> None:
+def _mark_resumptions(run: Run, axes: Axes) -> None:
     for step in _steps_of(run, "resume"):
         axes.axvline(max(step, 1), color=SOFT, linewidth=0.8, linestyle=":")
 
@@ -147,13 +147,13 @@ def _draw_events(run: Run) -> Figure:
         ("skipped", run.skipped, "x", ORANGE),
     ]
     rows = [row for row in rows if row[1]]
-    figure = new_figure(0.7 + 0.3 * len(rows))
+    figure = new_figure(1.1 + 0.25 * len(rows))
     axes = figure.add_subplot()
     for height, (_, steps, marker, color) in enumerate(reversed(rows)):
         axes.plot(steps, [height] * len(steps), marker, color=color, markersize=9, clip_on=False)
     axes.set_yticks(range(len(rows)), [f"{name} {len(s)}" for name, s, *_ in reversed(rows)])
     axes.set_ylim(-0.7, len(rows) - 0.4)
-    axes.set_xlim(0, max(run.last_step, 1))
+    axes.set_xlim(0, max(run.last_step, 1, *(step for _, steps, *_ in rows for step in steps)))
     step_axis(axes)
     return figure
 

@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -69,7 +70,9 @@ def look(run: Run, checkpoint: str, *, now: float, stalled_after: float | None =
 
 def _last_written(run: Run) -> float:
     """When the newest line was written: by the writer's clock, for older runs by its file's."""
-    last = [line["time"] for lines in (run.steps, run.events) for line in lines[-1:] if "time" in line]
+    last = [
+        line["time"] for lines in (run.steps, run.events) for line in lines[-1:] if "time" in line
+    ]
     if last:
         return max(last)
     files = (run.folder / name for name in (metrics.FILE, events.FILE))
@@ -84,8 +87,7 @@ def _limit(steps: Sequence[Record]) -> float:
 def _pauses(steps: Sequence[Record]) -> list[float]:
     """Seconds between neighbouring recent lines; a resumption lies in none of them."""
     recent = [record for record in steps[-RECENT:] if "time" in record]
-    pairs = zip(recent, recent[1:], strict=False)
-    return [after["time"] - before["time"] for before, after in pairs]
+    return [after["time"] - before["time"] for before, after in pairwise(recent)]
 
 
 def _step_seconds(steps: Sequence[Record]) -> float | None:
@@ -160,7 +162,11 @@ def _skipped_line(run: Run) -> str:
 
 def _last_line(status: Status) -> str:
     age = f"{duration(status.age_seconds)} ago"
-    return age if status.state != "running" else f"{age}; stalled after {duration(status.limit_seconds)}"
+    return (
+        age
+        if status.state != "running"
+        else f"{age}; stalled after {duration(status.limit_seconds)}"
+    )
 
 
 def duration(seconds: float) -> str:

@@ -26,7 +26,7 @@ def append(run_dir: Path, kind: Kind, **fields: Any) -> None:
 
 
 def read(run_dir: Path) -> list[dict[str, Any]]:
-    """The events since the run last started from nothing; lines cut short by a crash are left out."""
+    """The events since the run last started from nothing, but for lines that a crash has cut."""
     path = run_dir / FILE
     if not path.exists():
         return []

@@ -56,9 +56,7 @@ def _label(name: str, rank: int, row: int, value: Mapping[str, Any]) -> dict[str
     return {"ph": "M", "name": name, "pid": rank, "tid": row, "args": dict(value)}
 
 
-def _event(
-    span: Span, rows: Mapping[tuple[int, str], int], origin: float
-) -> dict[str, Any]:
+def _event(span: Span, rows: Mapping[tuple[int, str], int], origin: float) -> dict[str, Any]:
     return {
         "ph": "X",
         "name": span.name,

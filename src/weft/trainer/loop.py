@@ -11,8 +11,8 @@ from weft.errors import WeftError
 from weft.optim.lr import learning_rate
 from weft.runtime.stage import Rates
 from weft.telemetry import events
-from weft.telemetry.trackers import Sink
 from weft.telemetry.progress import Display
+from weft.telemetry.trackers import Sink
 from weft.trainer import record
 from weft.trainer.recover import save_session
 from weft.trainer.session import Session

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weft.compose.plan import AUX, LOADS, LOSS, NORM2, Z, Plan
+from weft.compose.plan import AUX, LOADS, LOSS, NORM2, Plan, Z
 from weft.model.count import token_flops
 from weft.model.families import Kind
 from weft.runtime.backends import peak_flops
