@@ -42,8 +42,7 @@ def line(step: int, **changes: object) -> dict[str, object]:
     }
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Folder:
+def writer(place: Path) -> Folder:
     """Makes the folder of a run of twelve steps, with the steps and events that are asked for."""
 
     def make(*, last: int = LAST, events: tuple[str, ...] = ("start",), **changes: object) -> Path:
@@ -55,17 +54,22 @@ def folder(tmp_path: Path) -> Folder:
         told = [{"time": BEGAN + last, "event": e, "step": 4, "error": "why"} for e in events]
         for event in told:
             event |= {"folder": "step-00000004", "seconds": 0.5}
-        run_dir = tmp_path / "run"
+        run_dir = place / "run"
         run_dir.mkdir()
         (run_dir / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
         (run_dir / "events.jsonl").write_text("".join(json.dumps(x) + "\n" for x in told))
-        config = build(RECIPE, (f"train.steps={LAST}", f"data.path={tmp_path}"))
+        config = build(RECIPE, (f"train.steps={LAST}", f"data.path={place}"))
         (run_dir / "config.toml").write_text(dump(config))
         (run_dir / "summary.json").write_text('{"trigram_loss": 1.75}')
         (run_dir / "sample.txt").write_text("def <script>alert(1)</script> & so on")
         return run_dir
 
     return make
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return writer(tmp_path)
 
 
 @pytest.fixture

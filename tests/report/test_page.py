@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from tests.report.conftest import BEGAN, LAST, Folder
+from tests.report.conftest import BEGAN, LAST, Folder, writer
 
 from weft.report.page import write_report
 from weft.report.picture import PICTURES
@@ -39,8 +39,14 @@ def report(run: Run) -> Path:
     return write_report(look(run, "none yet", now=BEGAN + LAST))
 
 
-def test_the_page_asks_for_nothing_and_runs_nothing(whole: Run) -> None:
-    text = report(whole).read_text()
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of a run with everything."""
+    folder = writer(tmp_path_factory.mktemp("page"))
+    return report(read_run(folder(events=("start", "checkpoint", "resume", "end")))).read_text()
+
+
+def test_the_page_asks_for_nothing_and_runs_nothing(text: str) -> None:
     page = Checked()
     page.feed(text)
     assert page.open == []
@@ -49,13 +55,11 @@ def test_the_page_asks_for_nothing_and_runs_nothing(whole: Run) -> None:
     assert not re.search(r"url\((?!#)", text)
 
 
-def test_what_a_model_writes_is_shown_and_not_run(whole: Run) -> None:
-    text = report(whole).read_text()
+def test_what_a_model_writes_is_shown_and_not_run(text: str) -> None:
     assert "def &lt;script&gt;alert(1)&lt;/script&gt; &amp; so on" in text
 
 
-def test_the_page_says_what_was_run_and_how_it_went(whole: Run) -> None:
-    text = report(whole).read_text()
+def test_the_page_says_what_was_run_and_how_it_went(text: str) -> None:
     for part in (
         "<h1>tiny</h1>",
         "12 of 12 steps",
@@ -83,9 +87,8 @@ def test_every_figure_is_a_file_too_and_stale_ones_go(folder: Folder, whole: Run
     assert not (path.parent / "exposed.png").exists()
 
 
-@pytest.mark.parametrize("last", [0, 1])
-def test_a_run_that_has_hardly_begun_has_a_page(folder: Folder, last: int) -> None:
-    run = read_run(folder(last=last, events=("start", "no_checkpoint", "failure")))
-    text = report(run).read_text()
-    assert "NO CHECKPOINT: why" in text
-    assert "FAILED: why" in text
+def test_a_run_that_has_not_taken_a_step_has_a_page(folder: Folder) -> None:
+    run = read_run(folder(last=0, events=("start", "no_checkpoint", "failure")))
+    page = report(run).read_text()
+    assert "NO CHECKPOINT: why" in page
+    assert "FAILED: why" in page

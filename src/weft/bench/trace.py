@@ -83,8 +83,8 @@ class Recorder:
         for mark in self.marks:
             start, stop = self._seconds(mark.watch.begin), self._seconds(mark.watch.end)
             if mark.lane.startswith(WIRE):  # one after the other, whenever they were posted
-                start = min(max(start, free.get(mark.lane, start)), stop)
-                free[mark.lane] = stop
+                start = max(start, free.get(mark.lane, start))
+                free[mark.lane] = stop = max(stop, start)
             detail = {"segment": mark.segment}
             named = {"rank": rank, "lane": mark.lane, "name": mark.name}
             spans.append(Span(start=start, stop=stop, detail=detail, **named))

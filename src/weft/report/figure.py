@@ -70,7 +70,7 @@ Points = tuple[Sequence[int], Sequence[float]]
 
 
 def styled(*, salt: str = "weft") -> AbstractContextManager[None]:
-    """The style of all figures, while it lasts; a salt keeps apart the names in two SVGs of a page."""
+    """The style of all figures; a salt keeps the names inside two SVGs of a page apart."""
     return mpl.rc_context(cast("dict[Any, Any]", {**STYLE, "svg.hashsalt": salt}))
 
 
