@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
 # Okabe and Ito's colour-blind safe palette; its vermilion stands in for orange on white.
@@ -85,7 +85,9 @@ def new_axes(figure: Figure, *, unit: str = "", log: bool = False) -> Axes:
     step_axis(axes)
     if log:
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
     if unit:
         axes.set_title(unit, loc="left", fontsize=8, color=SOFT, pad=5)
     return axes
@@ -125,12 +127,16 @@ def binned(
 
 
 def running_mean(values: NDArray) -> NDArray:
-    """Each value's mean with its neighbours on both sides; with fewer of them near the ends."""
+    """Each value's mean with its neighbours on both sides.
+
+    There are fewer near the start, where a run changes fast, and only those before at the end.
+    """
     count = len(values)
     sums = np.concatenate([[0.0], np.cumsum(values)])
     at = np.arange(count)
-    reach = np.minimum(np.minimum(at, count - 1 - at), count // SMOOTHING)
-    return (sums[at + reach + 1] - sums[at - reach]) / (2 * reach + 1)
+    reach = np.minimum(at, count // SMOOTHING)
+    first, last = at - reach, np.minimum(at + reach, count - 1)
+    return (sums[last + 1] - sums[first]) / (last + 1 - first)
 
 
 def name_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:

@@ -177,7 +177,7 @@ def _has_events(run: Run) -> bool:
     return bool(run.validations or run.skipped or any(_steps_of(run, kind) for kind in kinds))
 
 
-_LOSS = "Mean over the valid targets of each global batch; the band spans neighbouring steps."
+_LOSS = "Mean over the valid targets of each global batch; dotted: a resumption."
 _TABLE: Sequence[tuple[str, str, str, Callable[[Run], Figure], Callable[[Run], bool]]] = (
     ("loss", "Loss", _LOSS, _draw_loss, _has("loss")),
     (
