@@ -13,13 +13,16 @@ from weft.config.run import RunConfig
 from weft.data.tokenizer import BYTES
 from weft.model.count import active, token_flops, total
 from weft.runtime.state import initialise
+from weft.telemetry import events
 from weft.telemetry.metrics import FILE, Metrics, read
 from weft.telemetry.progress import Display, Silent, display
+from weft.telemetry.trackers import Several, Sink, open_tracker
 from weft.trainer.loop import Loop
-from weft.trainer.record import unmeasured
+from weft.trainer.record import routed_layers, unmeasured
 from weft.trainer.recover import restore_session
 from weft.trainer.sample import load_oracle, sample
 from weft.trainer.session import Place, Session, close_session, open_session
+from weft.version import __version__
 
 PROMPT = b"def "
 _SHOWN_SKIPPED = 3  # reasons; all of them would fill a terminal
@@ -64,6 +67,10 @@ def _run(session: Session, checkpoint: Path | None) -> Summary | None:
         if session.leads:
             _introduce(session, shown, start)
         loop.run(start=start)
+    except BaseException as error:  # an interruption from the keyboard is news too
+        if session.leads:
+            _tell_failure(session, error)
+        raise
     finally:
         shown.close()
         if metrics is not None:
@@ -71,21 +78,43 @@ def _run(session: Session, checkpoint: Path | None) -> Summary | None:
     return _conclude(session, time.perf_counter() - begun) if session.leads else None
 
 
-def _open_metrics(session: Session, start: int) -> Metrics:
-    session.run_dir.mkdir(parents=True, exist_ok=True)
-    (session.run_dir / "config.toml").write_text(dump(session.config), encoding="utf-8")
+def _open_metrics(session: Session, start: int) -> Sink:
+    config, run_dir = session.config, session.run_dir
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "config.toml").write_text(dump(config), encoding="utf-8")
+    metrics = Metrics(run_dir / FILE, _header(session, start), first_step=start)
+    events.append(run_dir, "resume" if start else "start", step=start)
+    settled = config.model_dump(mode="json")
+    tracker = open_tracker(
+        config.train.tracker, run_dir, run=config.name, config=settled, start=start
+    )
+    return Several((metrics, tracker))
+
+
+def _header(session: Session, start: int) -> Mapping[str, Any]:
     plan, device = session.stage.plan, session.place.device
-    header = {
+    return {
         "run": session.config.name,
+        "weft": __version__,
         "layout": plan.layout.name(),
+        "world": plan.layout.world,
         "device": str(device),
         "corpus": session.feed.digest,
         "tokenizer": session.feed.tokenizer.digest,
         "skipped_documents": len(session.feed.skipped),
+        "parameters": total(plan.shape).all,
+        "active_parameters": active(plan.shape).all,
+        "token_flops": token_flops(plan.shape, sequence=plan.sequence),
+        "steps": session.config.train.steps,
+        "routed_layers": list(routed_layers(plan)),
         "resumed_from_step": start,
         "not_measured": unmeasured(plan, device),
     }
-    return Metrics(session.run_dir / FILE, header, first_step=start)
+
+
+def _tell_failure(session: Session, error: BaseException) -> None:
+    text = f"{type(error).__name__}: {error}".splitlines()[0]
+    events.append(session.run_dir, "failure", error=text)
 
 
 def _introduce(session: Session, shown: Display, start: int) -> None:
@@ -137,6 +166,7 @@ def _conclude(session: Session, seconds: float) -> Summary:
         ),
         encoding="utf-8",
     )
+    events.append(session.run_dir, "end", step=session.config.train.steps)
     return summary
 
 
@@ -160,6 +190,7 @@ def _print(session: Session, summary: Summary) -> None:
         (session.run_dir / "sample.txt").write_text(text, encoding="utf-8")
         print(f"\na sample, continuing {PROMPT.decode()!r}:\n\n{text}\n")
     print(f"everything is in {session.run_dir}: metrics.jsonl, config.toml, summary.json, step-*")
+    print(f"see it all on one page: weft report {session.run_dir}")
 
 
 def _print_losses(session: Session, summary: Summary, loss: float) -> None:

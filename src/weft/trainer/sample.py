@@ -64,9 +64,12 @@ def sample(
     seed: int,
     device: torch.device,
     tokenizer: Tokenizer | None = None,
+    temperature: float = TEMPERATURE,
 ) -> str:
-    """About `count` bytes that continue a prompt, each token drawn from the model's distribution
-    at TEMPERATURE; without a tokenizer tokens are bytes, and there are `count` of them.
+    """The prompt and about `count` bytes drawn token by token from the model's distribution.
+
+    Without a tokenizer tokens are bytes, and there are `count` of them. At temperature 0 each
+    token is the likeliest.
     """
     tokenizer = tokenizer or Bytes()
     generator = torch.Generator("cpu").manual_seed(seed)
@@ -76,10 +79,16 @@ def sample(
         recent = np.array(tokens[-window:], dtype=np.int64)
         logits = oracle.logits(_document(recent, device))[-1, : tokenizer.size].float().cpu()
         logits[tokenizer.end_of_text] = -torch.inf  # a sample is of the length that was asked for
-        chances = torch.softmax(logits / TEMPERATURE, -1)
-        tokens.append(int(torch.multinomial(chances, 1, generator=generator)))
+        tokens.append(_draw(logits, temperature, generator))
         left -= tokenizer.width(tokens[-1])
     return tokenizer.decode(tokens[1:])
+
+
+def _draw(logits: Tensor, temperature: float, generator: torch.Generator) -> int:
+    if temperature == 0:
+        return int(logits.argmax())
+    chances = torch.softmax(logits / temperature, -1)
+    return int(torch.multinomial(chances, 1, generator=generator))
 
 
 def _document(tokens: NDArray[np.int64], device: torch.device) -> Batch:
