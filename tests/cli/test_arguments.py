@@ -5,11 +5,12 @@ from collections.abc import Callable
 
 import pytest
 
-from weft.cli import show, train
+from weft.cli import show, trace, train
 from weft.cli.arguments import Overrides, Recipe
 
 VERBS = (
     train.train,
+    trace.trace,
     show.show_layer,
     show.show_program,
     show.show_schedule,

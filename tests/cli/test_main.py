@@ -5,6 +5,7 @@ import pytest
 from weft import errors
 from weft.cli import main
 
+VERBS = ("train", "status", "report", "generate", "show", "verify", "trace", "bench", "doctor")
 CODES = {"ConfigError": 2, "LayoutError": 2, "DataError": 2}
 
 
@@ -38,7 +39,7 @@ def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_verb_has_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for verb in ("train", "show", "verify", "bench", "doctor"):
+    for verb in VERBS:
         with pytest.raises(SystemExit) as end:
             main.app([verb, "--help"])
         assert end.value.code == 0

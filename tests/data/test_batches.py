@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from weft.data.batches import IGNORED, Batches, MicroBatch, ValidationBatches
 from weft.data.corpus import read_corpus, split_corpus
-from weft.data.tokens import END_OF_TEXT, TokenStream, encode
+from weft.data.tokens import END_OF_TEXT, encode
 from weft.errors import DataError
 
 texts = st.lists(st.binary(max_size=12), min_size=1, max_size=8)
@@ -121,7 +121,7 @@ def test_epochs_visited_out_of_order_are_the_same() -> None:
 
 
 def test_an_empty_stream_is_refused() -> None:
-    empty = TokenStream(tokens=np.zeros(0, np.uint16), starts=np.zeros(1, np.int64))
+    empty = encode([])
     with pytest.raises(DataError, match="empty"):
         ValidationBatches(empty, sequence=4, micro_batch=1).num_micro_batches()
 

@@ -22,7 +22,7 @@ def new_batches(seed: int) -> Batches:
 
 def run_once(
     batches: Batches, steps: range, dp: int, share: Callable[..., range] = micro_batches
-) -> list[tuple[int, int]]:
+) -> list[tuple[int, int, int]]:
     """The samples that `dp` ranks train on in some steps, in global order."""
     trained = []
     for step in steps:
@@ -35,7 +35,7 @@ def run_once(
 
 def run_in_pieces(
     seed: int, pieces: list[tuple[int, int]], resume: Callable[[int], int]
-) -> list[tuple[int, int]]:
+) -> list[tuple[int, int, int]]:
     """The same with a stop after each piece (steps, dp), each resumed by a new process."""
     trained, done = [], 0
     for steps, dp in pieces:
@@ -53,7 +53,7 @@ def assert_one_order(seed: int, pieces: list[tuple[int, int]], resume: Callable[
     count = batches.samples_per_epoch
     epochs = [trained[i : i + count] for i in range(0, len(trained), count)]
     for number, epoch in enumerate(epochs):
-        assert {e for e, _ in epoch} == {number}
+        assert {e for _, e, _ in epoch} == {number}
         assert len(set(epoch)) == len(epoch)
     return len(pieces) - 1
 

@@ -31,10 +31,14 @@ STEP_FIELDS = {
     "expert_load_max": float,
     "expert_load_min": float,
     "dead_experts": int,
+    "expert_load": list,
+    "expert_load_entropy": list,
+    "expert_load_violation": list,
     "mfu": type(None),  # a CPU has no peak rate that weft knows
     "exposed_comm_ms": float,
     "peak_bytes": int,
     "skipped": bool,
+    "time": float,
 }
 LAYOUT = ("parallel.sp=2", "parallel.ep=2")
 

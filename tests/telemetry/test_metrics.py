@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from weft.telemetry.metrics import Metrics, read
+from weft.telemetry.metrics import Metrics, read, read_header
 
 HEADER = {"run": "tiny"}
 
@@ -32,6 +32,15 @@ def test_a_line_is_in_the_file_as_soon_as_it_is_written(tmp_path: Path) -> None:
     assert records == read(path)
     assert steps(path) == [1, 2, 3, 3, 4]
     metrics.close()
+
+
+def test_a_header_is_read_alone_and_is_empty_where_there_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    written(path, 0, 4).close()
+    assert read_header(path) == HEADER
+    for text in ("", '{"header": {"ru', '{"step": 1}\n'):
+        path.write_text(text)
+        assert read_header(path) == {}
 
 
 def test_a_resumed_run_cuts_what_it_is_about_to_do_again(tmp_path: Path) -> None:

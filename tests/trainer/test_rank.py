@@ -10,6 +10,7 @@ from tests.trainer.conftest import ALONE
 from weft.checkpoint.load import find_latest
 from weft.config.load import load
 from weft.config.run import RunConfig
+from weft.telemetry import events
 from weft.telemetry.metrics import FILE, read
 from weft.trainer import rank
 from weft.trainer.rank import run_rank
@@ -23,6 +24,8 @@ def test_a_run_leaves_its_folder(few_steps: RunConfig, capsys: pytest.CaptureFix
     assert written["last"] == summary.last == [r for r in read(folder / FILE) if "loss" in r][-1]
     assert written["validation_loss"] == summary.validation_loss
     assert load(folder / "config.toml") == few_steps
+    told = [(event["event"], event["step"]) for event in events.read(folder)]
+    assert told == [("start", 0), ("checkpoint", 2), ("checkpoint", 4), ("end", 4)]
     shown = capsys.readouterr().out
     assert "tiny: " in shown
     assert "validation loss" in shown
@@ -65,3 +68,5 @@ def test_an_error_closes_the_files_and_leaves_the_wire_to_the_operating_system(
     monkeypatch.setattr(rank, "close_session", refuse)
     with pytest.raises(ValueError, match="a bug"):
         run_rank(few_steps, ALONE, None)
+    last = events.read(Path(few_steps.train.run_dir))[-1]
+    assert (last["event"], last["error"]) == ("failure", "ValueError: a bug")

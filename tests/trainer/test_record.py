@@ -42,11 +42,22 @@ def test_load_is_over_an_even_spread_and_extremes_are_over_all_layers(line: dict
     assert line["dead_experts"] == 2
 
 
+def test_each_layer_has_its_own_load_entropy_and_violation(line: dict) -> None:
+    assert line["expert_load"] == [[2.0, 0.0, 1.0, 1.0], [0.5, 1.5, 2.0, 0.0]]
+    assert line["expert_load_violation"] == [1.0, 1.0]
+    chances = (1 / 8, 3 / 8, 4 / 8)
+    second = -sum(p * math.log(p, 4) for p in chances)
+    assert line["expert_load_entropy"] == [0.75, round(second, 4)]
+
+
 def test_dense_layers_have_no_dead_experts(few_steps: RunConfig) -> None:
     model = few_steps.model.model_copy(update={"dense_layers": 1, "dense_ffn_hidden": 32})
     line = line_of(few_steps.model_copy(update={"model": model}), [1.0, 0.0, 0.0, 1.0])
     assert line["dead_experts"] == 1
     assert line["expert_load_max"] == 2.0
+    assert line["expert_load"] == [[0.5, 1.5, 2.0, 0.0]]
+    dense = few_steps.model_copy(update={"model": model})
+    assert record.routed_layers(plan(dense, 0)) == (1,)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

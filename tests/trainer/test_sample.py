@@ -42,3 +42,13 @@ def test_a_sample_is_repeatable_and_of_its_length(recipe: Recipe) -> None:
     assert one.startswith("weft")
     # 40 bytes beyond the prompt, more than the window of 32; some of them are no UTF-8
     assert 4 < len(one) <= 44
+
+
+def test_at_temperature_zero_the_seed_does_not_matter(recipe: Recipe) -> None:
+    session = open_session(recipe("run"), ALONE)
+    initialise(session.stage.state, seed=3)
+    oracle = load_oracle(recipe("run"), save_session(session, step=1, report=print), CPU)
+    one, other = (
+        sample(oracle, b"weft", count=12, seed=seed, device=CPU, temperature=0.0) for seed in (1, 2)
+    )
+    assert one == other

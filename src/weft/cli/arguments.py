@@ -1,5 +1,6 @@
 """Arguments that several verbs share."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,3 +10,4 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="override one value of the recipe, as in --set optim.lr=1e-3"),
 ]
+RunFolder = Annotated[Path, typer.Argument(help="the folder of a run, its train.run_dir")]

@@ -7,7 +7,18 @@ import sys
 
 import typer
 
-from weft.cli import bench, show, train, verify
+from weft.cli import (
+    bench,
+    data,
+    generate,
+    report,
+    show,
+    status,
+    tokenizer,
+    trace,
+    train,
+    verify,
+)
 from weft.cli.doctor import doctor
 from weft.errors import ConfigError, DataError, LayoutError, WeftError
 
@@ -22,10 +33,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("train")(train.train)
+app.command("status")(status.status)
+app.command("report")(report.report)
+app.command("generate")(generate.generate)
 app.command("verify")(verify.verify)
+app.command("trace")(trace.trace)
 app.command("doctor")(doctor)
 app.add_typer(show.app, name="show")
 app.add_typer(bench.app, name="bench")
+app.add_typer(data.app, name="data")
+app.add_typer(tokenizer.app, name="tokenizer")
 
 
 def main() -> None:

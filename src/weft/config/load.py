@@ -163,5 +163,13 @@ def _toml(value: object) -> str:
         return "true" if value else "false"
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, tuple):
+        tables = cast("tuple[Branch, ...]", value)
+        return f"[{', '.join(_inline(table) for table in tables)}]"
     assert isinstance(value, (int, float)), f"{value=} has no TOML form here"
     return repr(value)
+
+
+def _inline(table: Branch) -> str:
+    pairs = (f"{key} = {_toml(value)}" for key, value in table if value is not None)
+    return f"{{{', '.join(pairs)}}}"

@@ -52,3 +52,6 @@ class TrainConfig(Branch):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="the kind of device to train on"
     )
+    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = Field(
+        default="none", description="where the metrics go besides metrics.jsonl"
+    )

@@ -4,9 +4,9 @@
     samples  [256 a b c][256 d e 256][f g h i]   stride S; one more token is read for the targets
     targets  [a b c 256][d e 256 f][g h i 256]   shifted here, before anything is cut over ranks
 
-Every token is predicted once an epoch. The last sample is filled up with tokens whose target is
-IGNORED. Attention never crosses a document or a sample: `ends` says where each stops and
-`positions` restart there.
+Every token is predicted once an epoch, but for those of a prompt, whose target is IGNORED. The last
+sample is filled up, and its filling IGNORED. Attention never crosses a document or a sample: `ends`
+says where each stops and `positions` restart there.
 """
 
 from collections.abc import Iterator
@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from weft.data.mixture import Mixture, draw_phases, turn
 from weft.data.order import shuffled, step_positions
-from weft.data.tokens import END_OF_TEXT, TokenStream, reorder
+from weft.data.stream import Ordered, TokenStream
 from weft.errors import DataError
 
 IGNORED = -100  # the target that torch.nn.functional.cross_entropy leaves out by default
@@ -39,76 +40,111 @@ class MicroBatch:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Epoch:
-    tokens: NDArray[np.uint16]
-    order: NDArray[np.int64]
+    documents: Ordered
+    samples: NDArray[np.int64]
+
+
+class _Component:
+    """One stream of a run: its epochs are built when first asked for, in any order."""
+
+    def __init__(self, stream: TokenStream, index: int, *, sequence: int, seed: int) -> None:
+        self.stream = stream
+        self.num_samples = num_windows(stream.num_tokens, sequence)
+        self._index = index
+        self._seed = seed
+        self._epochs: dict[int, _Epoch] = {}
+
+    def locate(self, number: int) -> tuple[int, int]:
+        """The epoch of the stream's `number`-th sample of the run, and which one of it that is."""
+        epoch, place = divmod(number, self.num_samples)
+        return epoch, int(self.epoch(epoch).samples[place])
+
+    def epoch(self, epoch: int) -> _Epoch:
+        if epoch not in self._epochs:
+            count, seed, index = self.stream.num_documents, self._seed, self._index
+            documents = shuffled(count, seed=seed, epoch=epoch, what="documents", component=index)
+            samples = shuffled(
+                self.num_samples, seed=seed, epoch=epoch, what="samples", component=index
+            )
+            while len(self._epochs) >= _EPOCHS_IN_MEMORY:
+                del self._epochs[min(self._epochs)]
+            self._epochs[epoch] = _Epoch(documents=Ordered(self.stream, documents), samples=samples)
+        return self._epochs[epoch]
 
 
 class Batches:
-    """The training batches of a run. Epochs are built when first asked for, in any order."""
+    """The training batches of a run, of one stream or of a mixture."""
 
     def __init__(
-        self, stream: TokenStream, *, sequence: int, global_batch: int, micro_batch: int, seed: int
+        self,
+        stream: TokenStream | Mixture,
+        *,
+        sequence: int,
+        global_batch: int,
+        micro_batch: int,
+        seed: int,
     ) -> None:
         assert sequence > 0, f"{sequence=}"
         assert micro_batch > 0, f"{micro_batch=}"
         assert global_batch > 0, f"{global_batch=}"
         assert global_batch % micro_batch == 0, f"{global_batch=} {micro_batch=}"
-        self._stream = stream
+        streams = stream.streams if isinstance(stream, Mixture) else (stream,)
+        self._weights = stream.weights if isinstance(stream, Mixture) else (1,)
+        self._phases = draw_phases(self._weights, seed=seed)
+        self._components = [
+            _Component(each, index, sequence=sequence, seed=seed)
+            for index, each in enumerate(streams)
+        ]
         self._sequence = sequence
         self._global_batch = global_batch
         self._micro_batch = micro_batch
-        self._seed = seed
-        self._epochs: dict[int, _Epoch] = {}
 
     @property
     def samples_per_epoch(self) -> int:
-        """The samples of an epoch; the same in every epoch."""
-        return num_windows(self._stream.num_tokens, self._sequence)
+        """The samples of an epoch of every stream together; the same in every epoch."""
+        return sum(component.num_samples for component in self._components)
 
     @property
     def num_micro_batches(self) -> int:
         """The micro-batches of a step, over all ranks."""
         return self._global_batch // self._micro_batch
 
-    def samples(self, step: int) -> list[tuple[int, int]]:
-        """The samples of a step in order, each as (epoch, sample of the epoch)."""
+    def samples(self, step: int) -> list[tuple[int, int, int]]:
+        """The samples of a step in order, each as (component, epoch, sample of the epoch)."""
         positions = step_positions(step, global_batch=self._global_batch)
         return [self._locate(position) for position in positions]
 
     def divisor(self, step: int) -> int:
         """The targets that count in the whole global batch: what the summed loss is divided by.
 
-        Known on every rank without asking another one, before any backward.
+        Known on every rank without asking another one, before any backward. At least 1: where
+        nothing is asked, nothing is what the loss has to be.
         """
-        length, sequence = self._stream.num_tokens, self._sequence
-        return sum(min(sequence, length - sample * sequence) for _, sample in self.samples(step))
+        counted = (
+            self._components[c].epoch(e).documents.num_asked(i * self._sequence, self._stop(i))
+            for c, e, i in self.samples(step)
+        )
+        return max(1, sum(counted))
 
     def load(self, step: int, index: int) -> MicroBatch:
         """Micro-batch `index` of a step, 0 <= index < num_micro_batches."""
         assert 0 <= index < self.num_micro_batches, f"{index=} {self.num_micro_batches=}"
         first = step * self._global_batch + index * self._micro_batch
         located = [self._locate(position) for position in range(first, first + self._micro_batch)]
-        length, sequence = self._stream.num_tokens, self._sequence
         return _assemble(
             [
-                _window(self._epoch(e).tokens, i, length=length, sequence=sequence)
-                for e, i in located
-            ]
+                _window(self._components[c].epoch(e).documents, i, sequence=self._sequence)
+                for c, e, i in located
+            ],
+            end_of_text=self._components[0].stream.end_of_text,
         )
 
-    def _locate(self, position: int) -> tuple[int, int]:
-        epoch, place = divmod(position, self.samples_per_epoch)
-        return epoch, int(self._epoch(epoch).order[place])
+    def _stop(self, sample: int) -> int:
+        return (sample + 1) * self._sequence
 
-    def _epoch(self, epoch: int) -> _Epoch:
-        if epoch not in self._epochs:
-            seed, num_documents = self._seed, self._stream.num_documents
-            documents = shuffled(num_documents, seed=seed, epoch=epoch, what="documents")
-            samples = shuffled(self.samples_per_epoch, seed=seed, epoch=epoch, what="samples")
-            while len(self._epochs) >= _EPOCHS_IN_MEMORY:
-                del self._epochs[min(self._epochs)]
-            self._epochs[epoch] = _Epoch(tokens=reorder(self._stream, documents), order=samples)
-        return self._epochs[epoch]
+    def _locate(self, position: int) -> tuple[int, int, int]:
+        component, number = turn(position, self._weights, self._phases)
+        return component, *self._components[component].locate(number)
 
 
 class ValidationBatches:
@@ -117,14 +153,14 @@ class ValidationBatches:
     def __init__(self, stream: TokenStream, *, sequence: int, micro_batch: int) -> None:
         assert sequence > 0, f"{sequence=}"
         assert micro_batch > 0, f"{micro_batch=}"
-        self._stream = stream
+        self._documents = Ordered(stream)
         self._sequence = sequence
         self._micro_batch = micro_batch
 
     @property
     def divisor(self) -> int:
         """The number of targets that count, over all micro-batches."""
-        return self._stream.num_tokens
+        return max(1, self._documents.stream.num_targets)
 
     def num_micro_batches(self, dp: int = 1) -> int:
         """The micro-batches of the stream, rounded up so that all dp ranks run as many.
@@ -135,15 +171,15 @@ class ValidationBatches:
             >>> batches.num_micro_batches(dp=1), batches.num_micro_batches(dp=4)
             (2, 4)
         """
-        windows = num_windows(self._stream.num_tokens, self._sequence)
+        windows = num_windows(self._documents.stream.num_tokens, self._sequence)
         return -(-windows // (self._micro_batch * dp)) * dp
 
     def load(self, index: int) -> MicroBatch:
         """Micro-batch `index`; behind the end of the stream every target is IGNORED."""
         first = index * self._micro_batch
-        length, sequence, tokens = self._stream.num_tokens, self._sequence, self._stream.tokens
         samples = range(first, first + self._micro_batch)
-        return _assemble([_window(tokens, i, length=length, sequence=sequence) for i in samples])
+        windows = [_window(self._documents, i, sequence=self._sequence) for i in samples]
+        return _assemble(windows, end_of_text=self._documents.stream.end_of_text)
 
     def __iter__(self) -> Iterator[MicroBatch]:
         return (self.load(index) for index in range(self.num_micro_batches()))
@@ -165,23 +201,25 @@ def num_windows(num_tokens: int, sequence: int) -> int:
 
 
 def _window(
-    tokens: NDArray[np.uint16], sample: int, *, length: int, sequence: int
+    documents: Ordered, sample: int, *, sequence: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Tokens and targets of one sample. Behind the closing END_OF_TEXT the filling is byte 0."""
-    first = sample * sequence
-    window = np.zeros(sequence + 1, np.int64)
-    inside = tokens[first : first + sequence + 1]
+    """Tokens and targets of one sample. What fills it up is never the token that starts one."""
+    first, length = sample * sequence, documents.stream.num_tokens
+    end = documents.stream.end_of_text
+    window = np.full(sequence + 1, 0 if end else 1, np.int64)
+    inside = documents.read(first, first + sequence + 1)
     window[: len(inside)] = inside
     if 0 <= length - first <= sequence:
-        window[length - first] = END_OF_TEXT
-    targets = window[1:].copy()
-    targets[max(0, length - first) :] = IGNORED
-    return window[:-1], targets
+        window[length - first] = end
+    asked = documents.asked(first, first + sequence)
+    return window[:-1], np.where(asked, window[1:], IGNORED)
 
 
-def _assemble(windows: list[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> MicroBatch:
+def _assemble(
+    windows: list[tuple[NDArray[np.int64], NDArray[np.int64]]], *, end_of_text: int
+) -> MicroBatch:
     tokens = np.stack([window for window, _ in windows])
-    starts = tokens == END_OF_TEXT
+    starts = tokens == end_of_text
     starts[:, 0] = True
     tokens, starts = tokens.reshape(-1), starts.reshape(-1)
     places = np.arange(len(tokens))

@@ -1,48 +1,61 @@
-"""Which bytes are trained on: the files of a corpus, their digest, and the ones held back.
+"""Which bytes are trained on: the documents of a corpus, their digest, and the ones held back.
 
-    source "stdlib"  the interpreter's own library, *.py without tests and installed packages
-    source "text"    one file, or every file below a folder that is not hidden
+    source "stdlib"        the interpreter's own library, *.py without tests and installed packages
+    source "text"          one file, or every file below a folder that is not hidden
+    source "jsonl"         one JSON object a line
+    source "parquet"       one row a document
+    source "hugging_face"  a streamed data set
 
-A document is the content of one file. The corpus is read once, whole, into memory: a file that
-changes during a run changes nothing, and the digest says on resume whether the bytes are still the
-same. Cutting into tokens is `tokens`.
+The corpus is read once, whole, into memory: a file that changes during a run changes nothing, and
+the digest says on resume whether the bytes are still the same. A corpus too large for that is
+prepared first (`prepared`). Cutting into tokens is `tokenizer`.
 """
 
 import hashlib
-import os
-import stat
-import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
+from weft.data.document import Document, Fields, OnBad, Sieve, digest_documents
+from weft.data.sources import hugging_face, jsonl, parquet, text
+from weft.data.sources.part import Part
 from weft.errors import DataError
 
-Source = Literal["stdlib", "text"]
+Source = Literal["stdlib", "text", "jsonl", "parquet", "hugging_face"]
 
-# Folders of the standard library that hold test suites or somebody else's packages. The test suites
-# are also the only part of it with files that are invalid UTF-8 on purpose.
-NOT_LIBRARY = frozenset(
-    {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+PART_BYTES = 1 << 26  # seconds of a worker's time, so that little is lost when it is killed
+WHOLE_BYTES = 1 << 30  # what every rank may hold in memory, and cut again at each start
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reader:
+    """How a source is cut in parts, and how a part is read."""
+
+    cut: Callable[[str | Path | None, int], list[Part]]
+    read: Callable[[Part, Fields, Sieve], Iterator[Document]]
+
+
+READERS: Mapping[Source, Reader] = MappingProxyType(
+    {
+        "stdlib": Reader(cut=text.cut_library, read=text.read),
+        "text": Reader(cut=text.cut, read=text.read),
+        "jsonl": Reader(cut=jsonl.cut, read=jsonl.read),
+        "parquet": Reader(cut=parquet.cut, read=parquet.read),
+        "hugging_face": Reader(cut=hugging_face.cut, read=hugging_face.read),
+    }
 )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Document:
-    """One file: its name relative to the corpus, with forward slashes, and its bytes."""
-
-    name: str
-    content: bytes
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Corpus:
-    """The documents in order of name, their digest, and the files that were empty."""
+    """The documents in order of name, their digest, the names of empty ones, and what was bad."""
 
     documents: tuple[Document, ...]
     digest: str
     empty: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
 
     @property
     def num_bytes(self) -> int:
@@ -58,43 +71,58 @@ class Split:
     validation: tuple[Document, ...]
 
 
-def read_corpus(source: Source, path: str | Path | None = None) -> Corpus:
-    """Reads a corpus whole, checks that it is UTF-8 and digests it.
+def read_corpus(
+    source: Source,
+    path: str | Path | None = None,
+    *,
+    fields: Fields | None = None,
+    on_bad: OnBad = "stop",
+    whole_bytes: int = WHOLE_BYTES,
+) -> Corpus:
+    """Reads a corpus whole, checks that it is text and digests it.
 
-    An empty file is no document: it is left out, and listed.
+    An empty document, or one with an empty answer, is none: it is left out, and listed.
 
     Raises:
-        DataError naming the file, the byte and the reason, when a file cannot be read or is not
-        UTF-8, or when nothing is left to train on.
+        DataError naming the file, the place and the reason, when something cannot be read or is no
+        text, or when nothing is left to train on.
     """
-    root, files = _list_files(source, path)
-    named = sorted((file.relative_to(root).as_posix(), file) for file in files)
-    read = [Document(name=name, content=_read_text(file)) for name, file in named]
+    reader, sieve = READERS[source], Sieve(on_bad)
+    read: list[Document] = []
+    left = whole_bytes
+    for part in reader.cut(path, PART_BYTES):
+        for document in reader.read(part, fields or Fields(), sieve):
+            read.append(document)
+            left -= len(document.content) + len(document.prompt)
+            if left < 0:
+                raise _too_large(path, whole_bytes)
     documents = tuple(document for document in read if document.content)
     if not documents:
         raise DataError(
-            f"the corpus at {root} has no text: found {len(read)} file(s), all empty; "
-            "expected at least two files with text; try another data.path"
+            f"the corpus at {path} has no text: found {len(read)} document(s), all empty; "
+            "expected at least two with text; try another data.path"
         )
-    empty = tuple(document.name for document in read if not document.content)
-    return Corpus(documents=documents, digest=digest_documents(documents), empty=empty)
+    return Corpus(
+        documents=documents,
+        digest=digest_documents(documents),
+        empty=tuple(document.name for document in read if not document.content),
+        skipped=tuple(sieve.skipped),
+    )
 
 
-def digest_documents(documents: Iterable[Document]) -> str:
-    """The SHA-256 over names and contents, each after its length: no two corpora read alike.
+def texts(source: Source, path: str | None, *, fields: Fields, most_bytes: int) -> Iterator[str]:
+    """The texts of a corpus one at a time, up to about so many bytes of them.
 
-    Example:
-        >>> one = digest_documents([Document(name="a", content=b"bc")])
-        >>> one == digest_documents([Document(name="ab", content=b"c")])
-        False
+    Raises:
+        DataError: a document cannot be read.
     """
-    digest = hashlib.sha256()
-    for document in documents:
-        # NOTE: a file name need not be valid UTF-8; surrogateescape gives its bytes back.
-        for part in (document.name.encode("utf-8", "surrogateescape"), document.content):
-            digest.update(len(part).to_bytes(8, "little"))
-            digest.update(part)
-    return digest.hexdigest()
+    left, reader = most_bytes, READERS[source]
+    for part in reader.cut(path, PART_BYTES):
+        for document in reader.read(part, fields, Sieve("stop")):
+            yield document.content.decode("utf-8")
+            left -= len(document.content)
+            if left <= 0:
+                return
 
 
 def split_corpus(corpus: Corpus, *, seed: int, validation_bytes: int) -> Split:
@@ -123,69 +151,26 @@ def split_corpus(corpus: Corpus, *, seed: int, validation_bytes: int) -> Split:
         held_bytes += len(document.content)
     train = tuple(document for document in corpus.documents if document.name not in held)
     if not train or not held:
-        side, trial = ("training", "smaller") if held else ("validation", "larger")
-        raise DataError(
-            f"no file is left for {side}: found {len(corpus.documents)} file(s) of "
-            f"{corpus.num_bytes} bytes and data.validation_bytes = {validation_bytes}; expected "
-            f"whole files on both sides; try a {trial} data.validation_bytes, or cut the text "
-            "into more files"
+        raise nothing_left(
+            has_validation=bool(held),
+            found=f"{len(corpus.documents)} file(s) of {corpus.num_bytes} bytes",
+            validation_bytes=validation_bytes,
         )
     return Split(train=train, validation=tuple(d for d in corpus.documents if d.name in held))
 
 
-def _list_files(source: Source, path: str | Path | None) -> tuple[Path, list[Path]]:
-    if source == "stdlib":
-        root = Path(sysconfig.get_paths()["stdlib"])
-        files = (file for file in _walk(root, skipped=NOT_LIBRARY) if file.suffix == ".py")
-    elif path is None:
-        raise DataError(
-            'data.source = "text" needs data.path, which was not set; try a folder of text files'
-        )
-    else:
-        root = Path(path)
-        if not root.exists():
-            raise DataError(
-                f"no file or folder at data.path = {root}; expected text; check the spelling"
-            )
-        if not root.is_dir():
-            return root.parent, [root]
-        files = _walk(root, skipped=frozenset())
-    found = list(files)
-    if not found:
-        raise DataError(
-            f"no files to read below {root}; expected text that is not hidden; "
-            "try another data.path"
-        )
-    return root, found
+def nothing_left(*, has_validation: bool, found: str, validation_bytes: int) -> DataError:
+    """The error of a corpus of which one side would be empty."""
+    side, trial = ("training", "smaller") if has_validation else ("validation", "larger")
+    return DataError(
+        f"no file is left for {side}: found {found} and data.validation_bytes = "
+        f"{validation_bytes}; expected whole documents on both sides; try a {trial} "
+        "data.validation_bytes, or cut the text into more files"
+    )
 
 
-def _walk(root: Path, *, skipped: frozenset[str]) -> Iterator[Path]:
-    for folder, folders, files in os.walk(root, onerror=_refuse):
-        folders[:] = [name for name in folders if name not in skipped and not name.startswith(".")]
-        yield from (Path(folder, name) for name in files if not name.startswith("."))
-
-
-def _refuse(error: OSError) -> None:
-    raise DataError(
-        f"cannot list {error.filename}: {error.strerror}; expected a readable folder"
-    ) from error
-
-
-def _read_text(file: Path) -> bytes:
-    try:
-        if not stat.S_ISREG(file.stat().st_mode):  # NOTE: reading a named pipe would wait for ever
-            raise DataError(
-                f"{file} is not a regular file; expected text; move it out of data.path"
-            )
-        content = file.read_bytes()
-        content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{file} is not valid UTF-8 at byte {error.start}: {error.reason}; "
-            "expected UTF-8 text; convert the file or move it out of data.path"
-        ) from None
-    except OSError as error:
-        raise DataError(
-            f"cannot read {file}: {error.strerror}; expected a readable file; check its rights"
-        ) from error
-    return content
+def _too_large(path: str | Path | None, limit: int) -> DataError:
+    return DataError(
+        f"the corpus at {path} has more than {limit} bytes of text; expected one that every rank "
+        "can hold in memory; try weft data prepare, and train from the folder it writes"
+    )

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from weft.data.tokens import END_OF_TEXT, VOCABULARY, TokenStream
+from weft.data.stream import Ordered, TokenStream
+from weft.data.tokens import END_OF_TEXT, VOCABULARY
 
 _CHUNK_TOKENS = 1 << 22  # 32 MiB an index array: less than the 65 MiB of the table itself
 
@@ -72,9 +73,12 @@ def _interpolate(
 
 def _pairs(stream: TokenStream) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Context (before last * V + last) and following token of every target, a chunk at a time."""
-    padded = np.concatenate([[END_OF_TEXT], stream.tokens, [END_OF_TEXT]]).astype(np.uint16)
-    for first in range(0, stream.num_tokens, _CHUNK_TOKENS):
-        chunk = padded[first : min(first + _CHUNK_TOKENS, stream.num_tokens) + 2].astype(np.int64)
+    documents, length = Ordered(stream), stream.num_tokens
+    for first in range(0, length, _CHUNK_TOKENS):
+        last = min(first + _CHUNK_TOKENS, length)
+        ends = [END_OF_TEXT] * (first == 0), [END_OF_TEXT] * (last == length)
+        inside = documents.read(max(0, first - 1), last + 1)
+        chunk = np.concatenate([ends[0], inside, ends[1]]).astype(np.int64)
         before, last, following = chunk[:-2], chunk[1:-1], chunk[2:]
         before = np.where(last == END_OF_TEXT, END_OF_TEXT, before)
         yield before * VOCABULARY + last, following

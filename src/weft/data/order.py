@@ -16,13 +16,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 # One stream of random bits for each thing that is shuffled, so that the two orders are independent.
-_STREAM = {"documents": 0, "samples": 1}
+_STREAM = {"documents": 0, "samples": 1, "held": 3}  # 2 is the mixture's
 
 
 def shuffled(
-    count: int, *, seed: int, epoch: int, what: Literal["documents", "samples"]
+    count: int,
+    *,
+    seed: int,
+    epoch: int,
+    what: Literal["documents", "samples", "held"],
+    component: int = 0,
 ) -> NDArray[np.int64]:
     """A permutation of `count` things that depends on nothing but seed, epoch and what is shuffled.
+
+    `component` says which stream of a mixture they are of; a run of one stream has the first.
 
     The rank of raw Philox words, because numpy keeps raw streams stable over its versions (NEP 19),
     and makes no such promise for `Generator.permutation`.
@@ -33,7 +40,8 @@ def shuffled(
         >>> sorted(shuffled(5, seed=0, epoch=1, what="samples").tolist())
         [0, 1, 2, 3, 4]
     """
-    words = np.random.Philox(np.random.SeedSequence([seed, epoch, _STREAM[what]])).random_raw(count)
+    key = [seed, epoch, _STREAM[what], *([component] if component else [])]
+    words = np.random.Philox(np.random.SeedSequence(key)).random_raw(count)
     return np.argsort(words, kind="stable")
 
 

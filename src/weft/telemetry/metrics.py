@@ -49,6 +49,16 @@ def read(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def read_header(path: Path) -> dict[str, Any]:
+    """The header of a metrics file; empty where a crash has left none."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        first = file.readline()
+    try:
+        return json.loads(first).get("header", {})
+    except json.JSONDecodeError:
+        return {}
+
+
 def _lines_until(path: Path, step: int) -> list[str]:
     """The lines of the steps that are done; none of an earlier run when this one starts anew."""
     if not path.exists() or step == 0:

@@ -44,6 +44,8 @@ class Miniature:
 def shrink(config: RunConfig, *, quick: bool) -> Miniature:
     """The recipe with its work cut and its layout taken off."""
     model = _model(config.model, quick=quick)
+    if config.data.tokenizer != "bytes":  # its tokens need as many rows as they are
+        model = model.model_copy(update={"vocab": config.model.vocab})
     batches = QUICK_MICRO_BATCHES if quick else MICRO_BATCHES
     sequence = min(config.data.sequence, SEQUENCE)
     small = config.model_copy(

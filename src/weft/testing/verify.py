@@ -108,7 +108,7 @@ def prepare(config: RunConfig, *, quick: bool = False, sabotage: Sabotage = HONE
         ConfigError: the recipe cannot be run.
         DataError: the corpus cannot be used.
     """
-    prepare_torch(torch.device("cpu"), threads=1)  # before anything forks
+    prepare_torch(torch.device("cpu"), threads=1, neighbours=1)  # before anything forks
     small = shrink(config, quick=quick)
     feed = open_feed(small.config)
     alone = Course(config=small.config, feed=feed)

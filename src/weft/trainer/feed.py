@@ -7,12 +7,17 @@ import torch
 
 from weft.compose.plan import Plan
 from weft.config.run import RunConfig
+from weft.data import ngram
 from weft.data.batches import Batches, MicroBatch, ValidationBatches
-from weft.data.corpus import Split, read_corpus, split_corpus
+from weft.data.mixture import Mixture
+from weft.data.opening import count_bytes, open_data
 from weft.data.order import micro_batches
-from weft.data.tokens import VOCABULARY, TokenStream, encode
+from weft.data.stream import TokenStream
+from weft.data.tokenizer import BYTES, Tokenizer, open_tokenizer
 from weft.errors import ConfigError
 from weft.runtime.batch import Batch, stage
+
+_BASELINE_TOKENS = 1 << 28  # about ten seconds to count; more would delay the end of a run
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,8 +26,11 @@ class Feed:
 
     training: Batches
     validation: ValidationBatches
-    streams: tuple[TokenStream, TokenStream]
+    streams: tuple[TokenStream | Mixture, TokenStream]
+    tokenizer: Tokenizer
     digest: str
+    skipped: tuple[str, ...]
+    validation_text_bytes: int
 
     def load(self, plan: Plan, step: int, device: torch.device) -> list[Batch]:
         """This rank's share of the micro-batches of a step."""
@@ -36,20 +44,24 @@ class Feed:
         for index in range(plan.rank // plan.layout.sp, self.validation.num_micro_batches(dp), dp):
             yield self._staged(plan, self.validation.load(index), device)
 
+    def nats_per_byte(self, nats_per_token: float) -> float | None:
+        """A validation loss by the bytes of its text; None where tokens are bytes already."""
+        if self.tokenizer.name == BYTES:
+            return None
+        return nats_per_token * self.validation.divisor / max(1, self.validation_text_bytes)
+
+    def baseline(self) -> float | None:
+        """The loss of a trigram on the same text, for one corpus of bytes of a moderate size."""
+        train, held = self.streams
+        if self.tokenizer.name != BYTES or isinstance(train, Mixture):
+            return None
+        if train.num_tokens > _BASELINE_TOKENS or train.num_targets < train.num_tokens:
+            return None
+        return ngram.loss(ngram.fit(train), held)
+
     def _staged(self, plan: Plan, batch: MicroBatch, device: torch.device) -> Batch:
         sp = plan.layout.sp
         return stage(batch, sp=sp, sp_rank=plan.rank % sp, device=device)
-
-
-def split(config: RunConfig) -> tuple[Split, str]:
-    """The documents of a recipe's corpus, those held back apart, and the corpus digest.
-
-    Raises:
-        DataError: the corpus cannot be used.
-    """
-    corpus = read_corpus(config.data.source, config.data.path)
-    held = config.data.validation_bytes
-    return split_corpus(corpus, seed=config.train.seed, validation_bytes=held), corpus.digest
 
 
 def open_feed(config: RunConfig) -> Feed:
@@ -59,26 +71,38 @@ def open_feed(config: RunConfig) -> Feed:
         ConfigError: the vocabulary has no room for the tokenizer.
         DataError: the corpus cannot be used.
     """
-    if config.model.vocab < VOCABULARY:
-        raise ConfigError(
-            f"model.vocab = {config.model.vocab}: bytes and the end of text need {VOCABULARY} ids; "
-            f"try model.vocab = {VOCABULARY}"
-        )
-    documents, digest = split(config)
-    train, held = (
-        encode([d.content for d in part]) for part in (documents.train, documents.validation)
-    )
+    tokenizer = open_tokenizer(config.data.tokenizer)
+    check_vocabulary(config.model.vocab, tokenizer)
+    opened = open_data(config.data, tokenizer, seed=config.train.seed)
     return Feed(
         training=Batches(
-            train,
+            opened.training,
             sequence=config.data.sequence,
             global_batch=config.train.global_batch,
             micro_batch=config.train.micro_batch,
             seed=config.train.seed,
         ),
         validation=ValidationBatches(
-            held, sequence=config.data.sequence, micro_batch=config.train.micro_batch
+            opened.validation, sequence=config.data.sequence, micro_batch=config.train.micro_batch
         ),
-        streams=(train, held),
-        digest=digest,
+        streams=(opened.training, opened.validation),
+        tokenizer=tokenizer,
+        digest=opened.digest,
+        skipped=opened.skipped,
+        validation_text_bytes=count_bytes(opened.validation, tokenizer),
     )
+
+
+def check_vocabulary(vocab: int, tokenizer: Tokenizer) -> None:
+    """Returns when a model has a row for every token.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    if vocab < tokenizer.size:
+        name = "bytes and the end of text" if tokenizer.name == BYTES else tokenizer.name
+        verb = "need" if tokenizer.name == BYTES else "needs"
+        raise ConfigError(
+            f"model.vocab = {vocab}: {name} {verb} {tokenizer.size} ids; "
+            f"try model.vocab = {tokenizer.size}"
+        )

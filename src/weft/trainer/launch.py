@@ -19,6 +19,8 @@ from weft.config.load import dump
 from weft.config.run import RunConfig
 from weft.errors import ConfigError, RankError
 from weft.runtime.backends import pick_device
+from weft.telemetry import events
+from weft.telemetry.trackers import check_tracker
 from weft.trainer.feed import open_feed
 from weft.trainer.rank import Summary, run_rank
 from weft.trainer.recover import resumable
@@ -68,12 +70,13 @@ def train(
     """Trains a recipe on this machine; `start` starts its ranks where there are several.
 
     Raises:
-        ConfigError: the number of processes does not fit the layout, a device is missing, or
-            the folder of the run cannot be made.
+        ConfigError: the number of processes does not fit the layout, a device or the tracker is
+            missing, or the folder of the run cannot be made.
         DataError: the corpus cannot be used.
         CheckpointError: there is nothing good to resume from, or it is of another run.
         RankError: a rank ended badly.
     """
+    check_tracker(config.train.tracker)
     world = check_processes(config, nproc)
     devices = [pick_device(config.train.device, rank) for rank in range(world)]
     checkpoint = resumable(config, resume, open_feed(config).digest, print)
@@ -116,8 +119,9 @@ def join(config: RunConfig, environment: Mapping[str, str], resume: str) -> Summ
     """Runs the one rank that torchrun describes in its environment.
 
     Raises:
-        ConfigError: its world is not the layout's.
+        ConfigError: its world is not the layout's, or the tracker is missing.
     """
+    check_tracker(config.train.tracker)
     world = check_processes(config, int(environment["WORLD_SIZE"]))
     rank, local = int(environment["RANK"]), int(environment.get("LOCAL_RANK", "0"))
     neighbours = int(environment.get("LOCAL_WORLD_SIZE", str(world)))
@@ -173,7 +177,9 @@ def _watch(children: Sequence[Process], logs: Path) -> None:
         codes = [child.poll() for child in children]
         if any(codes):
             _let_end(children)
-            raise _first_failure(children, logs)
+            error = _first_failure(children, logs)
+            events.append(logs.parent, "failure", error=str(error).partition(";")[0])
+            raise error
         if all(code == 0 for code in codes):
             return
         time.sleep(POLL_SECONDS)

@@ -10,8 +10,9 @@ from typing import Any
 from weft.errors import WeftError
 from weft.optim.lr import learning_rate
 from weft.runtime.stage import Rates
-from weft.telemetry.metrics import Metrics
+from weft.telemetry import events
 from weft.telemetry.progress import Display
+from weft.telemetry.trackers import Sink
 from weft.trainer import record
 from weft.trainer.recover import save_session
 from weft.trainer.session import Session
@@ -22,7 +23,7 @@ Record = Mapping[str, Any]
 class Loop:
     """A run in progress on one rank, and the results still on their way from the device."""
 
-    def __init__(self, session: Session, metrics: Metrics | None, display: Display) -> None:
+    def __init__(self, session: Session, metrics: Sink | None, display: Display) -> None:
         self.session = session
         self.metrics = metrics
         self.display = display
@@ -92,14 +93,25 @@ class Loop:
             session.evaluator.add(batch, divisor=divisor)
         loss = session.evaluator.total()
         seconds = time.perf_counter() - begun
-        self._emit({"step": step, "validation_loss": record.number(loss), "validation_s": seconds})
+        per_byte = feed.nats_per_byte(loss)
+        self._emit(
+            {
+                "step": step,
+                "validation_loss": record.number(loss),
+                "validation_nats_per_byte": None if per_byte is None else record.number(per_byte),
+                "validation_s": seconds,
+            }
+        )
         perplexity = math.exp(min(loss, 50.0))  # e^50 is as good as infinite
+        beside = "" if per_byte is None else f", {per_byte:.4f} nats a byte"
         self.display.say(
-            f"step {step}: validation loss {loss:.4f} nats a token (perplexity {perplexity:.2f})"
+            f"step {step}: validation loss {loss:.4f} nats a token{beside} "
+            f"(perplexity {perplexity:.2f})"
         )
 
     def _save(self, step: int) -> None:
         self._drain(keep=0)
+        begun = time.perf_counter()
         try:
             folder = save_session(self.session, step=step, report=self.display.say)
         except WeftError as error:
@@ -107,7 +119,14 @@ class Loop:
                 raise
             text = f"step {step}: NO CHECKPOINT WRITTEN: {error}"
             self.display.say(text)
+            self._tell("no_checkpoint", step=step, error=str(error))
             if not self.session.leads:
                 print(text, file=sys.stderr)  # the first rank sends people to this one's log
             return
+        seconds = round(time.perf_counter() - begun, 3)
+        self._tell("checkpoint", step=step, folder=folder.name, seconds=seconds)
         self.display.say(f"step {step}: checkpoint {folder}")
+
+    def _tell(self, kind: events.Kind, **fields: Any) -> None:
+        if self.session.leads:
+            events.append(self.session.run_dir, kind, **fields)

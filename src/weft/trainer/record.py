@@ -114,6 +114,7 @@ def record(reading: Reading, plan: Plan, device: torch.device) -> dict[str, Any]
         "exposed_comm_ms": reading.exposed_seconds * 1e3 if device.type == "cpu" else None,
         "peak_bytes": peak_bytes(device),
         "skipped": bool(reading.verdict[1]),
+        "time": round(time.time(), 3),
     }
 
 
@@ -123,16 +124,37 @@ def number(value: float) -> float | None:
 
 
 def _loads(stats: Tensor, plan: Plan) -> dict[str, Any]:
-    """Expert load over an even spread: extremes over all layers, and how many got nothing."""
+    """Expert load over an even spread: its extremes over all layers, and each layer by itself.
+
+    Entropy is that of the choices over its greatest value: 1 when even, 0 when one expert has them
+    all. Violation is the busiest expert's load over an even one, less 1.
+
+    Paper:
+        The violation is MaxVio of "Auxiliary-Loss-Free Load Balancing" (arXiv 2408.15664), 4.1.
+    """
     shape = plan.shape
-    routed = [i for i in range(shape.layers) if shape.kind(i) is not Kind.DENSE]
-    loads = stats[LOADS:].view(shape.layers, shape.experts)[routed]
-    share = loads * shape.experts / loads.sum(-1, keepdim=True).clamp_min(1)
+    loads = stats[LOADS:].view(shape.layers, shape.experts)[list(routed_layers(plan))]
+    chances = loads / loads.sum(-1, keepdim=True).clamp_min(1)
+    share = chances * shape.experts
+    entropy = torch.special.entr(chances).sum(-1) / math.log(max(shape.experts, 2))
     return {
         "expert_load_max": float(share.max()),
         "expert_load_min": float(share.min()),
         "dead_experts": int((loads == 0).sum()),
+        "expert_load": [_rounded(layer, 3) for layer in share],
+        "expert_load_entropy": _rounded(entropy, 4),
+        "expert_load_violation": _rounded(share.amax(-1) - 1, 3),
     }
+
+
+def routed_layers(plan: Plan) -> tuple[int, ...]:
+    """The layers that have experts, in the order of `expert_load`."""
+    shape = plan.shape
+    return tuple(i for i in range(shape.layers) if shape.kind(i) is not Kind.DENSE)
+
+
+def _rounded(values: Tensor, digits: int) -> list[float]:
+    return [round(value, digits) for value in values.tolist()]
 
 
 def _mfu(tokens_per_second: float, plan: Plan, device: torch.device) -> float | None:

@@ -17,7 +17,7 @@ from weft.compose.plan import Plan
 from weft.compose.recipe import arithmetic, plan, shape
 from weft.config.run import RunConfig
 from weft.data.batches import MicroBatch
-from weft.data.tokens import END_OF_TEXT, NUM_BYTE_VALUES, decode
+from weft.data.tokenizer import Bytes, Tokenizer
 from weft.model.params import Logical, parameters
 from weft.runtime import backends
 from weft.runtime.batch import Batch, stage
@@ -56,17 +56,39 @@ def _read(checkpoint: Checkpoint, part: Logical) -> Tensor:
 
 
 @torch.no_grad()
-def sample(oracle: Oracle, prompt: bytes, *, count: int, seed: int, device: torch.device) -> str:
-    """`count` bytes that continue a prompt, drawn from the model's chances at TEMPERATURE."""
+def sample(
+    oracle: Oracle,
+    prompt: bytes,
+    *,
+    count: int,
+    seed: int,
+    device: torch.device,
+    tokenizer: Tokenizer | None = None,
+    temperature: float = TEMPERATURE,
+) -> str:
+    """The prompt and about `count` bytes drawn token by token from the model's distribution.
+
+    Without a tokenizer tokens are bytes, and there are `count` of them. At temperature 0 each
+    token is the likeliest.
+    """
+    tokenizer = tokenizer or Bytes()
     generator = torch.Generator("cpu").manual_seed(seed)
-    tokens = [END_OF_TEXT, *prompt]
-    window = oracle.plan.sequence
-    for _ in range(count):
+    tokens = [tokenizer.end_of_text, *tokenizer.encode([prompt])[0].tolist()]
+    window, left = oracle.plan.sequence, count
+    while left > 0:
         recent = np.array(tokens[-window:], dtype=np.int64)
-        logits = oracle.logits(_document(recent, device))[-1, :NUM_BYTE_VALUES]
-        chances = torch.softmax(logits.float().cpu() / TEMPERATURE, -1)
-        tokens.append(int(torch.multinomial(chances, 1, generator=generator)))
-    return decode(tokens[1:])
+        logits = oracle.logits(_document(recent, device))[-1, : tokenizer.size].float().cpu()
+        logits[tokenizer.end_of_text] = -torch.inf  # a sample is of the length that was asked for
+        tokens.append(_draw(logits, temperature, generator))
+        left -= tokenizer.width(tokens[-1])
+    return tokenizer.decode(tokens[1:])
+
+
+def _draw(logits: Tensor, temperature: float, generator: torch.Generator) -> int:
+    if temperature == 0:
+        return int(logits.argmax())
+    chances = torch.softmax(logits / temperature, -1)
+    return int(torch.multinomial(chances, 1, generator=generator))
 
 
 def _document(tokens: NDArray[np.int64], device: torch.device) -> Batch:

@@ -1,0 +1,1 @@
+"""Answers: how is a corpus larger than memory kept? Shards of tokens, and their manifest."""

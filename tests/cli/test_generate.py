@@ -1,0 +1,45 @@
+"""`weft generate` continues a text with what the newest good checkpoint knows."""
+
+from pathlib import Path
+
+import pytest
+from tests.trainer.conftest import ALONE, few_steps
+
+from weft.cli.generate import generate
+from weft.config.run import RunConfig
+from weft.errors import CheckpointError, ConfigError
+from weft.trainer.rank import run_rank
+
+__all__ = ["few_steps"]
+
+
+@pytest.fixture
+def run(few_steps: RunConfig, capsys: pytest.CaptureFixture[str]) -> Path:
+    run_rank(few_steps, ALONE, None)
+    capsys.readouterr()
+    return Path(few_steps.train.run_dir)
+
+
+def test_only_the_text_goes_to_stdout(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    generate(run, "loom ", count=8)
+    shown = capsys.readouterr()
+    assert shown.out.startswith("loom ")
+    assert "step-00000004" in shown.err
+
+
+def test_a_damaged_checkpoint_is_passed_over(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for file in (run / "step-00000004").glob("*.safetensors"):
+        file.write_bytes(b"cut")
+    generate(run, "loom ", count=1)
+    said = capsys.readouterr().err
+    assert "damaged" in said
+    assert "from " + str(run / "step-00000002") in said
+
+
+def test_a_folder_without_run_or_checkpoint_is_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no metrics.jsonl here"):
+        generate(tmp_path, "loom ")
+    for folder in run.glob("step-*"):
+        folder.rename(tmp_path / folder.name)
+    with pytest.raises(CheckpointError, match="no checkpoint yet"):
+        generate(run, "loom ")

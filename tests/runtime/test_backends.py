@@ -1,0 +1,66 @@
+import sys
+
+import pytest
+import torch
+
+from weft.errors import ConfigError
+from weft.graph.opset import Lane, body_names, lookup
+from weft.ops.registry import cpu_bodies, cuda_bodies, reference_bodies
+from weft.runtime import backends
+
+CPU = torch.device("cpu")
+LOCAL = {name for name in body_names() if lookup(name.partition(".")[0]).lane is not Lane.COMM}
+
+
+def test_the_table_has_a_body_for_every_operator_but_the_collectives():
+    assert set(backends.choose(CPU, torch.float32)) == LOCAL
+
+
+def test_a_faster_body_replaces_the_reference_and_says_why():
+    table = backends.choose(CPU, torch.float32)
+    for name, body in cpu_bodies().items():
+        assert table[name].body is body
+        assert table[name].reason != "reference"
+    kept = set(table) - set(cpu_bodies())
+    assert all(table[name].body is reference_bodies()[name] for name in kept)
+
+
+def test_every_faster_body_has_a_reason():
+    for bodies in (cpu_bodies(), cuda_bodies()):
+        for body in bodies.values():
+            assert backends._REASONS[body.__qualname__]
+
+
+def test_a_gpu_computes_in_float32_with_the_reference():
+    table = backends.choose(torch.device("cuda"), torch.float32)
+    assert {choice.reason for choice in table.values()} == {"reference"}
+
+
+def test_a_source_names_room_file_and_function():
+    assert backends.choose(CPU, torch.float32)["add"].source == "ops.linear.add"
+
+
+def test_asking_for_cuda_without_a_device_is_refused():
+    if torch.cuda.is_available():
+        pytest.skip("there is a device")
+    with pytest.raises(ConfigError, match=r"finds 0 CUDA devices; start fewer ranks"):
+        backends.pick_device("cuda", 0)
+
+
+def test_ranks_of_one_machine_share_its_cores(monkeypatch):
+    found = []
+    monkeypatch.setattr(backends, "cores", lambda: 8)
+    monkeypatch.setattr(backends.torch, "set_num_threads", found.append)
+    for neighbours in (1, 2, 3, 16):
+        backends.prepare(CPU, threads=None, neighbours=neighbours)
+    backends.prepare(CPU, threads=5, neighbours=2)
+    assert found == [8, 4, 2, 1, 5]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mallopt is of the GNU C library")
+def test_the_allocator_takes_both_settings():
+    assert backends.keep_freed_memory()
+
+
+def test_a_cpu_has_no_peak():
+    assert backends.peak_flops(CPU) is None
