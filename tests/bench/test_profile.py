@@ -46,19 +46,21 @@ def test_the_wire_is_counted_on_a_device_only(recipe) -> None:
     assert not any(wire(step, on_device=False).values())
 
 
-def test_what_no_body_explains_is_a_row_and_collectives_explain_nothing() -> None:
+def test_what_no_body_explains_is_a_row_and_collectives_beside_compute_explain_nothing() -> None:
     one = {
-        STEP: Sum(calls=1, ms=10.0),
+        STEP: Sum(calls=1, ms=60.0),
         "add": Sum(calls=2, ms=3.0),
         "all_to_all": Sum(calls=1, ms=50.0),
         "wait.sp": Sum(calls=1, ms=4.0),
     }
-    found = summarise([one], {"add": 7}, {"add": 8})
+    found = summarise([one], {"add": 7}, {"add": 8}, beside=True)
     rows = {row.name: row for row in found.rows}
-    assert rows[REST].ms == pytest.approx(3.0)
+    assert rows[REST].ms == pytest.approx(53.0)
     assert found.exposed_ms == pytest.approx(4.0)
     assert (rows["add"].flops, rows["add"].moved_bytes, rows["add"].calls) == (7, 8, 2)
-    assert found.rows[0].name == "all_to_all"
+    assert [row.name for row in found.rows] == [REST, "all_to_all", "wait.sp", "add"]
+    posted = summarise([one], {}, {}, beside=False)
+    assert {row.name: row.ms for row in posted.rows}[REST] == pytest.approx(3.0)
 
 
 def test_rates_are_of_products_or_of_bytes() -> None:
@@ -69,7 +71,7 @@ def test_rates_are_of_products_or_of_bytes() -> None:
         ZERO: Sum(calls=1, ms=1.0),
     }
     flops, moved = {"project": 2_000_000, "add": 5}, {"project": 7, "add": 3_000_000}
-    rates = {row.name: row.rate() for row in summarise([one], flops, moved).rows}
+    rates = {row.name: row.rate() for row in summarise([one], flops, moved, beside=True).rows}
     assert rates == {"project": "2.0 GFLOP/s", "add": "3.0 GB/s", ZERO: "", REST: ""}
 
 

@@ -70,8 +70,9 @@ def profile(rig: Rig, *, steps: int) -> Profile:
         _hold(rig.place.device)
         tap.time(STEP, lambda: bound.run(tap.time(ZERO, rig.environment)))
         recorded.append(_by_name(tap.empty()))
-    on_wire = wire(rig.stage.step, on_device=rig.place.device.type == "cuda")
-    return summarise(recorded[1:], work(rig.stage.step), {**scales.moved, **on_wire})
+    step, cuda = rig.stage.step, rig.place.device.type == "cuda"
+    moved = {**scales.moved, **wire(step, on_device=cuda)}
+    return summarise(recorded[1:], work(step), moved, beside=cuda)
 
 
 HELD_CYCLES = 200_000_000  # a tenth of a second at 2 GHz, longer than a tapped step takes to issue
@@ -133,9 +134,16 @@ def _by_name(calls: Iterable[Call]) -> dict[str, Sum]:
 
 
 def summarise(
-    steps: Sequence[Mapping[str, Sum]], done: Mapping[str, int], moved: Mapping[str, int]
+    steps: Sequence[Mapping[str, Sum]],
+    done: Mapping[str, int],
+    moved: Mapping[str, int],
+    *,
+    beside: bool,
 ) -> Profile:
-    """Rows from the sums of each step; what no body accounts for is a row of its own."""
+    """Rows from the sums of each step; what no body accounts for is a row of its own.
+
+    Collectives run `beside` compute on a device; on a host their time is that of posting them.
+    """
     rows = [
         Row(
             name=name,
@@ -148,7 +156,7 @@ def summarise(
         for name, one in steps[-1].items()
         if name != STEP
     ]
-    rest = statistics.median(step[STEP].ms - _serial_ms(step) for step in steps)
+    rest = statistics.median(step[STEP].ms - _serial_ms(step, beside=beside) for step in steps)
     rows.append(Row(name=REST, lane="", calls=0, ms=rest, flops=0, moved_bytes=0))
     return Profile(
         rows=tuple(sorted(rows, key=lambda row: -row.ms)),
@@ -156,9 +164,10 @@ def summarise(
     )
 
 
-def _serial_ms(step: Mapping[str, Sum]) -> float:
-    """What runs one after another: all but collectives, which have a lane of their own."""
-    return sum(s.ms for name, s in step.items() if name != STEP and lane(name) != Lane.COMM)
+def _serial_ms(step: Mapping[str, Sum], *, beside: bool) -> float:
+    """What runs one after another."""
+    apart = {STEP} | {name for name in step if beside and lane(name) == Lane.COMM}
+    return sum(one.ms for name, one in step.items() if name not in apart)
 
 
 def lane(name: str) -> str:
