@@ -10,6 +10,7 @@ import typer
 from weft.cli import (
     bench,
     data,
+    export,
     generate,
     report,
     show,
@@ -36,6 +37,7 @@ app.command("train")(train.train)
 app.command("status")(status.status)
 app.command("report")(report.report)
 app.command("generate")(generate.generate)
+app.command("export")(export.export)
 app.command("verify")(verify.verify)
 app.command("trace")(trace.trace)
 app.command("doctor")(doctor)

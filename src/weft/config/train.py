@@ -40,6 +40,11 @@ class TrainConfig(Branch):
     run_dir: Annotated[str, Field(min_length=1)] = Field(
         default=RUN_DIR, description="the folder of the run"
     )
+    init_from: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None,
+        examples=["models/mixtral"],
+        description="a folder with a Hugging Face checkpoint to start from, instead of the seed",
+    )
     sample_bytes: Count = Field(
         default=400,  # a paragraph: five lines of 80 characters
         description="the bytes of text sampled at the end",

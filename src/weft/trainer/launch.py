@@ -23,7 +23,7 @@ from weft.telemetry import events
 from weft.telemetry.trackers import check_tracker
 from weft.trainer.feed import open_feed
 from weft.trainer.rank import Summary, run_rank
-from weft.trainer.recover import resumable
+from weft.trainer.recover import check_start, resumable
 from weft.trainer.session import Place
 
 GRACE_SECONDS = 3.0  # for victims of a failed rank to write down their own errors
@@ -80,6 +80,8 @@ def train(
     world = check_processes(config, nproc)
     devices = [pick_device(config.train.device, rank) for rank in range(world)]
     checkpoint = resumable(config, resume, open_feed(config).digest, print)
+    if checkpoint is None:
+        check_start(config)
     _make_run_dir(config)
     if world == 1:
         run_rank(config, Place(rank=0, world=1, device=devices[0], meeting=None), checkpoint)

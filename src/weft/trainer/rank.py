@@ -12,14 +12,13 @@ from weft.config.load import dump
 from weft.config.run import RunConfig
 from weft.data.tokenizer import BYTES
 from weft.model.count import active, token_flops, total
-from weft.runtime.state import initialise
 from weft.telemetry import events
 from weft.telemetry.metrics import FILE, Metrics, read
 from weft.telemetry.progress import Display, Silent, display
 from weft.telemetry.trackers import Several, Sink, open_tracker
 from weft.trainer.loop import Loop
 from weft.trainer.record import routed_layers, unmeasured
-from weft.trainer.recover import restore_session
+from weft.trainer.recover import restore_session, start_session
 from weft.trainer.sample import load_oracle, sample
 from weft.trainer.session import Place, Session, close_session, open_session
 from weft.version import __version__
@@ -51,7 +50,7 @@ def run_rank(config: RunConfig, place: Place, checkpoint: Path | None) -> Summar
 def _run(session: Session, checkpoint: Path | None) -> Summary | None:
     train = session.config.train
     if checkpoint is None:
-        initialise(session.stage.state, seed=train.seed)
+        start_session(session)
         start = 0
     else:
         start = restore_session(session, checkpoint)
@@ -137,6 +136,8 @@ def _introduce(session: Session, shown: Display, start: int) -> None:
         shown.say(f"all {start} steps are done already; raise train.steps to go on")
     elif start:
         shown.say(f"resumed after step {start}")
+    elif config.train.init_from:
+        shown.say(f"starting from {config.train.init_from}")
 
 
 def _conclude(session: Session, seconds: float) -> Summary:

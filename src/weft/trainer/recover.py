@@ -13,14 +13,17 @@ from typing import Any, cast
 from torch import Tensor
 
 from weft.checkpoint.format import Kind, Manifest
+from weft.checkpoint.hf.read import check_same_model, open_pretrained
+from weft.checkpoint.hf.read import load as load_pretrained
 from weft.checkpoint.load import Checkpoint, find_latest
 from weft.checkpoint.prune import list_checkpoints
 from weft.checkpoint.save import Piece, Progress, Writer, save
 from weft.checkpoint.verify import read_manifest, verify
+from weft.compose.recipe import plan
 from weft.config.run import RunConfig
 from weft.errors import CheckpointError
 from weft.parallel.zero import Piece as Slice
-from weft.runtime.state import State
+from weft.runtime.state import State, initialise
 from weft.trainer.session import Session
 
 Report = Callable[[str], None]
@@ -167,6 +170,28 @@ def check_same_run(folder: Path, manifest: Manifest, config: RunConfig, digest: 
 
 def _table(section: object) -> Mapping[str, Any]:
     return section if isinstance(section, dict) else {}
+
+
+def start_session(session: Session) -> None:
+    """Gives the parameters of a new run their first values: of another model's, or of the seed."""
+    train, state = session.config.train, session.stage.state
+    if train.init_from is None:
+        initialise(state, seed=train.seed)
+        return
+    with open_pretrained(Path(train.init_from)) as pretrained:
+        load_pretrained(state, pretrained)
+
+
+def check_start(config: RunConfig) -> None:
+    """Refuses early what `start_session` would refuse in every rank.
+
+    Raises:
+        ConfigError: weft has no name for the model that the run is to start from.
+        CheckpointError: it cannot be read, or is of another shape than the recipe's.
+    """
+    if config.train.init_from is not None:
+        with open_pretrained(Path(config.train.init_from)) as pretrained:
+            check_same_model(plan(config, 0), pretrained)
 
 
 def resumable(config: RunConfig, resume: str, digest: str, report: Report) -> Path | None:

@@ -133,7 +133,7 @@ def load(state: State, pretrained: Pretrained) -> None:
         CheckpointError: the state is of another model.
     """
     plan = state.step.plan
-    _check_same_model(plan, pretrained)
+    check_same_model(plan, pretrained)
     fill(state, pretrained.read)
     dtypes = precision(plan.precision)
     if dtypes.act != dtypes.acc:
@@ -150,8 +150,12 @@ def load(state: State, pretrained: Pretrained) -> None:
             target.zero_()
 
 
-def _check_same_model(plan: Plan, pretrained: Pretrained) -> None:
-    """Compares all that a logit depends on; starting and balancing are the recipe's affair."""
+def check_same_model(plan: Plan, pretrained: Pretrained) -> None:
+    """Compares all that a logit depends on; starting and balancing are the recipe's affair.
+
+    Raises:
+        CheckpointError: the first number that differs, and what to set in the recipe.
+    """
     free = ("init_std", "aux_coef", "z_coef")
     for ours, theirs in (
         (plan.shape, shape(pretrained.model)),
