@@ -21,7 +21,7 @@ A task may rename dims (`project` reads `A` columns in attention, `W` in a feed-
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import MappingProxyType
 
@@ -157,17 +157,8 @@ def _comm(
     tolerance: Tolerance = Tolerance.EXACT,
     paper: str = "",
 ) -> Op:
-    inputs, _, outputs = signature.partition("->")
-    return Op(
-        name=name,
-        inputs=_ports(inputs),
-        outputs=_ports(outputs),
-        lane=Lane.COMM,
-        adjoint=adjoint,
-        wire=wire,
-        tolerance=tolerance,
-        paper=paper,
-    )
+    entry = _op(name, signature, lane=Lane.COMM, tolerance=tolerance, paper=paper)
+    return replace(entry, wire=wire, adjoint=adjoint)
 
 
 # fmt: off

@@ -19,6 +19,8 @@ from weft.runtime.stage import Evaluator, Stage, build
 from weft.runtime.stage import evaluator as build_evaluator
 from weft.trainer.feed import Feed, open_feed
 
+_LANES = ("comm",)  # no step issues on another one, and each opens its own connections
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
@@ -92,8 +94,10 @@ def connect(config: RunConfig, place: Place) -> Transport:
         timeout=datetime.timedelta(seconds=place.timeout_seconds),
     )
     if cuda:
-        return NcclTransport(mesh, device=place.device, timeout_seconds=place.timeout_seconds)
-    return GlooTransport(mesh, timeout_seconds=place.timeout_seconds)
+        return NcclTransport(
+            mesh, device=place.device, timeout_seconds=place.timeout_seconds, lanes=_LANES
+        )
+    return GlooTransport(mesh, timeout_seconds=place.timeout_seconds, lanes=_LANES)
 
 
 def close_session(session: Session) -> None:
