@@ -131,13 +131,14 @@ def _live(job: _Job, rank: int) -> bytes:
         payload = io.BytesIO()
         torch.save(job.function(rank, *job.args), payload)
         dist.destroy_process_group()
-        return _frame(_RESULT, payload.getvalue())
+        return _frame(_RESULT, time.monotonic_ns(), payload.getvalue())
     except BaseException:  # noqa: BLE001 - whatever ended this rank belongs in the parent's report
-        return _frame(_FAILURE, traceback.format_exc().encode())
+        failed = time.monotonic_ns()  # before the words are put together, which takes long
+        return _frame(_FAILURE, failed, traceback.format_exc().encode())
 
 
-def _frame(kind: bytes, payload: bytes) -> bytes:
-    return kind + time.monotonic_ns().to_bytes(_CLOCK_BYTES, "big") + payload
+def _frame(kind: bytes, nanoseconds: int, payload: bytes) -> bytes:
+    return kind + nanoseconds.to_bytes(_CLOCK_BYTES, "big") + payload
 
 
 def _collect(children: list[_Child], deadline: float) -> dict[int, bytes]:
