@@ -58,8 +58,7 @@ class Lowering:
         shape = self.plan.shape
         return split_heads(shape.heads, shape.kv_heads, self.plan.layout.sp)
 
-    # ---- attention half
-    # ------------------------------------------------------------------------------------
+    # ---- attention half --------------------------------------------------------------------------
 
     def rms_norm(self, x: Any, w: Any) -> Any:
         y, _ = self.algebra.call("rms_norm", x, w, eps=self.plan.arithmetic.norm_eps)
@@ -112,8 +111,7 @@ class Lowering:
         (z,) = self.algebra.call("add", x, y)
         return z
 
-    # ---- router and experts
-    # --------------------------------------------------------------------------------
+    # ---- router and experts ----------------------------------------------------------------------
 
     def route(self, h: Any, w: Any) -> Routing:
         """Choices and gate weights; on the way the load and the balance losses are added to their
@@ -210,8 +208,7 @@ class Lowering:
         (y,) = self.algebra.call("project", s, w, renames={"A": width})
         return y
 
-    # ---- the model around the layers
-    # -----------------------------------------------------------------------
+    # ---- the model around the layers -------------------------------------------------------------
 
     def embed(self, tokens: Any, w: Any) -> Any:
         (x,) = self.algebra.call("embed", tokens, w)

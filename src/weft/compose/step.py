@@ -151,8 +151,7 @@ def _present(program: Program | None) -> Program:
     return program
 
 
-# ---- instances
-# --------------------------------------------------------------------------------------------
+# ---- instances -----------------------------------------------------------------------------------
 
 
 def _micro_batch(shape: Shape, programs: Mapping[str, Program], m: int) -> Iterable[Instance]:
