@@ -3,7 +3,8 @@ from itertools import pairwise
 import pytest
 
 from weft.compose import segment
-from weft.compose.step import is_static, owned_parameters, training_step
+from weft.compose.instance import is_static
+from weft.compose.step import owned_parameters, training_step
 from weft.graph.program import verify
 from weft.model.families import Kind
 from weft.model.params import parameters

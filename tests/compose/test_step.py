@@ -5,14 +5,8 @@ from collections import Counter
 import pytest
 import torch
 
-from weft.compose.step import (
-    Instance,
-    Step,
-    evaluation_step,
-    named_order,
-    static_key,
-    training_step,
-)
+from weft.compose.instance import Instance, static_key
+from weft.compose.step import Step, evaluation_step, named_order, training_step
 from weft.errors import LayoutError
 from weft.model.families import Kind
 from weft.parallel.layout import Dispatch, Layout

@@ -7,7 +7,8 @@ import torch
 
 from weft.comm.mesh import Mesh
 from weft.comm.transports.stacked import StackedWorld
-from weft.compose.step import Instance, Step, training_step
+from weft.compose.instance import Instance
+from weft.compose.step import Step, training_step
 from weft.errors import CommunicationError, DeadlockError
 from weft.graph.program import Program
 from weft.graph.record import Recorder

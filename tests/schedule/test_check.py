@@ -8,9 +8,10 @@ import pytest
 from weft.errors import ProgramError
 from weft.graph.program import Program
 from weft.graph.record import Recorder
-from weft.schedule.action import Action, Free, Ordered, Post, Run, Wait
+from weft.schedule.action import Action, Free, Join, Ordered, Post, Run, Wait
 from weft.schedule.check import check
-from weft.schedule.layer import serial
+from weft.schedule.layer import serial, shuffled
+from weft.schedule.render import parse, render_actions
 
 Fault = Callable[[list[Action]], None]
 
@@ -167,3 +168,68 @@ def test_a_task_of_another_program_is_refused():
         actions[at(Run(ADD))] = Run(foreign)
 
     assert "add is not a task of this program" in refused(fault)
+
+
+# ---- what crosses the edge of a segment in flight ----
+
+
+def crossing() -> Program:
+    """Joins x, and leaves what it sends in flight."""
+    o = Recorder("crossing")
+    x, y = o.input("x", "T D"), o.input("y", "T D")
+    (a,) = o.call("add", x, y)
+    (b,) = o.call("all_to_all", a, axis="sp", label="sent")
+    (c,) = o.call("add", y, y)
+    return o.finish(b, c, opens=(b,), joins=(x,))
+
+
+CROSSING = crossing()
+ADD_XY, SENT, ADD_YY = CROSSING.tasks
+UNTIL_SENT = (Join("x"), Run(ADD_XY), Post(SENT))
+
+
+def refused_crossing(*actions: Action) -> str:
+    with pytest.raises(ProgramError) as error:
+        check(Ordered(program=CROSSING, actions=actions))
+    return str(error.value)
+
+
+def test_an_open_collective_is_posted_and_what_it_reads_outlives_the_segment():
+    actions = check(serial(CROSSING)).actions
+    assert actions[:2] == UNTIL_SENT[:2]
+    assert Wait(SENT) not in actions
+    assert Free(SENT.inputs[0]) not in actions
+
+
+def test_what_arrives_in_flight_is_not_read_before_it_is_joined():
+    assert "add reads ['x'], not there yet" in refused_crossing(Run(ADD_XY))
+
+
+def test_what_arrives_in_flight_is_joined_once():
+    assert "x is joined but not on its way here" in refused_crossing(Join("x"), Join("x"))
+
+
+def test_what_arrives_in_flight_is_joined_in_the_end():
+    o = Recorder("idle")
+    x, y = o.input("x", "T D"), o.input("y", "T D")
+    program = o.finish(*o.call("add", y, y), joins=(x,))
+    with pytest.raises(ProgramError, match=r"\['x'\] arrive in flight and are never joined"):
+        check(Ordered(program=program, actions=(Run(program.tasks[0]),)))
+
+
+def test_an_open_collective_is_not_waited_for_here():
+    message = refused_crossing(*UNTIL_SENT, Wait(SENT))
+    assert "all_to_all is left open: a later segment waits for it" in message
+
+
+def test_what_an_open_collective_reads_is_not_freed_here():
+    message = refused_crossing(*UNTIL_SENT, Free(SENT.inputs[0]))
+    assert "is freed while all_to_all is in flight" in message
+
+
+def test_the_text_of_an_order_says_what_crosses_and_parses_back():
+    for ordered in (serial(CROSSING), shuffled(CROSSING, 1)):
+        text = render_actions(ordered)
+        assert "join  x           from an earlier segment" in text
+        assert "sp: sent  z -> y_2  (left open)" in text
+        assert parse(text, CROSSING) == ordered

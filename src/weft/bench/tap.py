@@ -39,7 +39,7 @@ class Tap:
         return {name: self._timed(name, body) for name, body in bodies.items()}
 
     def lanes(self, inner: Lanes) -> Lanes:
-        """The same lanes, each wait timed as `wait.<axis>`."""
+        """The same lanes, each wait timed as `wait.<channel>`."""
         return _TappedLanes(self, inner)
 
     def time(self, name: str, call: Callable[[], Any]) -> Any:
@@ -106,10 +106,10 @@ class _TappedLanes:
         self.tap = tap
         self.inner = inner
 
-    def posting(self, body: Callable[..., Handle], axis: str) -> Callable[..., Handle]:
+    def posting(self, body: Callable[..., Handle], channel: str) -> Callable[..., Handle]:
         """The body as the inner lanes post it, its handle tapped."""
-        post = self.inner.posting(body, axis)
-        return lambda *inputs: _TappedHandle(self.tap, f"wait.{axis}", post(*inputs))
+        post = self.inner.posting(body, channel)
+        return lambda *inputs: _TappedHandle(self.tap, f"wait.{channel}", post(*inputs))
 
 
 class _TappedHandle(Handle):

@@ -134,10 +134,10 @@ class _MarkedLanes:
         self.recorder = recorder
         self.inner = inner
 
-    def posting(self, body: Callable[..., Handle], axis: str) -> Callable[..., Handle]:
+    def posting(self, body: Callable[..., Handle], channel: str) -> Callable[..., Handle]:
         """The body as the inner lanes post it, its handle marked."""
-        post = self.inner.posting(body, axis)
-        return lambda *inputs: _MarkedHandle(self.recorder, f"wait {axis}", post(*inputs))
+        post = self.inner.posting(body, channel)
+        return lambda *inputs: _MarkedHandle(self.recorder, f"wait {channel}", post(*inputs))
 
 
 class _MarkedHandle(Handle):

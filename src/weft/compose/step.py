@@ -1,12 +1,7 @@
 """The schedule of one training step: templates, and their instances in the order of a rank.
 
-    for each micro-batch: embedding, layers, head, layers backwards, embedding backwards
-    then: update
-
-An instance says where each input of its template comes from. `statics` are tensors that live as
-long as the run (parameters, gradients, optimizer state); `reads` and `writes` are values that
-travel between instances under a key; `drops` are the keys whose last reader it is, so that a value
-dies with its last use inside the segment.
+for each micro-batch: embedding, layers, head, layers backwards, embedding backwards
+then: update
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,6 +9,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from weft.compose import segment
+from weft.compose.check import check_edges
+from weft.compose.instance import Instance, instance_of, with_drops
 from weft.compose.plan import Plan, sizes, validate
 from weft.compose.price import Nominal, price
 from weft.graph.program import Program
@@ -25,17 +22,6 @@ from weft.schedule.check import check
 from weft.schedule.layer import overlapped, serial
 
 Order = Callable[[Program], Ordered]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Instance:
-    """One run of a template."""
-
-    template: str
-    statics: Mapping[str, str]
-    reads: Mapping[str, str]
-    writes: Mapping[str, str]
-    drops: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +60,7 @@ def training_step(plan: Plan, order: Order | None = None, *, record_routing: boo
         parameters=owned,
         buckets=flat,
         templates={name: check(order(program)) for name, program in programs.items()},
-        instances=_with_drops(instances, keep=results),
+        instances=check_edges(with_drops(instances, keep=results), programs, flat),
         results=results,
     )
 
@@ -99,7 +85,7 @@ def evaluation_step(plan: Plan, order: Order | None = None) -> Step:
         parameters=owned,
         buckets=flat,
         templates={name: check(order(program)) for name, program in programs.items()},
-        instances=_with_drops(instances, keep=()),
+        instances=check_edges(with_drops(instances, keep=()), programs, flat),
         results=(),
     )
 
@@ -163,13 +149,13 @@ def _micro_batch(shape: Shape, programs: Mapping[str, Program], m: int) -> Itera
     for i in reversed(depths):
         yield _backward(programs, i, m, shape)
     backward = programs["embedding.backward"]
-    yield _instance(backward, {"d.x": f"m{m}.d.x.0", "tokens": f"m{m}.tokens"}, {}, "")
+    yield instance_of(backward, {"d.x": f"m{m}.d.x.0", "tokens": f"m{m}.tokens"}, {}, "")
 
 
 def _embedding(program: Program, m: int) -> Instance:
     x, cos, sin = program.outputs
     reads = {name: f"m{m}.{name}" for name in ("tokens", "positions")}
-    return _instance(program, reads, {x: f"m{m}.x.0", cos: f"m{m}.cos", sin: f"m{m}.sin"}, "")
+    return instance_of(program, reads, {x: f"m{m}.x.0", cos: f"m{m}.cos", sin: f"m{m}.sin"}, "")
 
 
 def _forward(program: Program, i: int, m: int, shape: Shape) -> Instance:
@@ -180,13 +166,13 @@ def _forward(program: Program, i: int, m: int, shape: Shape) -> Instance:
     if shape.kind(i) is not Kind.DENSE:
         writes[program.outputs[-1]] = f"m{m}.experts.{i}"
     writes.update({name: f"m{m}.l{i}.{name}" for name in program.kept if name not in writes})
-    return _instance(program, reads, writes, f"layers.{i}")
+    return instance_of(program, reads, writes, f"layers.{i}")
 
 
 def _head(program: Program, m: int, shape: Shape) -> Instance:
     reads = {"x": f"m{m}.x.{shape.layers}", "targets": f"m{m}.targets", "divisor": "divisor"}
     writes = {"d.x": f"m{m}.d.x.{shape.layers}"} if "d.x" in program.outputs else {}
-    return _instance(program, reads, writes, "")
+    return instance_of(program, reads, writes, "")
 
 
 def _backward(programs: Mapping[str, Program], i: int, m: int, shape: Shape) -> Instance:
@@ -197,65 +183,9 @@ def _backward(programs: Mapping[str, Program], i: int, m: int, shape: Shape) -> 
         {v: k for v, k in _forward(forward, i, m, shape).writes.items() if v in forward.kept}
     )
     reads[f"d.{forward.outputs[0]}"] = f"m{m}.d.x.{i + 1}"
-    return _instance(program, reads, {program.outputs[0]: f"m{m}.d.x.{i}"}, f"layers.{i}")
+    return instance_of(program, reads, {program.outputs[0]: f"m{m}.d.x.{i}"}, f"layers.{i}")
 
 
 def _update(program: Program) -> Instance:
     stats, verdict, *_ = program.outputs
-    return _instance(program, {"rates": "rates"}, {stats: "stats", verdict: "verdict"}, "")
-
-
-def _instance(
-    program: Program, reads: Mapping[str, str], writes: Mapping[str, str], at: str
-) -> Instance:
-    """Sorts a template's inputs into statics, by prefix, and reads."""
-    statics = {name: static_key(name, at) for name in program.inputs if is_static(name)}
-    wanted = {name: reads[name] for name in program.inputs if not is_static(name)}
-    return Instance(template=program.name, statics=statics, reads=wanted, writes=dict(writes))
-
-
-def is_static(name: str) -> bool:
-    """Whether an input is a tensor that lives as long as the run."""
-    return name.startswith(("w.", "acc.", "s."))
-
-
-def static_key(name: str, at: str) -> str:
-    """The run's name for a template's static input: `w.qkv` of layer 3 is `param:layers.3.qkv`."""
-    prefix = f"{at}." if at else ""
-    match name.split("."):
-        case ["w", short]:
-            return f"param:{prefix}{short}"
-        case ["acc", "w", short]:
-            return f"grad:{prefix}{short}"
-        case ["s", "bias"]:
-            return f"state:{prefix}router_bias"
-        case ["s", "tally"]:
-            return f"stats:tally.{at}"
-        case ["s", ("loss" | "losses" | "norm2" | "stats") as what]:
-            return f"stats:{what}"
-        case ["s", ("master" | "mean" | "square" | "decay") as what, *bucket]:
-            return f"{what}:{'.'.join(bucket)}"
-        case ["acc", *bucket]:
-            return f"gradients:{'.'.join(bucket)}"
-        case ["w", *bucket]:
-            return f"bucket:{'.'.join(bucket)}"
-        case _:
-            raise AssertionError(f"{name=} {at=}")
-
-
-def _with_drops(instances: Sequence[Instance], keep: tuple[str, ...]) -> tuple[Instance, ...]:
-    """Each key dropped by its last reader; what nobody reads is not written."""
-    last = {k: at for at, instance in enumerate(instances) for k in instance.reads.values()}
-    lasting = {*keep, *last}
-    ending: dict[int, list[str]] = {}
-    for key, position in last.items():
-        if key not in keep and key != "divisor":
-            ending.setdefault(position, []).append(key)
-    return tuple(
-        replace(
-            instance,
-            writes={value: key for value, key in instance.writes.items() if key in lasting},
-            drops=tuple(ending.get(position, ())),
-        )
-        for position, instance in enumerate(instances)
-    )
+    return instance_of(program, {"rates": "rates"}, {stats: "stats", verdict: "verdict"}, "")

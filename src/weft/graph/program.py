@@ -12,6 +12,8 @@ from types import MappingProxyType
 from weft.errors import ProgramError
 from weft.graph.opset import Lane, Op, lookup
 
+USUAL_LANE = "comm"
+
 Attribute = str | int | float | bool
 
 
@@ -56,12 +58,25 @@ class Task:
         """The process group a collective runs in, as its axis name."""
         return str(self.attributes["axis"])
 
+    @property
+    def channel(self) -> str:
+        """What a collective is ordered on: its axis, and its lane where that is not the usual one.
+
+        Example:
+            >>> where = {"axis": "dense", "lane": "sync"}
+            >>> Task(name="", body="all_gather", inputs=(), outputs=(), attributes=where).channel
+            'dense/sync'
+        """
+        lane = self.attributes.get("lane", USUAL_LANE)
+        return self.group if lane == USUAL_LANE else f"{self.group}/{lane}"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Program:
     """Tasks in a legal serial order, the values they mention, and what goes in and out.
 
-    `kept` are outputs that exist only for the backward.
+    `kept` are outputs that exist only for the backward. `opens` are outputs that leave in flight: a
+    collective is posted here and waited for in a later segment. `joins` are inputs that arrive so.
     """
 
     name: str
@@ -70,6 +85,8 @@ class Program:
     outputs: tuple[str, ...]
     tasks: tuple[Task, ...]
     kept: tuple[str, ...] = ()
+    opens: tuple[str, ...] = ()
+    joins: tuple[str, ...] = ()
 
     def producer(self) -> dict[str, Task]:
         """Which task makes each value that is not an input."""
@@ -106,7 +123,25 @@ def verify(program: Program) -> Program:
             raise ProgramError(f"{program.name}: task {task.name} makes {again} a second time")
         made.update(task.outputs)
     _require(program, made, (*program.outputs, *program.kept))
+    _verify_edges(program)
     return program
+
+
+def _verify_edges(program: Program) -> None:
+    """What leaves in flight is a collective's, read by nobody here; what arrives is an input."""
+    makers, readers = program.producer(), program.consumers()
+    for name in program.opens:
+        maker = makers.get(name)
+        if maker is None or maker.lane is not Lane.COMM or name not in program.outputs:
+            raise ProgramError(f"{program.name}: opens {name}, which is no output of a collective")
+        if name in readers:
+            raise ProgramError(
+                f"{program.name}: {readers[name][0].name} reads {name}, which is left open; "
+                "read it in the segment that joins it"
+            )
+    strange = [name for name in program.joins if name not in program.inputs]
+    if strange:
+        raise ProgramError(f"{program.name}: joins {strange}, which are no inputs")
 
 
 def _require(program: Program, made: set[str], names: Iterable[str]) -> None:
@@ -127,5 +162,7 @@ def join(name: str, first: Program, second: Program) -> Program:
             inputs=(*first.inputs, *(v for v in second.inputs if v not in made)),
             outputs=tuple(dict.fromkeys((*first.outputs, *second.outputs))),
             tasks=(*first.tasks, *second.tasks),
+            opens=(*first.opens, *second.opens),
+            joins=(*first.joins, *second.joins),
         )
     )

@@ -91,8 +91,14 @@ class Recorder:
             )
         )
 
-    def finish(self, *outputs: Value, kept: tuple[str, ...] = ()) -> Program:
-        """The recorded program."""
+    def finish(
+        self,
+        *outputs: Value,
+        kept: tuple[str, ...] = (),
+        opens: tuple[Value, ...] = (),
+        joins: tuple[Value, ...] = (),
+    ) -> Program:
+        """The recorded program; `opens` leave in flight, `joins` arrive so."""
         return verify(
             Program(
                 name=self.name,
@@ -101,6 +107,8 @@ class Recorder:
                 outputs=tuple(v.name for v in outputs),
                 tasks=tuple(self.tasks),
                 kept=kept,
+                opens=tuple(v.name for v in opens),
+                joins=tuple(v.name for v in joins),
             )
         )
 

@@ -10,6 +10,7 @@
     y_2      = all_to_all(p)             [N P]              comm sp: qkv
 
     out  z [T D] ...
+    opens (leaves in flight: a later segment waits for it)   joins (arrives so)
 
 Attributes are left out, but for what says where a collective goes and what it carries. Letters are
 those of graph/dims.py.
@@ -51,7 +52,12 @@ def render_program(program: Program) -> str:
         [f"{program.name}: {count} task{'s' * (count != 1)}"],
         _inputs(program),
         _tasks(program),
-        _names("out", program.outputs) + _names("kept", kept),
+        [
+            *_names("out", program.outputs),
+            *_names("kept", kept),
+            *_names("opens", program.opens),
+            *_names("joins", program.joins),
+        ],
     )
     return "\n\n".join("\n".join(block) for block in blocks)
 
@@ -77,7 +83,7 @@ def render_lane(task: Task) -> str:
     """Where a task runs; of a collective also its group and what it carries."""
     if task.lane is not Lane.COMM:
         return str(task.lane)
-    return f"{task.lane} {task.group}: {task.attributes['label']}"
+    return f"{task.lane} {task.channel}: {task.attributes['label']}"
 
 
 def _tasks(program: Program) -> list[str]:

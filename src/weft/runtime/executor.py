@@ -2,7 +2,8 @@
 
 A template is bound once; an instance adds a frame with its static tensors already in place.
 `advance` is the same run as a generator that yields where a collective is not complete, so that one
-loop can take turns over many ranks.
+loop can take turns over many ranks. What a segment leaves in flight travels as its handle in the
+environment, from the slot of the segment that posts to the slot of the one that joins.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,12 +11,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from weft.compose.step import Instance, Step
+from weft.compose.instance import Instance
+from weft.compose.step import Step
 from weft.errors import DeadlockError
 from weft.runtime import closures
 from weft.runtime.closures import Body, Closure, Frame
 from weft.runtime.lanes import Lanes
-from weft.schedule.action import Free, Ordered, Post, Run, Wait
+from weft.schedule.action import Free, Join, Ordered, Post, Run, Wait
 
 Environment = dict[str, Any]
 
@@ -123,6 +125,11 @@ def bind_template(ordered: Ordered, *, bodies: Mapping[str, Body], lanes: Lanes)
             freed.append(slots[action.value])
             continue
         flush()
+        if isinstance(action, Join):
+            slot = slots[action.value]
+            waits[len(flat)] = (slot, action.value)
+            flat.append(closures.wait(slot))
+            continue
         task = action.task
         inputs, outputs = [slots[v] for v in task.inputs], [slots[v] for v in task.outputs]
         match action:
@@ -131,7 +138,7 @@ def bind_template(ordered: Ordered, *, bodies: Mapping[str, Body], lanes: Lanes)
                 flat.append(closures.run(body, inputs, outputs))
             case Post():
                 body = partial(bodies[task.body], **task.attributes)
-                flat.append(closures.run(lanes.posting(body, task.group), inputs, outputs))
+                flat.append(closures.run(lanes.posting(body, task.channel), inputs, outputs))
             case Wait():
                 waits[len(flat)] = (outputs[0], task.name)
                 flat.append(closures.wait(outputs[0]))

@@ -1,12 +1,12 @@
 """Lanes: how a posted collective leaves the compute lane and how the compute lane waits for it.
 
-On the host the transport is asynchronous itself: posting returns a handle. On CUDA each axis has a
-stream; posting makes it wait for what compute has issued so far, and waiting makes the compute
-stream wait for an event.
+On the host the transport is asynchronous itself: posting returns a handle. On CUDA each channel (an
+axis and a lane) has a stream; posting makes it wait for what compute has issued so far, and waiting
+makes the compute stream wait for an event.
 
 Memory needs no `record_stream`: what a collective reads is freed after its wait
-(`schedule.action.with_frees`), and what it writes comes from its own stream's pool, whose every
-later use waits for the compute stream first.
+(`schedule.action.with_frees`; across segments its handle holds it), and what it writes comes from
+its own stream's pool, whose every later use waits for the compute stream first.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ Body = Callable[..., Handle]
 class Lanes(Protocol):
     """Where collectives run."""
 
-    def posting(self, body: Body, axis: str) -> Body:
+    def posting(self, body: Body, channel: str) -> Body:
         """The body as it is called when a collective is posted."""
         ...
 
@@ -30,27 +30,28 @@ class Lanes(Protocol):
 class HostLanes:
     """The transport's own asynchrony."""
 
-    def posting(self, body: Body, axis: str) -> Body:  # noqa: ARG002 - every axis is alike here
+    def posting(self, body: Body, channel: str) -> Body:  # noqa: ARG002 - all are alike here
         """The body itself."""
         return body
 
 
 class CudaLanes:
-    """A high-priority stream for each axis beside the stream that is current at bind time."""
+    """A high-priority stream for each channel beside the stream that is current at bind time."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.compute = torch.cuda.current_stream(device)
         self.streams: dict[str, torch.cuda.Stream] = {}
 
-    def posting(self, body: Body, axis: str) -> Body:
-        """The body on the stream of its axis, between two events.
+    def posting(self, body: Body, channel: str) -> Body:
+        """The body on the stream of its channel, between two events.
 
-        The events belong to the posting and are recorded anew each time: a wait has seen the event
-        of its own post, because a segment waits for all it has posted.
+        The first is recorded anew each time, since the lane waits for it at once. The second
+        belongs to a flight until that is waited for: a template may post again before.
         """
-        compute, lane, set_stream = self.compute, self._stream(axis), torch.cuda.set_stream
-        issued, arrived = torch.cuda.Event(), torch.cuda.Event()
+        compute, lane, set_stream = self.compute, self._stream(channel), torch.cuda.set_stream
+        issued = torch.cuda.Event()
+        spare: list[torch.cuda.Event] = []
 
         def post(*inputs: Any) -> Handle:
             issued.record(compute)
@@ -60,28 +61,38 @@ class CudaLanes:
                 inner = body(*inputs)
             finally:
                 set_stream(compute)
+            arrived = spare.pop() if spare else torch.cuda.Event()
             arrived.record(lane)
-            return Flight(inner, arrived, compute)
+            return Flight(inner, inputs, arrived, compute, spare)
 
         return post
 
-    def _stream(self, axis: str) -> torch.cuda.Stream:
-        if axis not in self.streams:
-            self.streams[axis] = torch.cuda.Stream(self.device, priority=-1)
-        return self.streams[axis]
+    def _stream(self, channel: str) -> torch.cuda.Stream:
+        if channel not in self.streams:
+            self.streams[channel] = torch.cuda.Stream(self.device, priority=-1)
+        return self.streams[channel]
 
 
 class Flight(Handle):
-    """A collective on its way on another stream."""
+    """A collective on its way on another stream; it holds what the wire reads until it is waited
+    for, and its event no longer than that.
+    """
 
-    __slots__ = ("arrived", "compute", "inner")
+    __slots__ = ("arrived", "compute", "inner", "inputs", "spare")
 
     def __init__(
-        self, inner: Handle, arrived: torch.cuda.Event, compute: torch.cuda.Stream
+        self,
+        inner: Handle,
+        inputs: tuple[Any, ...],
+        arrived: torch.cuda.Event,
+        compute: torch.cuda.Stream,
+        spare: list[torch.cuda.Event],
     ) -> None:
         self.inner = inner
-        self.arrived = arrived
+        self.inputs = inputs
+        self.arrived: torch.cuda.Event | None = arrived
         self.compute = compute
+        self.spare = spare
 
     def ready(self) -> bool:
         """Whether the compute stream may be made to wait: always, the order is the device's."""
@@ -89,5 +100,8 @@ class Flight(Handle):
 
     def wait(self) -> torch.Tensor:
         """Makes the compute stream wait; the host goes on."""
-        self.compute.wait_event(self.arrived)
+        if self.arrived is not None:
+            self.compute.wait_event(self.arrived)
+            self.spare.append(self.arrived)
+            self.arrived, self.inputs = None, ()
         return self.inner.wait()

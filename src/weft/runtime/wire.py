@@ -11,37 +11,50 @@ from torch import Tensor
 
 from weft.comm.handle import Handle
 from weft.comm.transport import Transport
+from weft.graph.program import USUAL_LANE
 
 
 def collective_bodies(transport: Transport) -> Mapping[str, Callable[..., Handle]]:
     """A body for every operator of the communication lane."""
 
-    def rows(x: Tensor, splits: Any, *, axis: str, label: str, reverse: bool) -> Handle:
+    def rows(
+        x: Tensor, splits: Any, *, axis: str, label: str, reverse: bool, lane: str = USUAL_LANE
+    ) -> Handle:
         send, receive = splits.send, splits.receive
         if reverse:
             send, receive = receive, send
-        return transport.all_to_all_rows(x.contiguous(), send, receive, axis=axis, label=label)
+        return transport.all_to_all_rows(
+            x.contiguous(), send, receive, axis=axis, label=label, lane=lane
+        )
 
-    def even(x: Tensor, *, axis: str, label: str) -> Handle:
-        return transport.all_to_all(x.contiguous(), axis=axis, label=label)
+    def even(x: Tensor, *, axis: str, label: str, lane: str = USUAL_LANE) -> Handle:
+        return transport.all_to_all(x.contiguous(), axis=axis, label=label, lane=lane)
 
-    def gather(x: Tensor, *, axis: str, label: str) -> Handle:
-        return transport.all_gather(x.contiguous(), axis=axis, label=label)
+    def gather(x: Tensor, *, axis: str, label: str, lane: str = USUAL_LANE) -> Handle:
+        return transport.all_gather(x.contiguous(), axis=axis, label=label, lane=lane)
 
-    def scatter(x: Tensor, *, axis: str, label: str) -> Handle:
-        return transport.reduce_scatter(x.contiguous(), axis=axis, label=label)
+    def scatter(x: Tensor, *, axis: str, label: str, lane: str = USUAL_LANE) -> Handle:
+        return transport.reduce_scatter(x.contiguous(), axis=axis, label=label, lane=lane)
 
-    def reduce(x: Tensor, *, axis: str, label: str) -> Handle:
-        return transport.all_reduce(x, axis=axis, label=label)
+    def reduce(x: Tensor, *, axis: str, label: str, lane: str = USUAL_LANE) -> Handle:
+        return transport.all_reduce(x, axis=axis, label=label, lane=lane)
 
-    def statistics(stats: Tensor, _norm2: Tensor, *, axis: str, label: str) -> Handle:
-        return transport.all_reduce(stats, axis=axis, label=label)  # the norm is a view of it
+    def statistics(
+        stats: Tensor, _norm2: Tensor, *, axis: str, label: str, lane: str = USUAL_LANE
+    ) -> Handle:
+        return transport.all_reduce(
+            stats, axis=axis, label=label, lane=lane
+        )  # the norm is a view of it
 
-    def counts(x: Tensor, *, axis: str, label: str) -> Handle:
-        return Reshaped(transport.all_to_all(x, axis=axis, label=label), transport.group_size(axis))
+    def counts(x: Tensor, *, axis: str, label: str, lane: str = USUAL_LANE) -> Handle:
+        return Reshaped(
+            transport.all_to_all(x, axis=axis, label=label, lane=lane), transport.group_size(axis)
+        )
 
-    def gather_params(updated: Tensor, bucket: Tensor, *, axis: str, label: str) -> Handle:
-        return transport.all_gather_into(bucket, updated, axis=axis, label=label)
+    def gather_params(
+        updated: Tensor, bucket: Tensor, *, axis: str, label: str, lane: str = USUAL_LANE
+    ) -> Handle:
+        return transport.all_gather_into(bucket, updated, axis=axis, label=label, lane=lane)
 
     return {
         "all_to_all": even,

@@ -1,15 +1,16 @@
 """The checker: an order is legal, or the first broken rule is named.
 
 Rules: a task runs once, after everything it reads is there (a collective's outputs are there after
-its wait); each group issues its collectives in program order; a value is freed once, after its last
-reader, never while a collective in flight reads it, and outputs are not freed.
+its wait, those of an open one never); what arrives in flight is joined once, before it is read;
+each channel (an axis and a lane) issues its collectives in program order; a value is freed once,
+after its last reader, never while a collective in flight reads it, and outputs are not freed.
 """
 
 from collections.abc import Iterator
 
 from weft.errors import ProgramError
 from weft.graph.program import Program, Task
-from weft.schedule.action import Free, Ordered, Post, Run, Wait, is_collective
+from weft.schedule.action import Free, Join, Ordered, Post, Run, Wait, is_collective, is_open
 
 
 def check(ordered: Ordered) -> Ordered:
@@ -27,6 +28,8 @@ def check(ordered: Ordered) -> Ordered:
                 problem = checker.post(task)
             case Wait(task):
                 problem = checker.wait(task)
+            case Join(value):
+                problem = checker.join(value)
             case Free(value):
                 problem = checker.free(value)
         if problem:
@@ -40,14 +43,15 @@ class _Checker:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.tasks = {task.name: task for task in program.tasks}
-        self.there = set(program.inputs)
+        self.arriving = set(program.joins)
+        self.there = set(program.inputs) - self.arriving
         self.started: set[str] = set()
         self.flying: dict[str, Task] = {}
         self.freed: set[str] = set()
         self.queues: dict[str, list[str]] = {}
         for task in program.tasks:
             if is_collective(task):
-                self.queues.setdefault(task.group, []).append(task.name)
+                self.queues.setdefault(task.channel, []).append(task.name)
 
     def run(self, task: Task) -> str | None:
         if is_collective(task):
@@ -62,16 +66,25 @@ class _Checker:
         problem = self._start(task)
         if problem:
             return problem
-        expected = self.queues[task.group].pop(0)
+        expected = self.queues[task.channel].pop(0)
         if expected != task.name:
-            return f"group {task.group} must issue {expected} before {task.name}"
+            return f"group {task.channel} must issue {expected} before {task.name}"
         self.flying[task.name] = task
         return None
 
     def wait(self, task: Task) -> str | None:
+        if is_open(self.program, task):
+            return f"{task.name} is left open: a later segment waits for it"
         if self.flying.pop(task.name, None) is None:
             return f"{task.name} is waited for but not in flight"
         self.there.update(task.outputs)
+        return None
+
+    def join(self, value: str) -> str | None:
+        if value not in self.arriving:
+            return f"{value} is joined but not on its way here"
+        self.arriving.remove(value)
+        self.there.add(value)
         return None
 
     def free(self, value: str) -> str | None:
@@ -101,5 +114,8 @@ class _Checker:
         forgotten = [t.name for t in self.program.tasks if t.name not in self.started]
         if forgotten:
             yield f"{forgotten} never run"
-        if self.flying:
-            yield f"{sorted(self.flying)} are never waited for"
+        waited = [t.name for t in self.flying.values() if not is_open(self.program, t)]
+        if waited:
+            yield f"{sorted(waited)} are never waited for"
+        if self.arriving:
+            yield f"{sorted(self.arriving)} arrive in flight and are never joined"

@@ -4,22 +4,40 @@ serial      program order; each collective is waited for at once
 overlapped  collectives are posted as soon as their inputs exist and waited for as late as
             possible; what nobody on the way to the next collective needs (weight gradients,
             first of all) runs under them
+
+What arrives in flight from an earlier segment is joined like a collective of this one, at first in
+serial order; what leaves in flight is posted only.
 """
 
 import random
 from collections.abc import Callable, Iterable, Sequence
 
 from weft.graph.program import Program, Task
-from weft.schedule.action import Action, Ordered, Post, Run, Wait, is_collective, with_frees
+from weft.schedule.action import (
+    Action,
+    Join,
+    Ordered,
+    Post,
+    Run,
+    Wait,
+    is_collective,
+    is_open,
+    with_frees,
+)
 
 Price = Callable[[Task], float]
 
 
 def serial(program: Program) -> Ordered:
     """Every task in program order, no two at once."""
-    actions: list[Action] = []
+    actions: list[Action] = [Join(value) for value in program.joins]
     for task in program.tasks:
-        actions.extend((Post(task), Wait(task)) if is_collective(task) else (Run(task),))
+        if not is_collective(task):
+            actions.append(Run(task))
+        elif is_open(program, task):
+            actions.append(Post(task))
+        else:
+            actions.extend((Post(task), Wait(task)))
     return Ordered(program=program, actions=with_frees(program, actions))
 
 
@@ -77,19 +95,20 @@ class _State:
     """An order under construction: what is done, what is in flight, and which tasks may go next."""
 
     def __init__(self, program: Program) -> None:
+        self.program = program
         self.actions: list[Action] = []
         self.pending = list(program.tasks)
-        self.available = set(program.inputs)
-        self.flying: list[Task] = []
-        self.left: dict[str, float] = {}
+        self.available = set(program.inputs) - set(program.joins)
+        self.flying: list[Wait | Join] = [Join(value) for value in program.joins]
+        self.left = [0.0] * len(self.flying)  # of what comes from elsewhere nobody here knows
 
     def ready(self) -> Iterable[Task]:
-        """Tasks whose inputs exist, in program order; of each group only the next collective."""
+        """Tasks whose inputs exist, in program order; of each channel only the next collective."""
         blocked: set[str] = set()
         for task in self.pending:
             if is_collective(task):
-                first = task.group not in blocked
-                blocked.add(task.group)
+                first = task.channel not in blocked
+                blocked.add(task.channel)
                 if not first:
                     continue
             if self.available.issuperset(task.inputs):
@@ -98,25 +117,27 @@ class _State:
     def post(self, task: Task, time: float) -> None:
         self.actions.append(Post(task))
         self.pending.remove(task)
-        self.flying.append(task)
-        self.left[task.name] = time
+        if not is_open(self.program, task):
+            self.flying.append(Wait(task))
+            self.left.append(time)
 
     def run(self, task: Task, time: float) -> None:
         self.actions.append(Run(task))
         self.pending.remove(task)
         self.available.update(task.outputs)
-        for name in self.left:
-            self.left[name] -= time
+        self.left = [left - time for left in self.left]
 
     def wait(self, which: int = 0) -> None:
-        task = self.flying.pop(which)
-        self.actions.append(Wait(task))
-        self.available.update(task.outputs)
-        del self.left[task.name]
+        closing = self.flying.pop(which)
+        self.actions.append(closing)
+        self.available.update(
+            closing.task.outputs if isinstance(closing, Wait) else (closing.value,)
+        )
+        del self.left[which]
 
     def uncovered(self) -> float:
         """How much longer the collective that is waited for next is in flight."""
-        return self.left[self.flying[0].name] if self.flying else 0
+        return self.left[0] if self.flying else 0
 
     def drain(self) -> None:
         while self.flying:

@@ -10,14 +10,24 @@ for each group, whose collectives follow one another. What lanes cost each other
 links) is not in it.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from string import ascii_letters, digits
 
 from weft.errors import ProgramError
 from weft.graph.program import Program, Task
-from weft.schedule.action import Action, Free, Ordered, Post, Run, Wait, is_collective
+from weft.schedule.action import (
+    Action,
+    Free,
+    Join,
+    Ordered,
+    Post,
+    Run,
+    Wait,
+    is_collective,
+    is_open,
+)
 
 WIDTH = 100
 _VERBS: dict[str, type[Run] | type[Post] | type[Wait]] = {"run": Run, "post": Post, "wait": Wait}
@@ -33,14 +43,17 @@ Price = Callable[[Task], float]
 def render_actions(ordered: Ordered) -> str:
     """Every action, by the number that `schedule.check` gives it; frees in a row share a line."""
     lines = [f"{ordered.program.name}: {len(ordered.actions)} actions", ""]
-    width = max((len(a.task.name) for a in ordered.actions if not isinstance(a, Free)), default=0)
+    tasks = [a.task for a in ordered.actions if not isinstance(a, Free | Join)]
+    width = max(
+        (len(name) for name in (*(t.name for t in tasks), *ordered.program.joins)), default=0
+    )
     numbered = enumerate(ordered.actions)
     for is_free, run in groupby(numbered, key=lambda pair: isinstance(pair[1], Free)):
         actions = list(run)
         if is_free:
             lines += _free_lines(actions)
         else:
-            lines += [_action_line(n, action, width) for n, action in actions]
+            lines += [_action_line(n, action, width, ordered.program) for n, action in actions]
     return "\n".join(lines)
 
 
@@ -58,17 +71,20 @@ def parse(text: str, program: Program) -> Ordered:
     return Ordered(program=program, actions=tuple(actions))
 
 
-def _action_line(number: int, action: Action, width: int) -> str:
+def _action_line(number: int, action: Action, width: int, program: Program) -> str:
     match action:
         case Run(task):
-            verb, detail = "run", _flow(task)
+            verb, name, detail = "run", task.name, _flow(task)
         case Post(task):
-            verb, detail = "post", f"{_where(task)}  {_flow(task)}"
+            left = "  (left open)" if is_open(program, task) else ""
+            verb, name, detail = "post", task.name, f"{_where(task)}  {_flow(task)}{left}"
         case Wait(task):
-            verb, detail = "wait", _where(task)
+            verb, name, detail = "wait", task.name, _where(task)
+        case Join(value):
+            verb, name, detail = "join", value, "from an earlier segment"
         case Free():
             raise AssertionError(f"{action=} has a line of its own")
-    return f"{number:>4}  {verb:<4}  {task.name:<{width}}  {detail}"
+    return f"{number:>4}  {verb:<4}  {name:<{width}}  {detail}"
 
 
 def _free_lines(numbered: Sequence[tuple[int, Action]]) -> Iterator[str]:
@@ -87,7 +103,7 @@ def _free_lines(numbered: Sequence[tuple[int, Action]]) -> Iterator[str]:
 
 
 def _where(task: Task) -> str:
-    return f"{task.group}: {task.attributes['label']}"
+    return f"{task.channel}: {task.attributes['label']}"
 
 
 def _flow(task: Task) -> str:
@@ -98,6 +114,8 @@ def _parse_line(line: str, tasks: dict[str, Task]) -> Iterator[Action]:
     match line.replace(",", " ").split():
         case [_, "free", *values] if values:
             yield from (Free(value) for value in values)
+        case [_, "join", value, *_]:
+            yield Join(value)
         case [_, ("run" | "post" | "wait") as verb, name, *_] if name in tasks:
             yield _VERBS[verb](tasks[name])
         case [_, "run" | "post" | "wait", name, *_]:
@@ -106,7 +124,8 @@ def _parse_line(line: str, tasks: dict[str, Task]) -> Iterator[Action]:
             )
         case _:
             raise ProgramError(
-                f"found {line.strip()!r}, expected a number, run, post, wait or free, and a name"
+                f"found {line.strip()!r}, expected a number, run, post, wait, join or free, "
+                "and a name"
             )
 
 
@@ -124,19 +143,36 @@ class Bar:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Traffic:
+    """What is on its way at the edge of a segment: when each value in flight arrives, by its name,
+    and until when each lane is busy; seconds from that edge.
+    """
+
+    values: Mapping[str, float] = field(default_factory=dict[str, float])
+    lanes: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+IDLE = Traffic()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Timeline:
-    """What ran when, when the compute lane stood waiting, and how long it all took."""
+    """What ran when, when the compute lane stood waiting, how long it all took, and what is still
+    on its way at the end.
+    """
 
     bars: tuple[Bar, ...]
     exposed: tuple[tuple[float, float], ...]
     seconds: float
+    leaving: Traffic = IDLE
 
 
-def place(ordered: Ordered, price: Price) -> Timeline:
-    """Every task at its time: compute in order, the collectives of a group in order."""
+def place(ordered: Ordered, price: Price, entering: Traffic = IDLE) -> Timeline:
+    """Every task at its time: compute in order, the collectives of a channel in order."""
     bars: list[Bar] = []
     exposed: list[tuple[float, float]] = []
-    arrives: dict[str, float] = {}  # a collective's end, by name, and that of a group's last one
+    arrives: dict[str, float] = dict(entering.values)  # when a value in flight is there
+    busy: dict[str, float] = dict(entering.lanes)
     now = 0.0
     for action in ordered.actions:
         match action:
@@ -144,17 +180,24 @@ def place(ordered: Ordered, price: Price) -> Timeline:
                 bars.append(Bar(lane=_COMPUTE, task=task, start=now, stop=now + price(task)))
                 now = bars[-1].stop
             case Post(task):
-                lane = f"{task.lane} {task.group}"
-                start = max(now, arrives.get(lane, 0.0))
+                lane = f"{task.lane} {task.channel}"
+                start = max(now, busy.get(lane, 0.0))
                 bars.append(Bar(lane=lane, task=task, start=start, stop=start + price(task)))
-                arrives[task.name] = arrives[lane] = bars[-1].stop
-            case Wait(task):
-                if arrives[task.name] > now:
-                    exposed.append((now, arrives[task.name]))
-                now = max(now, arrives[task.name])
+                busy[lane] = bars[-1].stop
+                arrives.update(dict.fromkeys(task.outputs, bars[-1].stop))
+            case Wait() | Join():
+                value = action.value if isinstance(action, Join) else action.task.outputs[0]
+                there = arrives.get(value, 0.0)
+                if there > now:
+                    exposed.append((now, there))
+                now = max(now, there)
             case Free():
                 pass
-    return Timeline(bars=tuple(bars), exposed=tuple(exposed), seconds=now)
+    leaving = Traffic(
+        values={v: arrives[v] - now for v in ordered.program.opens},
+        lanes={lane: stop - now for lane, stop in busy.items() if stop > now},
+    )
+    return Timeline(bars=tuple(bars), exposed=tuple(exposed), seconds=now, leaving=leaving)
 
 
 def render_timeline(ordered: Ordered, price: Price, *, width: int = WIDTH) -> str:

@@ -24,8 +24,9 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
+from weft.compose.instance import Instance
 from weft.compose.plan import Plan, is_all_gather, sizes
-from weft.compose.step import Instance, Step
+from weft.compose.step import Step
 from weft.graph.dims import Sizes
 from weft.graph.program import Program, Task
 from weft.model.families import Kind
