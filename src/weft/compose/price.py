@@ -6,7 +6,7 @@
 The planner's machines give real prices.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from weft.graph.dims import Sizes
@@ -24,7 +24,15 @@ class Nominal:
     latency: float = 1e-5
 
 
+Pricing = Callable[[Task, Program, Sizes], float]  # seconds of a task; the caller may bring one
+
 BYTES: Mapping[str, int] = {"act": 2, "acc": 4, "i32": 4, "i64": 8, "host": 0}
+
+
+def nominal_pricing(nominal: Nominal | None = None) -> Pricing:
+    """Prices where no machine was asked for."""
+    rates = nominal or Nominal()
+    return lambda task, program, n: price(task, program, n, rates)
 
 
 def price(task: Task, program: Program, n: Sizes, nominal: Nominal) -> float:

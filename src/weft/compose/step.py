@@ -12,7 +12,7 @@ from weft.compose import segment
 from weft.compose.check import check_edges
 from weft.compose.instance import Instance, instance_of, with_drops
 from weft.compose.plan import Plan, sizes, validate
-from weft.compose.price import Nominal, price
+from weft.compose.price import Pricing, nominal_pricing
 from weft.graph.program import Program
 from weft.model.families import Kind, Shape
 from weft.model.params import Parameter, parameters
@@ -103,20 +103,20 @@ def owned_parameters(plan: Plan) -> tuple[tuple[Parameter, ...], tuple[Bucket, .
     return owned, buckets(owned, {"dense": layout.degree("dense"), "edp": layout.degree("edp")})
 
 
-def named_order(plan: Plan) -> Order:
-    """The order a recipe names, priced for this plan."""
+def named_order(plan: Plan, pricing: Pricing | None = None) -> Order:
+    """The order a recipe names, at the prices of a machine, or at nominal ones."""
     match plan.order:
         case "serial":
             return serial
         case "overlapped":
-            return partial(_overlapped, plan=plan)
+            return partial(_overlapped, plan=plan, pricing=pricing or nominal_pricing())
         case _:
             raise AssertionError(f"{plan.order=}")
 
 
-def _overlapped(program: Program, *, plan: Plan) -> Ordered:
-    n, nominal = sizes(plan), Nominal()
-    return overlapped(program, lambda task: price(task, program, n, nominal))
+def _overlapped(program: Program, *, plan: Plan, pricing: Pricing) -> Ordered:
+    n = sizes(plan)
+    return overlapped(program, lambda task: pricing(task, program, n))
 
 
 def _layer_weights(owned: Sequence[Parameter]) -> dict[Kind, list[str]]:

@@ -1,0 +1,154 @@
+"""What a task asks of a machine: products, attention, passes over memory, messages, host time.
+
+The numbers come from the program alone: shapes of the values it reads and makes, FLOPs of the
+vocabulary, wire bytes of the collective. What they cost is another file's question (`cost`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from weft.compose.price import BYTES, flops, value_bytes, wire_bytes
+from weft.graph.dims import Sizes
+from weft.graph.opset import Lane, Tolerance
+from weft.graph.program import Program, Task
+from weft.schedule.action import is_collective
+
+# Bodies that move whole rows by an index: a gather or a scatter, or a transpose between ranks.
+ROWS = frozenset(
+    {
+        "permute",
+        "reorder",
+        "gather_sum",
+        "pack_heads",
+        "join_heads",
+    }
+)
+
+# Bodies that hand out views of what they are given: no kernel runs.
+VIEWS = frozenset({"split_heads", "split_heads.dgrad"})
+
+# Collectives by what the wire sees, as nccl-tests names them.
+ALGORITHMS: Mapping[str, str] = MappingProxyType(
+    {
+        "even": "all_to_all",
+        "rows": "all_to_all",
+        "scatter": "reduce_scatter",
+        "gather": "all_gather",
+        "reduce": "all_reduce",
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Products:
+    """`groups` matrix products of `rows` in all by `n` by `k`, and the bytes they touch."""
+
+    rows: int
+    n: int
+    k: int
+    groups: int
+    phase: str
+    flops: int
+    moved: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attend:
+    """Causal attention over sequences of a length."""
+
+    length: int
+    phase: str
+    flops: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Passing:
+    """A body that is bound by memory: its bytes, and whether it moves rows by an index."""
+
+    body: str
+    moved: int
+    rows: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sending:
+    """A collective: bytes that a rank receives, over which group, how often its input is cut."""
+
+    algorithm: str
+    axis: str
+    label: str
+    wire: float
+    degree: int
+    tensor: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Waiting:
+    """The host waits for the device, or nothing runs at all."""
+
+    synchronises: bool
+
+
+Work = Products | Attend | Passing | Sending | Waiting
+
+
+def work(task: Task, program: Program, n: Sizes, widths: Mapping[str, int] = BYTES) -> Work:
+    """What one task asks of a machine; dynamic dims count as `n` says."""
+    if is_collective(task):
+        return _sending(task, program, n, widths)
+    if task.lane is Lane.HOST:
+        return Waiting(synchronises=True)
+    if task.body in VIEWS:
+        return Waiting(synchronises=False)
+    if task.op.name == "attention":
+        return Attend(length=n.S, phase=task.phase, flops=flops(task, n))
+    moved = sum(value_bytes(v, program, n, widths) for v in (*task.inputs, *task.outputs))
+    if task.op.tolerance is Tolerance.MATMUL:
+        return _products(task, program, n, moved)
+    return Passing(body=task.body, moved=moved, rows=task.op.name in ROWS)
+
+
+def _products(task: Task, program: Program, n: Sizes, moved: int) -> Work:
+    """A product from the shape of its weight, which its accumulator shares."""
+    done = flops(task, n)
+    weight = next(v for v in task.inputs if v.startswith(("w.", "acc.w.")))
+    *groups, out, width = n.shape(program.values[weight].dims)
+    rows = done // (2 * out * width) // (3 if task.phase == "fused" else 1)
+    if out < NARROW:  # the router: bound by reading its tokens
+        return Passing(body=task.body, moved=moved, rows=False)
+    return Products(
+        rows=rows,
+        n=out,
+        k=width,
+        groups=groups[0] if groups else 1,
+        phase=task.phase,
+        flops=done,
+        moved=moved,
+    )
+
+
+NARROW = 256  # columns: a tile is that wide, below it the tensor cores idle and memory decides
+
+
+def _sending(task: Task, program: Program, n: Sizes, widths: Mapping[str, int]) -> Sending:
+    wire = wire_bytes(task, program, n, widths)
+    given = value_bytes(task.inputs[0], program, n, widths)
+    made = value_bytes(task.outputs[0], program, n, widths)
+    algorithm = ALGORITHMS[str(task.op.wire)]
+    return Sending(
+        algorithm=algorithm,
+        axis=task.group,
+        label=str(task.attributes["label"]),
+        wire=wire,
+        degree=_degree(task, n, given, made),
+        tensor=max(given, made),
+    )
+
+
+def _degree(task: Task, n: Sizes, given: int, made: int) -> int:
+    """Ranks of the group: by the axis where a letter says it, else by what is cut."""
+    known = {"sp": n.X, "ep": n.Y, "world": n.d}
+    if task.group in known:
+        return known[task.group]
+    return max(1, round(max(given, made) / max(min(given, made), 1)))
