@@ -93,3 +93,22 @@ def test_what_is_not_there_is_refused(recipe_file: Path) -> None:
             show.show_schedule(str(recipe_file), rank=rank)
     with pytest.raises(LayoutError, match="nearest legal value"):
         show.show_layout(str(recipe_file), ["parallel.sp=3"])
+
+
+def test_memory_shows_each_policy_and_what_it_saves(
+    recipe_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show.show_memory(str(recipe_file), [*LAYOUT, "parallel.dispatch=all_gather"])
+    lines = {line[:12].strip(): line[12:].split() for line in capsys.readouterr().out.splitlines()}
+    assert lines[""] == ["none", "selective", "full"]
+    none, selective, full = map(float, lines["together"])
+    assert none > selective > full
+    assert lines["against none"][0] == "0.0%"
+    assert lines["s_2"] == lines["s_2"][:1], "kept by default alone"
+
+
+def test_memory_shows_a_policy_by_name(
+    recipe_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show.show_memory(str(recipe_file), [*LAYOUT, 'overlap.remat=["s_2"]'])
+    assert "as named" in capsys.readouterr().out

@@ -1,17 +1,21 @@
-"""`weft show layer|program|schedule|layout RECIPE`: the score as text. Needs no torch."""
+"""`weft show layer|program|schedule|memory|layout RECIPE`: the score as text. Needs no torch."""
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Annotated
 
 import typer
 
 from weft.cli.arguments import Overrides, Recipe
+from weft.compose import segment
+from weft.compose.keep import activations, held_bytes, kept_bytes, rematerialised
 from weft.compose.plan import Plan, sizes
 from weft.compose.price import Nominal, price
 from weft.compose.recipe import plan as make_plan
-from weft.compose.step import Step, owned_parameters, training_step
+from weft.compose.segment import Segment as SegmentOf
+from weft.compose.step import Step, layer_weights, owned_parameters, training_step
 from weft.config.load import load
 from weft.errors import ConfigError
 from weft.graph.render import render_program
@@ -68,6 +72,50 @@ def show_schedule(
         cost = partial(price, program=ordered.program, n=n, nominal=nominal)
         texts.append(render_actions(ordered) if actions else render_timeline(ordered, cost))
     print("\n\n".join(texts))
+
+
+@app.command("memory")
+def show_memory(recipe: Recipe, overrides: Overrides = None) -> None:
+    """What a layer keeps for its backward, by value and policy, for one micro-batch."""
+    plan = make_plan(load(recipe, overrides or ()), 0)
+    weights = layer_weights(owned_parameters(plan)[0])
+    layers = {kind: segment.layer(plan, kind, names) for kind, names in weights.items()}
+    policies = dict.fromkeys(("none", "selective", "full", plan.remat))
+    kept = {policy: rematerialised(replace(plan, remat=policy), layers) for policy in policies}
+    texts = [_memory_lines(plan, layers[kind], [k[kind] for k in kept.values()], list(kept))
+             for kind in layers]  # fmt: skip
+    print("\n\n".join("\n".join(lines) for lines in texts))
+
+
+def _memory_lines(
+    plan: Plan, plain: SegmentOf, layers: list[SegmentOf], policies: list[str | tuple[str, ...]]
+) -> Iterable[str]:
+    every = kept_bytes(plan, plain.forward, activations(plain.forward))
+    held = [held_bytes(plan, layer) for layer in layers]
+    names = sorted({n for column in held for n in column}, key=lambda n: (-_most(held, n), n))
+    titles = [policy if isinstance(policy, str) else "as named" for policy in policies]
+    yield f"{plain.forward.name.partition('.')[0]}: MiB a layer and micro-batch"
+    yield ""
+    yield f"{'':<12}" + "".join(f"{title:>11}" for title in titles)
+    for name in names:
+        yield f"{name:<12}" + "".join(_mebibytes(column.get(name)) for column in held)
+    totals = [sum(column.values()) for column in held]
+    yield f"{'together':<12}" + "".join(map(_mebibytes, totals))
+    yield _saving("against none", totals, totals[0])
+    yield _saving("against all", totals, sum(every.values()))
+    yield f"all: every activation once, {sum(every.values()) / 2**20:.1f} MiB"
+
+
+def _most(columns: list[Mapping[str, int]], name: str) -> int:
+    return max(column.get(name, 0) for column in columns)
+
+
+def _mebibytes(count: int | None) -> str:
+    return f"{'':>11}" if count is None else f"{count / 2**20:>11.2f}"
+
+
+def _saving(title: str, totals: list[int], whole: int) -> str:
+    return f"{title:<12}" + "".join(f"{total / whole - 1:>11.1%}" for total in totals)
 
 
 @app.command("layout")

@@ -52,6 +52,8 @@ class Plan:
     order: str
     update: Update
     replay: bool = False
+    remat: str | tuple[str, ...] = "none"
+    memory: int = 0
 
     @property
     def tokens(self) -> int:

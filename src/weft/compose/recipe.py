@@ -26,6 +26,8 @@ def plan(config: RunConfig, rank: int, *, replay: bool = False) -> Plan:
             clip_norm=config.optim.clip_norm,
         ),
         replay=replay,
+        remat=config.overlap.remat,
+        memory=config.overlap.memory,
     )
 
 

@@ -11,6 +11,7 @@ from functools import partial
 from weft.compose import segment
 from weft.compose.check import check_edges
 from weft.compose.instance import Instance, instance_of, with_drops
+from weft.compose.keep import rematerialised
 from weft.compose.plan import Plan, sizes, validate
 from weft.compose.price import Pricing, nominal_pricing
 from weft.graph.program import Program
@@ -40,10 +41,11 @@ def training_step(plan: Plan, order: Order | None = None, *, record_routing: boo
     """The whole step of one rank; `record_routing` adds every token's choices to its results."""
     order = order or named_order(validate(plan))
     owned, flat = owned_parameters(plan)
-    weights = _layer_weights(owned)
+    weights = layer_weights(owned)
     embedding = segment.embedding(plan)
     head = segment.head(plan, _head_name(plan))
-    layers = {kind: segment.layer(plan, kind, names) for kind, names in weights.items()}
+    plain = {kind: segment.layer(plan, kind, names) for kind, names in weights.items()}
+    layers = rematerialised(plan, plain)
     programs = {"embedding.forward": embedding.forward, "head": head.forward}
     programs["update"] = segment.update(plan, flat)
     for kind, derived in layers.items():
@@ -71,7 +73,7 @@ def evaluation_step(plan: Plan, order: Order | None = None) -> Step:
     order = order or named_order(plan)
     owned, flat = owned_parameters(plan)
     programs = {"embedding.forward": segment.embedding(plan).forward}
-    for kind, names in _layer_weights(owned).items():
+    for kind, names in layer_weights(owned).items():
         programs[f"{kind}.forward"] = segment.layer(plan, kind, names, evaluate=True).forward
     programs["head.evaluate"] = segment.head(plan, _head_name(plan), evaluate=True).forward
     shape = plan.shape
@@ -119,7 +121,7 @@ def _overlapped(program: Program, *, plan: Plan, pricing: Pricing) -> Ordered:
     return overlapped(program, lambda task: pricing(task, program, n))
 
 
-def _layer_weights(owned: Sequence[Parameter]) -> dict[Kind, list[str]]:
+def layer_weights(owned: Sequence[Parameter]) -> dict[Kind, list[str]]:
     """Short names of the parameters of each kind of layer present."""
     names: dict[Kind, dict[str, None]] = {}
     for parameter in owned:

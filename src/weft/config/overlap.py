@@ -1,10 +1,14 @@
-"""The `[overlap]` branch: in which order the operators of a layer run."""
+"""The `[overlap]` branch: what is kept for the backward, and in which order operators run."""
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self, cast
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
-from weft.config.branch import Branch
+from weft.config.branch import Branch, closest_name, refusal
+from weft.errors import ConfigError
+
+POLICIES = ("none", "selective", "full", "auto")
+_ROOM = 2**33  # bytes of the example in an error: what a layer or two of a large model keep
 
 
 class OverlapConfig(Branch):
@@ -15,3 +19,33 @@ class OverlapConfig(Branch):
     order: Literal["overlapped", "serial"] = Field(
         default="overlapped", description="the order of the operators of a layer"
     )
+    remat: str | tuple[str, ...] = Field(
+        default="none",
+        description="what the backward makes again: none, selective, full, auto, or a list of "
+        "values by name",
+    )
+    memory: int = Field(
+        default=0,
+        ge=0,
+        description='bytes for what the layers of a rank keep, with remat = "auto"',
+    )
+
+    @field_validator("remat", mode="before")
+    @classmethod
+    def _take_list(cls, value: Any) -> Any:
+        """A list of names as TOML has it, as a tuple: strict types take no list for one."""
+        return tuple(cast("list[Any]", value)) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if isinstance(self.remat, str) and self.remat not in POLICIES:
+            rule = f"must be one of {', '.join(POLICIES)}, or a list of values"
+            meant = closest_name(self.remat, POLICIES) or "none"
+            raise ConfigError(refusal("overlap.remat", self.remat, rule, meant))
+        if self.remat == "auto" and not self.memory:
+            rule = 'must be given with overlap.remat = "auto"'
+            raise ConfigError(refusal("overlap.memory", self.memory, rule, _ROOM))
+        if self.remat != "auto" and self.memory:
+            rule = 'has no meaning without overlap.remat = "auto"'
+            raise ConfigError(refusal("overlap.memory", self.memory, rule, 0))
+        return self

@@ -26,6 +26,7 @@ from weft.comm.transports.stacked import StackedWorld
 from weft.compose.plan import Plan
 from weft.compose.recipe import plan as make_plan
 from weft.compose.step import Step, training_step
+from weft.config.overlap import OverlapConfig
 from weft.config.run import RunConfig
 from weft.model.families import Kind
 from weft.optim.lr import learning_rate
@@ -184,6 +185,8 @@ def plan_of(course: Course, trial: Trial, layout: Layout, rank: int) -> Plan:
     config = course.config
     train = config.train.model_copy(update={"precision": trial.precision})
     overlap = config.overlap.model_copy(update={"order": trial.order})
+    if trial.order == "serial":  # nothing of the branch: the step that the others must equal
+        overlap = OverlapConfig(order="serial")
     parallel = config.parallel.model_copy(
         update={
             "dp": layout.dp,
