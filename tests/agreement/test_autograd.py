@@ -13,18 +13,19 @@ from weft.testing.agreement import Work, require_agreement, run_layout, run_orac
 
 REFERENCE = reference_bodies()
 BODIES = {"reference": REFERENCE, "cpu": {**REFERENCE, **cpu_bodies()}}
+MODELS = {**models.FAMILIES, **models.VARIANTS}
 FAMILY = pytest.mark.parametrize("family", models.FAMILIES)
 
 
 def work(family: str) -> Work:
-    return Work(batches=partial(models.batches, models.FAMILIES[family]), steps=1)
+    return Work(batches=partial(models.batches, MODELS[family]), steps=1)
 
 
 def plan_of(family: str, **fields):
-    return partial(models.plan, models.FAMILIES[family], **fields)
+    return partial(models.plan, MODELS[family], **fields)
 
 
-@FAMILY
+@pytest.mark.parametrize("family", MODELS)
 @pytest.mark.parametrize("bodies", BODIES)
 @pytest.mark.parametrize("order", ["serial", "overlapped"])
 def test_explicit_gradients_are_those_of_autograd(family, bodies, order):

@@ -9,6 +9,7 @@ every one of these checks.
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,10 @@ from transformers import (
     LlamaForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    OlmoeConfig,
+    OlmoeForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
 )
@@ -47,6 +52,7 @@ from weft.compose.plan import LOSS, Plan, Update
 from weft.compose.recipe import arithmetic, shape
 from weft.data.batches import MicroBatch
 from weft.errors import VerificationError
+from weft.model.families import Kind
 from weft.model.params import Logical
 from weft.ops.registry import reference_bodies
 from weft.parallel.layout import Layout
@@ -57,6 +63,7 @@ from weft.testing.tolerance import GRADIENT_FLOAT64, require_close
 
 VOCAB, HIDDEN, LAYERS, EXPERTS, CHOICES = 61, 32, 3, 8, 2
 SEQUENCES, LENGTH = 4, 13
+TRAINED_FLOAT64 = 1e-8  # after five steps of AdamW, which divides by the root of its own sums
 DIVISOR = float(SEQUENCES * (LENGTH - 1))  # the last token of a sequence has no target
 CPU = torch.device("cpu")
 BODIES = reference_bodies()
@@ -123,6 +130,27 @@ def dots1() -> nn.Module:
                 norm_topk_prob=True,
                 routed_scaling_factor=2.5,
                 head_dim=12,
+            )
+        )
+    )
+
+
+def qwen2_moe(**changes) -> nn.Module:
+    numbers = {
+        "intermediate_size": 80,
+        "moe_intermediate_size": 24,
+        "shared_expert_intermediate_size": 36,
+        "num_experts": EXPERTS,
+    }
+    return Qwen2MoeForCausalLM(Qwen2MoeConfig(**_numbers(**{**numbers, **changes})))
+
+
+def olmoe(**changes) -> nn.Module:
+    return OlmoeForCausalLM(
+        # without a padding token: torch keeps the gradient of its row from the embedding
+        OlmoeConfig(
+            **_numbers(
+                **{"intermediate_size": 24, "num_experts": EXPERTS, "pad_token_id": None, **changes}
             )
         )
     )
@@ -216,6 +244,11 @@ MODELS: Mapping[str, Callable[[], nn.Module]] = {
     "mixtral_tied": partial(mixtral, tie_word_embeddings=True, head_dim=12),
     "qwen3_moe": qwen3_moe,
     "qwen3_moe_dense_first": partial(qwen3_moe, mlp_only_layers=[0], norm_topk_prob=False),
+    "qwen2_moe": qwen2_moe,
+    "qwen2_moe_every_second": partial(qwen2_moe, decoder_sparse_step=2, norm_topk_prob=True),
+    "qwen2_moe_dense_between": partial(qwen2_moe, mlp_only_layers=[1], qkv_bias=False),
+    "olmoe": olmoe,
+    "olmoe_grouped": partial(olmoe, num_key_value_heads=4, norm_topk_prob=True),
     "dots1": dots1,
     "deepseek": DeepseekModel,
 }
@@ -256,9 +289,9 @@ def _spread(model: nn.Module) -> None:
     """Gives norms and biases values of their own: among ones and zeros no swap would show."""
     with torch.no_grad():
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-            if "norm" in name:
+            if "norm" in name and not name.endswith("bias"):
                 tensor.uniform_(0.5, 1.5)
-            elif "e_score_correction_bias" in name:
+            elif name.endswith("bias"):
                 tensor.uniform_(-0.3, 0.3)
 
 
@@ -294,7 +327,12 @@ def _replace(model: nn.Module, values: Mapping[str, Tensor]) -> None:
         parameter.data = values[name]
 
 
-def stage_of(pretrained: Pretrained, precision: str = "float64") -> Stage:
+def stage_of(
+    pretrained: Pretrained,
+    precision: str = "float64",
+    *,
+    clip_norm: float = 1.0,
+) -> Stage:
     """One rank of the model of a checkpoint, without the balance loss, which differs there."""
     model = pretrained.model.model_copy(update={"aux_coef": 0.0})
     plan = Plan(
@@ -307,7 +345,7 @@ def stage_of(pretrained: Pretrained, precision: str = "float64") -> Stage:
         micro_batches=1,
         precision=precision,
         order="overlapped",
-        update=Update(beta1=0.9, beta2=0.95, eps=1e-8, clip_norm=1.0),
+        update=Update(beta1=0.9, beta2=0.95, eps=1e-8, clip_norm=clip_norm),
     )
     world = StackedWorld(Mesh(dp=1, sp=1, ep=1))
     made = build(plan, bodies=BODIES, transport=world.transport(0), device=CPU)
@@ -388,10 +426,10 @@ def export_again(folder: Path, target: Path, alter: Callable[[Logical], Logical]
 
 
 def swapped(part: Logical) -> Logical:
-    """Expert 1 for expert 0 of the last layer, and the other way round."""
-    first, second = (f"layers.{LAYERS - 1}.experts.{e}." for e in (0, 1))
+    """Expert 1 for expert 0 of every layer, and the other way round."""
+    first, second = (f".experts.{e}." for e in (0, 1))
     for here, there in ((first, second), (second, first)):
-        if part.name.startswith(here):
+        if here in part.name:
             return replace(part, name=part.name.replace(here, there))
     return part
 
@@ -452,7 +490,8 @@ def test_every_gradient_is_compared_and_most_experts_have_tokens(sample):
     in_memory = sum(p.numel() for p in sample.model.parameters())
     assert sum(p.numel for p in made.step.parameters) == in_memory
     assert len(found) == sum(len(p.parts) for p in made.step.parameters)
-    for layer in range(pretrained.model.dense_layers, LAYERS):
+    routed = [i for i in range(LAYERS) if made.plan.shape.kind(i) is not Kind.DENSE]
+    for layer in routed:
         tally = made.state.statics[f"stats:tally.layers.{layer}"]
         assert tally.sum() == SEQUENCES * LENGTH * CHOICES
         assert (tally > 0).sum() > EXPERTS // 2
@@ -496,3 +535,67 @@ def test_transformers_computes_the_same_bits_of_what_weft_writes(sample, tmp_pat
     assert torch.equal(transformers_logits(sample, again), expected)
     swap = export_again(sample.folder, tmp_path / "swapped", swapped)
     assert not torch.equal(transformers_logits(sample, swap), expected)
+
+
+RATES = {"lr": 3e-3, "weight_decay": 0.1}
+STEPS = 5
+
+
+def steps_of_transformers(sample: Sample, folder: Path) -> list[Tensor]:
+    """Trains a copy with torch's own AdamW in float64, saves it, and returns its losses."""
+    model = deepcopy(sample.model)  # in evaluation mode, as the logits are compared
+    named = list(model.named_parameters())
+    shrinks = lambda name: "norm" not in name and not name.endswith("bias") and "sinks" not in name  # noqa: E731
+    groups = [
+        {"params": [p for n, p in named if shrinks(n)], "weight_decay": RATES["weight_decay"]},
+        {"params": [p for n, p in named if not shrinks(n)], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=RATES["lr"], betas=(0.9, 0.95), eps=1e-8)
+    losses = []
+    with Lifted():
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            loss = model(input_ids=sample.tokens, labels=sample.tokens).loss
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        model.save_pretrained(folder)
+    return losses
+
+
+def steps_of_weft(made: Stage, sample: Sample) -> list[Tensor]:
+    losses = []
+    for step in range(1, STEPS + 1):
+        batch = batch_of(sample.tokens)
+        made.train([batch], divisor=DIVISOR, rates=Rates(**RATES, step=step))
+        losses.append(made.state.stats[LOSS].clone())
+    return losses
+
+
+def test_five_steps_train_as_transformers_and_adamw_do(sample, tmp_path):
+    expected = steps_of_transformers(sample, tmp_path / "trained")
+    with open_pretrained(sample.folder) as pretrained:
+        made = stage_of(pretrained, clip_norm=1e9)  # no clipping: torch's AdamW has none
+    found = steps_of_weft(made, sample)
+    require_close(torch.stack(found), torch.stack(expected), TRAINED_FLOAT64, "losses")
+    assert found[-1] < found[0]
+    with open_pretrained(tmp_path / "trained") as after:
+        weights = parts(
+            made, {p.name: made.state.statics[f"param:{p.name}"] for p in made.step.parameters}
+        )
+        for part, values in weights.items():
+            require_close(values, after.read(part), TRAINED_FLOAT64, part.name)
+
+
+def test_training_without_decay_is_not_that_of_transformers(sample, tmp_path):
+    """The control: one number of the optimizer off, and the weights part."""
+    steps_of_transformers(sample, tmp_path / "trained")
+    with open_pretrained(sample.folder) as pretrained:
+        made = stage_of(pretrained, clip_norm=1e9)
+    for step in range(1, STEPS + 1):
+        rates = Rates(lr=RATES["lr"], weight_decay=0.0, step=step)
+        made.train([batch_of(sample.tokens)], divisor=DIVISOR, rates=rates)
+    with open_pretrained(tmp_path / "trained") as after:
+        expected = after.read(next(p for p in made.step.parameters if p.name == "embed").parts[0])
+    with pytest.raises(VerificationError):
+        require_close(made.state.statics["param:embed"], expected, TRAINED_FLOAT64, "embed")

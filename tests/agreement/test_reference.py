@@ -89,6 +89,14 @@ def norm_rotate(qkv, q_norm, k_norm, cos, sin, *, heads, kv_heads, eps):
     return turned(q, cos, sin), turned(k, cos, sin), v, rstd
 
 
+def wide_norm_rotate(qkv, q_norm, k_norm, cos, sin, *, heads, kv_heads, eps):
+    q, k, v = three(qkv, heads, kv_heads)
+    rstd = torch.stack([(x.pow(2).mean((1, 2)) + eps).pow(-0.5) for x in (q, k)], 1)
+    q = q * rstd[:, 0, None, None] * q_norm.view(heads, -1)
+    k = k * rstd[:, 1, None, None] * k_norm.view(kv_heads, -1)
+    return turned(q, cos, sin), turned(k, cos, sin), v, rstd
+
+
 def pack_heads(q, k, v, *, sp, heads, kv_heads):
     share, kv_share = heads // sp, max(kv_heads // sp, 1)
     blocks = []
@@ -241,6 +249,11 @@ def dense_swiglu(u):
     return u[:, :half] / (1 + (-u[:, :half]).exp()) * u[:, half:]
 
 
+def shared_gate(f, h, w):
+    gate = [1 / (1 + math.exp(-float(w[0] @ row))) for row in h]
+    return torch.stack([s * row for s, row in zip(gate, f, strict=True)]), real(gate)
+
+
 def cross_entropy(h, w, targets, divisor, loss, *, chunk):
     logits = project(h, w)
     terms = [
@@ -285,12 +298,14 @@ WRITTEN_OUT = {
     "qkv_project": project,
     "rotate": rotate,
     "norm_rotate": norm_rotate,
+    "wide_norm_rotate": wide_norm_rotate,
     "pack_heads": pack_heads,
     "split_heads": split_heads,
     "attention": attention,
     "join_heads": join_heads,
     "project": project,
     "add": summed,
+    "add_bias": lambda x, b: torch.stack([row + b for row in x]),
     "router_logits": project,
     "select_experts": select_experts,
     "replay_experts": replay_experts,
@@ -310,6 +325,7 @@ WRITTEN_OUT = {
     "swiglu": lambda u, row_weights: dense_swiglu(u) * row_weights[:, None],
     "expert_down": expert_up,
     "dense_swiglu": dense_swiglu,
+    "shared_gate": shared_gate,
     "cross_entropy": cross_entropy,
     "splits_to_host": splits_to_host,
     "rows_to_host": lambda counts: sum(counts.tolist()),

@@ -6,7 +6,7 @@ from weft.compose import recipe
 from weft.compose.plan import Arithmetic
 from weft.config.load import build
 from weft.config.run import RunConfig
-from weft.model.families import Shape
+from weft.model.families import FAMILIES, Shape
 from weft.parallel.layout import Dispatch, Layout
 
 TREE = {
@@ -14,9 +14,10 @@ TREE = {
     "model": {
         "family": "deepseek_moe", "vocab": 61, "hidden": 28, "layers": 3, "heads": 4, "kv_heads": 2,
         "head_dim": 6, "ffn_hidden": 20, "experts": 8, "top_k": 2, "shared_experts": 2,
-        "dense_layers": 1, "dense_ffn_hidden": 44, "qk_norm": True, "score": "sigmoid",
+        "dense_layers": 0, "dense_ffn_hidden": 44, "qk_norm": True, "score": "sigmoid",
         "renormalise": False, "scaling": 1.5, "aux_coef": 0.25, "z_coef": 0.5, "rope_theta": 500.0,
         "norm_eps": 1e-6, "tied": True, "init_std": 0.125,
+        "attention_bias": True, "shared_ffn_hidden": 36, "dense_at": (2,),
     },
     "parallel": {"dp": 2, "sp": 2, "ep": 4, "dispatch": "all_gather"},
     "overlap": {"order": "serial"},
@@ -37,9 +38,9 @@ def config() -> RunConfig:
 
 
 def test_a_shape_takes_every_number_of_the_model(config):
-    assert asdict(recipe.shape(config.model)) == {
-        f.name: TREE["model"][f.name] for f in fields(Shape)
-    }
+    found = {f.name: getattr(recipe.shape(config.model), f.name) for f in fields(Shape)}
+    assert found.pop("family") == FAMILIES["deepseek_moe"]
+    assert found == {name: TREE["model"][name] for name in found}
 
 
 def test_arithmetic_takes_every_constant_of_the_model(config):

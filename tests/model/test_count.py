@@ -1,12 +1,13 @@
 """The counts agree with what others published, and with the parameters that are really built."""
 
 import tomllib
-from dataclasses import fields, replace
+from dataclasses import replace
 from decimal import ROUND_DOWN, ROUND_HALF_EVEN, Decimal
 from pathlib import Path
 
 import pytest
 
+from weft.compose.recipe import shape as shape_of_model
 from weft.config.presets import PRESETS
 from weft.model import count
 from weft.model.families import Shape
@@ -18,8 +19,7 @@ TINY = [name for name in PRESETS if name.startswith("tiny")]
 
 
 def shape_of(name: str) -> Shape:
-    model = PRESETS[name]()
-    return Shape(**{field.name: getattr(model, field.name) for field in fields(Shape)})
+    return shape_of_model(PRESETS[name]())
 
 
 def states(claim: str, number: int) -> bool:
@@ -63,7 +63,7 @@ def test_the_flop_count_gives_the_utilisation_that_the_paper_draws(row: dict[str
     assert mfu == pytest.approx(row["percent"], rel=read_off)
 
 
-@pytest.mark.parametrize("name", [*TINY, "qwen3-30b-a3b", "deepseek-moe-16b"])
+@pytest.mark.parametrize("name", [*TINY, *PUBLISHED["releases"]])
 def test_the_total_is_the_number_of_elements_that_are_built(name: str) -> None:
     shape = shape_of(name)
     assert count.total(shape).all == sum(p.numel for p in parameters(shape))

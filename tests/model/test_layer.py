@@ -52,6 +52,13 @@ def test_shared_experts_run_between_dispatch_and_combine():
     assert listen(Kind.SHARED_MOE).calls == [*ATTENTION, *ROUTED, *SHARED, "combine", "add", "add"]
 
 
+def test_a_gated_shared_expert_is_weighed_by_what_the_router_sees():
+    found = listen(Kind.GATED_MOE)
+    gated = [*ATTENTION, *ROUTED, *SHARED, "shared_gate", "combine", "add", "add"]
+    assert found.calls == gated
+    assert found.reads["shared_gate"] == ("shared_down.0", "add_rms_norm.1", "w.shared_gate")
+
+
 def test_a_dense_layer_routes_nothing():
     assert listen(Kind.DENSE).calls == [*ATTENTION, *DENSE, "add"]
 

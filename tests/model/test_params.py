@@ -5,9 +5,10 @@ import pytest
 from weft.model.count import total
 from weft.model.families import Shape
 from weft.model.params import Init, Parameter, Residence, parameters
-from weft.testing.models import FAMILIES
+from weft.testing.models import FAMILIES, VARIANTS
 
-SHAPES = pytest.mark.parametrize("shape", [m.shape for m in FAMILIES.values()], ids=list(FAMILIES))
+ALL = {**FAMILIES, **VARIANTS}
+SHAPES = pytest.mark.parametrize("shape", [m.shape for m in ALL.values()], ids=list(ALL))
 
 
 def by_name(shape: Shape, **split: int) -> dict[str, Parameter]:
@@ -55,10 +56,13 @@ def test_experts_and_nothing_else_live_with_their_replicas(shape):
 
 
 @SHAPES
-def test_norms_and_nothing_else_start_at_one_and_do_not_decay(shape):
+def test_norms_start_at_one_biases_at_zero_and_neither_decays(shape):
     for parameter in parameters(shape):
-        is_norm = "norm" in parameter.name
-        assert (parameter.init is Init.ONES) == (not parameter.decays) == is_norm
+        is_bias = parameter.name.endswith("bias")
+        is_norm = "norm" in parameter.name and not is_bias
+        assert (parameter.init is Init.ONES) == is_norm
+        assert (parameter.init is Init.ZEROS) == is_bias
+        assert parameter.decays == (not is_norm and not is_bias)
 
 
 @SHAPES

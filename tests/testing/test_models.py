@@ -9,7 +9,8 @@ SEEDS = pytest.mark.parametrize("seed", range(20))
 
 
 def test_every_kind_of_layer_has_a_model():
-    kinds = {m.shape.kind(i) for m in models.FAMILIES.values() for i in range(m.shape.layers)}
+    found = [m.shape for m in (*models.FAMILIES.values(), *models.VARIANTS.values())]
+    kinds = {shape.kind(i) for shape in found for i in range(shape.layers)}
     assert kinds == set(Kind)
 
 

@@ -45,6 +45,12 @@ def test_many_experts_become_narrow_and_stay_many(config: RunConfig) -> None:
     assert elements <= EXPERT_BUDGET or model.hidden == NARROWEST == model.ffn_hidden
 
 
+def test_dense_layers_between_others_stay_where_they_are(config: RunConfig) -> None:
+    wide = with_model(config, layers=30, dense_at=(2, 9), dense_ffn_hidden=500)
+    model = shrink(wide, quick=True).config.model
+    assert (model.layers, model.dense_at, model.dense_ffn_hidden) == (3, (2,), 96)
+
+
 def test_a_dense_layer_leads_even_when_layers_are_cut(config: RunConfig) -> None:
     wide = with_model(config, layers=30, dense_layers=1, dense_ffn_hidden=500)
     model = shrink(wide, quick=True).config.model

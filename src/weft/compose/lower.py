@@ -69,18 +69,17 @@ class Lowering:
         return s, y
 
     def qkv_project(self, h: Any, w: Any) -> Any:
-        (qkv,) = self.algebra.call("qkv_project", h, w)
-        return qkv
+        (qkv,) = self.algebra.call("qkv_project", h, w.qkv)
+        return self._biased(qkv, w.qkv_bias, "Q") if self.plan.shape.attention_bias else qkv
 
     def rotate(self, qkv: Any, w: Any) -> Any:
         shape, table = self.plan.shape, (self.context.cos, self.context.sin)
         heads = {"heads": shape.heads, "kv_heads": shape.kv_heads}
         if not shape.qk_norm:
             return self.algebra.call("rotate", qkv, *table, **heads)
-        eps = self.plan.arithmetic.norm_eps
-        q, k, v, _ = self.algebra.call(
-            "norm_rotate", qkv, w.q_norm, w.k_norm, *table, eps=eps, **heads
-        )
+        eps, wide = self.plan.arithmetic.norm_eps, shape.family.wide_qk_norm
+        norms = (w.wide_q_norm, w.wide_k_norm) if wide else (w.q_norm, w.k_norm)
+        q, k, v, _ = self.algebra.call(shape.rotation, qkv, *norms, *table, eps=eps, **heads)
         return q, k, v
 
     def seq_to_heads(self, q: Any, k: Any, v: Any) -> Any:
@@ -110,6 +109,10 @@ class Lowering:
     def add(self, x: Any, y: Any) -> Any:
         (z,) = self.algebra.call("add", x, y)
         return z
+
+    def _biased(self, x: Any, b: Any, columns: str) -> Any:
+        (y,) = self.algebra.call("add_bias", x, b, renames={"D": columns})
+        return y
 
     # ---- router and experts ----------------------------------------------------------------------
 
@@ -194,6 +197,10 @@ class Lowering:
 
     def shared_down(self, s: Any, w: Any) -> Any:
         return self._down(s, w, "w")
+
+    def shared_gate(self, f: Any, h: Any, w: Any) -> Any:
+        z, _ = self.algebra.call("shared_gate", f, h, w)
+        return z
 
     def _up(self, h: Any, w: Any, width: str) -> Any:
         (u,) = self.algebra.call("project", h, w, renames={"A": "D", "D": f"2{width}"})

@@ -124,6 +124,7 @@ def sizes(plan: Plan) -> Sizes:
         "h": shape.heads + shape.kv_heads,
         "Q": shape.qkv_columns,
         "A": shape.attention_columns,
+        "g": shape.kv_heads * shape.head_dim,
         "P": (split.heads + 2 * split.kv_heads) * shape.head_dim,
         "M": split.heads * shape.head_dim,
         "X": layout.sp,

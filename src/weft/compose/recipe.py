@@ -3,7 +3,7 @@
 from weft.compose.plan import Arithmetic, Plan, Update
 from weft.config.model import ModelConfig
 from weft.config.run import RunConfig
-from weft.model.families import Shape
+from weft.model.families import FAMILIES, Shape
 from weft.parallel.layout import Dispatch, Layout
 
 
@@ -57,6 +57,10 @@ def shape(model: ModelConfig) -> Shape:
         qk_norm=model.qk_norm,
         tied=model.tied,
         init_std=model.init_std,
+        family=FAMILIES[model.family],
+        attention_bias=model.attention_bias,
+        shared_ffn_hidden=model.shared_ffn_hidden,
+        dense_at=model.dense_at,
     )
 
 

@@ -10,7 +10,7 @@ The part after the last colon is a legal assignment: it can be pasted behind `--
 import json
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self, cast
 
 from pydantic import (
     BaseModel,
@@ -52,6 +52,11 @@ class Branch(BaseModel):
         except ValidationError as error:
             problems = [_problem(cls, detail) for detail in error.errors(include_url=False)]
             raise ConfigError(listing(problems)) from None
+
+
+def as_tuple(value: Any) -> Any:
+    """A list, which is what TOML has, as what a frozen recipe keeps."""
+    return tuple(cast("list[object]", value)) if isinstance(value, list) else value
 
 
 def listing(problems: list[str]) -> str:

@@ -5,11 +5,11 @@ path = "corpus/"                         mix = [{source = "text", path = "a/", w
                                                 {source = "prepared", path = "b/", weight = 1.0}]
 """
 
-from typing import Annotated, Any, ClassVar, Literal, Self, cast
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from weft.config.branch import Branch, Positive, Size, refusal, written
+from weft.config.branch import Branch, Positive, Size, as_tuple, refusal, written
 from weft.errors import ConfigError
 
 Source = Literal["stdlib", "text", "jsonl", "parquet", "hugging_face", "megatron", "prepared"]
@@ -49,11 +49,6 @@ class MixConfig(Branch):
         return self
 
 
-def _as_tuple(value: Any) -> Any:
-    """A list, which is what TOML has, as what a frozen recipe keeps."""
-    return tuple(cast("list[object]", value)) if isinstance(value, list) else value
-
-
 class DataConfig(Branch):
     """The corpus: the interpreter's own library source, what the user has, or a mixture.
 
@@ -68,7 +63,7 @@ class DataConfig(Branch):
     text_field: TextField = "text"
     prompt_field: PromptField = None
     answer_field: AnswerField = None
-    mix: Annotated[tuple[MixConfig, ...], BeforeValidator(_as_tuple)] = Field(
+    mix: Annotated[tuple[MixConfig, ...], BeforeValidator(as_tuple)] = Field(
         default=(), description="several sources in proportion, instead of one"
     )
     tokenizer: Annotated[str, Field(min_length=1)] = Field(

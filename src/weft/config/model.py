@@ -1,8 +1,8 @@
 """The `[model]` branch: the shape of the network, its router and its constants."""
 
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from weft.config.branch import (
     INDEX_LIMIT,
@@ -11,11 +11,15 @@ from weft.config.branch import (
     NonNegative,
     Positive,
     Size,
+    as_tuple,
     divisors,
     nearest,
     refusal,
 )
 from weft.errors import ConfigError
+
+FamilyName = Literal["mixtral", "qwen3_moe", "deepseek_moe", "qwen2_moe", "olmoe"]
+Layers = Annotated[tuple[Count, ...], BeforeValidator(as_tuple)]
 
 
 class ModelConfig(Branch):
@@ -27,7 +31,7 @@ class ModelConfig(Branch):
 
     section: ClassVar[str] = "model"
 
-    family: Literal["mixtral", "qwen3_moe", "deepseek_moe"] = Field(
+    family: FamilyName = Field(
         examples=["mixtral"], description="the naming and layer functions to follow"
     )
     vocab: Size = Field(examples=[32768], description="the number of token ids, padding included")
@@ -40,9 +44,16 @@ class ModelConfig(Branch):
     experts: Size = Field(examples=[8], description="the number of routed experts of a layer")
     top_k: Size = Field(examples=[2], description="the number of experts a token visits")
     shared_experts: Count = Field(default=0, description="experts that every token visits")
+    shared_ffn_hidden: Count = Field(
+        default=0, description="their hidden width together; 0: shared_experts * ffn_hidden"
+    )
     dense_layers: Count = Field(default=0, description="leading layers without experts")
+    dense_at: Layers = Field(default=(), description="further layers without experts, ascending")
     dense_ffn_hidden: Count = Field(default=0, description="the hidden width of a dense layer")
-    qk_norm: bool = Field(default=False, description="whether queries and keys are normed per head")
+    qk_norm: bool = Field(default=False, description="whether queries and keys are normed")
+    attention_bias: bool = Field(
+        default=False, description="whether queries, keys and values have a bias"
+    )
     score: Literal["softmax", "sigmoid"] = Field(
         default="softmax", description="how logits become scores"
     )
@@ -65,6 +76,7 @@ class ModelConfig(Branch):
     def _check(self) -> Self:
         _check_attention(self)
         _check_experts(self)
+        _check_shared(self)
         _check_dense(self)
         return self
 
@@ -90,14 +102,27 @@ def _check_experts(model: ModelConfig) -> None:
         raise ConfigError(refusal("model.top_k", model.top_k, rule, model.experts))
 
 
+def _check_shared(model: ModelConfig) -> None:
+    if model.shared_ffn_hidden and not model.shared_experts:
+        rule = "must be 0, since model.shared_experts is 0"
+        raise ConfigError(refusal("model.shared_ffn_hidden", model.shared_ffn_hidden, rule, 0))
+
+
 def _check_dense(model: ModelConfig) -> None:
-    if model.dense_layers >= model.layers:
+    dense = (*range(model.dense_layers), *model.dense_at)
+    if len(dense) >= model.layers:
         rule = f"must leave at least one of the {model.layers} layers to experts"
-        raise ConfigError(refusal("model.dense_layers", model.dense_layers, rule, model.layers - 1))
-    if model.dense_layers and not model.dense_ffn_hidden:
-        rule = f"must be the width of the {model.dense_layers} dense layers"
+        legal = max(model.layers - 1 - len(model.dense_at), 0)
+        raise ConfigError(refusal("model.dense_layers", model.dense_layers, rule, legal))
+    lead, rest = model.dense_layers, model.dense_at
+    if list(rest) != sorted({i for i in rest if lead < i < model.layers}):
+        rule = f"must ascend, behind layer {lead}, which has experts, and below {model.layers}"
+        legal = [i for i in sorted(set(rest)) if lead < i < model.layers]
+        raise ConfigError(refusal("model.dense_at", list(rest), rule, legal))
+    if dense and not model.dense_ffn_hidden:
+        rule = f"must be the width of the {len(dense)} dense layers"
         legal = model.top_k * model.ffn_hidden  # the width a token sees in the other layers
         raise ConfigError(refusal("model.dense_ffn_hidden", 0, rule, legal))
-    if model.dense_ffn_hidden and not model.dense_layers:
+    if model.dense_ffn_hidden and not dense:
         rule = "must be 0, since model.dense_layers is 0"
         raise ConfigError(refusal("model.dense_ffn_hidden", model.dense_ffn_hidden, rule, 0))

@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from weft.config.branch import closest_name, refusal, written
 from weft.config.model import ModelConfig
+from weft.config.releases import olmoe_1b_7b_0924, qwen1_5_moe_a2_7b, qwen2_57b_a14b
 from weft.errors import ConfigError
 
 _PAPER_VOCAB = 65536  # paper, section 6.1
@@ -242,6 +243,9 @@ PRESETS: Mapping[str, Callable[[], ModelConfig]] = MappingProxyType(
         "mixtral-8x7b-v0.1": mixtral_8x7b_v0_1,
         "qwen3-30b-a3b": qwen3_30b_a3b,
         "deepseek-moe-16b": deepseek_moe_16b,
+        "qwen1.5-moe-a2.7b": qwen1_5_moe_a2_7b,
+        "qwen2-57b-a14b": qwen2_57b_a14b,
+        "olmoe-1b-7b-0924": olmoe_1b_7b_0924,
         "tiny-mixtral": tiny_mixtral,
         "tiny-qwen3-moe": tiny_qwen3_moe,
         "tiny-deepseek-moe": tiny_deepseek_moe,

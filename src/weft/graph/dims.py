@@ -27,6 +27,7 @@ LEGEND: Mapping[str, str] = MappingProxyType(
         "K": "key/value heads on this rank inside attention, max(G / sp, 1)",
         "Q": "columns of the QKV projection, (H + 2G) C",
         "A": "columns of the attention output, H C",
+        "g": "columns of the keys, G C",
         "P": "columns of one rank's share of QKV, (J + 2K) C",
         "M": "columns of one rank's share of the attention output, J C",
         "X": "ranks of the sequence-parallel group, sp",

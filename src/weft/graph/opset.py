@@ -191,6 +191,12 @@ _TABLE = (
         dgrad="qkv q_norm k_norm rstd cos sin", wgrad="qkv rstd cos sin",
         flops=lambda n: 7 * n.T * (n.H + n.G) * n.C, tolerance=Tolerance.REDUCTION, paper="2.2",
     ),
+    _op(
+        "wide_norm_rotate",
+        "qkv:T Q, q_norm*:A, k_norm*:g, cos~@acc:T C, sin~@acc:T C -> q:T H C, k:T G C, v:T G C, rstd~@acc:T 2",
+        dgrad="qkv q_norm k_norm rstd cos sin", wgrad="qkv rstd cos sin",
+        flops=lambda n: 7 * n.T * (n.H + n.G) * n.C, tolerance=Tolerance.REDUCTION,
+    ),
     _op("pack_heads", "q:T H C, k:T G C, v:T G C -> p:N P", dgrad="", tolerance=Tolerance.EXACT, paper="1.2"),
     _op("split_heads", "p:N P -> q:N J C, k:N K C, v:N K C", dgrad="", tolerance=Tolerance.EXACT, paper="1.2"),
     _op(
@@ -206,6 +212,10 @@ _TABLE = (
     _op(
         "add", "x:T D, y:T D -> z:T D", passes_grad=(("x", "z"), ("y", "z")),
         flops=lambda n: n.T * n.D,
+    ),
+    _op(
+        "add_bias", "x:T D, b*:D -> y:T D", passes_grad=(("x", "y"),), wgrad="",
+        flops=lambda n: n.T * n.D, tolerance=Tolerance.REDUCTION,
     ),
     # ---- router --------------------------------------------------------------------------------------------
     _op(
@@ -266,6 +276,10 @@ _TABLE = (
         flops=lambda n: 2 * n.R * n.D * n.F, tolerance=Tolerance.MATMUL, paper="2.2",
     ),
     _op("dense_swiglu", "u:T 2W -> s:T W", dgrad="u", flops=lambda n: 5 * n.T * n.W, paper="6.1"),
+    _op(
+        "shared_gate", "f:T D, h:T D, w*:1 D -> z:T D, gate~@acc:T", dgrad="f w gate", wgrad="f h gate",
+        flops=lambda n: 3 * n.T * n.D, tolerance=Tolerance.REDUCTION,
+    ),
     # ---- the head and its loss -----------------------------------------------------------------------------
     _op(
         "cross_entropy", "h:T D, w*:V D, targets~@i64:T, divisor~@host:, loss~@acc:1 -> total~@acc:1",

@@ -84,8 +84,8 @@ def _count(shape: Shape, *, experts: int) -> Count:
     """The parts of a model of which a layer's routed experts are so many."""
     kinds = [shape.kind(layer) for layer in range(shape.layers)]
     dense, moe = kinds.count(Kind.DENSE), len(kinds) - kinds.count(Kind.DENSE)
-    qkv = shape.qkv_columns * shape.hidden
-    norms = 2 * shape.hidden + (2 * shape.head_dim if shape.qk_norm else 0)
+    qkv = shape.qkv_columns * (shape.hidden + shape.attention_bias)
+    norms = 2 * shape.hidden + (_qk_norms(shape) if shape.qk_norm else 0)
     table = shape.vocab * shape.hidden
     return Count(
         embedding=table,
@@ -93,10 +93,20 @@ def _count(shape: Shape, *, experts: int) -> Count:
         norm=shape.layers * norms + shape.hidden,
         router=moe * shape.experts * shape.hidden,
         routed=moe * experts * _feed_forward(shape, shape.ffn_hidden),
-        shared=moe * _feed_forward(shape, shape.shared_hidden),
+        shared=moe * (_feed_forward(shape, shape.shared_hidden) + _gate(shape)),
         dense=dense * _feed_forward(shape, shape.dense_ffn_hidden),
         head=0 if shape.tied else table,
     )
+
+
+def _qk_norms(shape: Shape) -> int:
+    """The weights of both norms: of one head each, or of all heads."""
+    heads = shape.heads + shape.kv_heads if shape.family.wide_qk_norm else 2
+    return heads * shape.head_dim
+
+
+def _gate(shape: Shape) -> int:
+    return shape.hidden if shape.family.shared_gate and shape.shared_experts else 0
 
 
 def _feed_forward(shape: Shape, width: int) -> int:

@@ -1,4 +1,8 @@
-"""Families by declaration: which layer function each depth uses, and whether heads are normed."""
+"""Families by declaration: which layer function each depth uses, and which operators fill it.
+
+What all members of a family share is a `Family`; what differs between its models is a number of the
+`Shape`. The lowering reads both and picks operators; no layer function asks.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -6,7 +10,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
-from weft.model.layer import dense_layer, moe_layer, shared_moe_layer
+from weft.model.layer import dense_layer, gated_moe_layer, moe_layer, shared_moe_layer
 
 
 class Kind(StrEnum):
@@ -14,11 +18,38 @@ class Kind(StrEnum):
 
     MOE = "moe"
     SHARED_MOE = "shared_moe"
+    GATED_MOE = "gated_moe"
     DENSE = "dense"
 
 
 LAYERS: Mapping[Kind, Callable[..., Any]] = MappingProxyType(
-    {Kind.MOE: moe_layer, Kind.SHARED_MOE: shared_moe_layer, Kind.DENSE: dense_layer}
+    {
+        Kind.MOE: moe_layer,
+        Kind.SHARED_MOE: shared_moe_layer,
+        Kind.GATED_MOE: gated_moe_layer,
+        Kind.DENSE: dense_layer,
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Family:
+    """What the layers of a family have that those of Mixtral have not."""
+
+    wide_qk_norm: bool = False  # where queries and keys are normed: over all heads together
+    shared_gate: bool = False  # the shared expert is weighed by a sigmoid of its own
+
+
+COMMON = Family()
+
+FAMILIES: Mapping[str, Family] = MappingProxyType(
+    {
+        "mixtral": COMMON,
+        "qwen3_moe": COMMON,
+        "deepseek_moe": COMMON,
+        "qwen2_moe": Family(shared_gate=True),
+        "olmoe": Family(wide_qk_norm=True),
+    }
 )
 
 
@@ -41,6 +72,10 @@ class Shape:
     qk_norm: bool
     tied: bool
     init_std: float
+    family: Family = COMMON
+    attention_bias: bool = False
+    shared_ffn_hidden: int = 0
+    dense_at: tuple[int, ...] = ()
 
     @property
     def qkv_columns(self) -> int:
@@ -52,10 +87,19 @@ class Shape:
 
     @property
     def shared_hidden(self) -> int:
-        return self.shared_experts * self.ffn_hidden
+        return self.shared_ffn_hidden or self.shared_experts * self.ffn_hidden
+
+    @property
+    def rotation(self) -> str:
+        """The operator that makes queries, keys and values of the projection."""
+        if not self.qk_norm:
+            return "rotate"
+        return "wide_norm_rotate" if self.family.wide_qk_norm else "norm_rotate"
 
     def kind(self, layer: int) -> Kind:
-        """Which function a layer is: dense ones lead, shared experts stand beside routed ones."""
-        if layer < self.dense_layers:
+        """Which function a layer is: dense ones lead, or stand where the model says."""
+        if layer < self.dense_layers or layer in self.dense_at:
             return Kind.DENSE
-        return Kind.SHARED_MOE if self.shared_experts else Kind.MOE
+        if not self.shared_experts:
+            return Kind.MOE
+        return Kind.GATED_MOE if self.family.shared_gate else Kind.SHARED_MOE

@@ -13,7 +13,7 @@ Values = Any  # whatever the interpretation's values are: names in a program, or
 def attention_half(o: Any, x: Values, w: Values) -> Values:
     """The residual stream after attention, and its norm for the feed-forward half."""
     h = o.rms_norm(x, w.norm1)
-    qkv = o.qkv_project(h, w.qkv)
+    qkv = o.qkv_project(h, w)
     q, k, v = o.rotate(qkv, w)  # RoPE (and QK norm where the family has it)
     q, k, v = o.seq_to_heads(q, k, v)  # all-to-all; identity when sp = 1
     a = o.attention(q, k, v)
@@ -42,6 +42,20 @@ def shared_moe_layer(o: Any, x: Values, w: Values) -> Values:
     s = o.swiglu(u, e)
     d = o.expert_down(s, w.down, e)
     f = o.shared_down(o.shared_swiglu(o.shared_up(h, w.shared_up)), w.shared_down)
+    z = o.combine(d, e)
+    return o.add(o.add(y, f), z)
+
+
+def gated_moe_layer(o: Any, x: Values, w: Values) -> Values:
+    """Attention, then routed experts beside a shared one that each token weighs for itself."""
+    y, h = attention_half(o, x, w)
+    r = o.route(h, w)
+    e = o.dispatch(h, r)
+    u = o.expert_up(e, w.up)
+    s = o.swiglu(u, e)
+    d = o.expert_down(s, w.down, e)
+    f = o.shared_down(o.shared_swiglu(o.shared_up(h, w.shared_up)), w.shared_down)
+    f = o.shared_gate(f, h, w.shared_gate)
     z = o.combine(d, e)
     return o.add(o.add(y, f), z)
 

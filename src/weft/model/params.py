@@ -32,6 +32,7 @@ class Init(StrEnum):
     NORMAL = "normal"
     SCALED = "scaled"  # normal, divided by sqrt(2 layers): what writes into the residual stream
     ONES = "ones"
+    ZEROS = "zeros"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +72,7 @@ def parameters(shape: Shape, *, ep: int = 1, ep_rank: int = 0) -> tuple[Paramete
     experts = range(ep_rank * local, (ep_rank + 1) * local)
     layers = tuple(p for i in range(shape.layers) for p in _layer(shape, i, experts))
     embed = _whole("embed", "embed", (shape.vocab, shape.hidden))
-    norm = _whole("norm", "head", (shape.hidden,), decays=False, init=Init.ONES)
+    norm = _norm("norm", "head", shape.hidden)
     head = _whole("head", "head", (shape.vocab, shape.hidden))
     return (embed, *layers, norm) if shape.tied else (embed, *layers, norm, head)
 
@@ -81,6 +82,11 @@ def _layer(shape: Shape, index: int, experts: range) -> tuple[Parameter, ...]:
     ffn = {
         Kind.MOE: lambda: _routed(shape, index, experts),
         Kind.SHARED_MOE: lambda: (*_routed(shape, index, experts), *_shared(shape, index)),
+        Kind.GATED_MOE: lambda: (
+            *_routed(shape, index, experts),
+            *_shared(shape, index),
+            _whole(f"layers.{index}.shared_gate", f"layers.{index}", (1, shape.hidden)),
+        ),
         Kind.DENSE: lambda: _pair(shape, index, "dense", shape.dense_ffn_hidden),
     }[kind]()
     return tuple(replace(p, kind=kind) for p in (*_attention(shape, index), *ffn))
@@ -96,16 +102,34 @@ def _attention(shape: Shape, index: int) -> tuple[Parameter, ...]:
         shape=(shape.qkv_columns, d),
         parts=_stack(((f"{at}.{n}", (r, d)) for n, r in rows)),
     )
-    norms = [
-        _whole(f"{at}.{n}", at, (size,), decays=False, init=Init.ONES)
-        for n, size in (
-            ("norm1", d),
-            ("norm2", d),
-            *((("q_norm", c), ("k_norm", c)) if shape.qk_norm else ()),
-        )
-    ]
     out = _whole(f"{at}.out", at, (d, shape.attention_columns), init=Init.SCALED)
-    return (norms[0], qkv, *norms[2:], out, norms[1])
+    return (
+        _norm(f"{at}.norm1", at, d),
+        qkv,
+        *(_qkv_bias(shape, at) if shape.attention_bias else ()),
+        *(_qk_norms(shape, at) if shape.qk_norm else ()),
+        out,
+        _norm(f"{at}.norm2", at, d),
+    )
+
+
+def _qkv_bias(shape: Shape, at: str) -> Iterable[Parameter]:
+    rows = (("q", shape.heads), ("k", shape.kv_heads), ("v", shape.kv_heads))
+    parts = _stack((f"{at}.{n}_bias", (heads * shape.head_dim,)) for n, heads in rows)
+    yield _bias(f"{at}.qkv_bias", at, (shape.qkv_columns,), parts)
+
+
+def _qk_norms(shape: Shape, at: str) -> Iterable[Parameter]:
+    """Norms of queries and keys: one weight for every head, or one over all of them."""
+    for name, heads in (("q_norm", shape.heads), ("k_norm", shape.kv_heads)):
+        if shape.family.wide_qk_norm:
+            parts = _stack(((f"{at}.{name}", (heads * shape.head_dim,)),))
+            yield replace(
+                _norm(f"{at}.wide_{name}", at, heads * shape.head_dim),
+                parts=parts,
+            )
+        else:
+            yield _norm(f"{at}.{name}", at, shape.head_dim)
 
 
 def _routed(shape: Shape, index: int, experts: range) -> tuple[Parameter, ...]:
@@ -150,6 +174,17 @@ def _pair(shape: Shape, index: int, name: str, width: int) -> tuple[Parameter, .
         init=Init.SCALED,
     )
     return (up, down)
+
+
+def _norm(name: str, segment: str, size: int) -> Parameter:
+    return _whole(name, segment, (size,), decays=False, init=Init.ONES)
+
+
+def _bias(
+    name: str, segment: str, shape: tuple[int, ...], parts: tuple[Logical, ...] = ()
+) -> Parameter:
+    made = _whole(name, segment, shape, decays=False, init=Init.ZEROS)
+    return replace(made, parts=parts or made.parts)
 
 
 def _whole(

@@ -1,4 +1,5 @@
-"""Rotary positions: the table, and the rotation of queries and keys with and without QK norm.
+"""Rotary positions: the table, and the rotation of queries and keys: plain, normed
+by head, normed over all heads.
 
 Channels pair as (c, c + C/2), the "rotate half" convention of the published checkpoints:
 
@@ -125,6 +126,84 @@ def norm_rotate_wgrad(
     dq, dk = _turn_back(dq, cos, sin), _turn_back(dk, cos, sin)
     q_acc = normalise_wgrad(q_acc, dq, x[:, :heads], rstd[:, :heads])
     return q_acc, normalise_wgrad(k_acc, dk, x[:, heads:both], rstd[:, heads:])
+
+
+def wide_norm_rotate(
+    qkv: Tensor,
+    q_norm: Tensor,
+    k_norm: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    heads: int,
+    kv_heads: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns what `norm_rotate` returns, queries normed over all heads together, and keys so too.
+
+    Shapes:
+        q_norm [H C], k_norm [G C], rstd [T, 2]: of the queries, then of the keys.
+    """
+    q, k, v = _three(qkv, heads, kv_heads)
+    rstd = torch.stack((inverse_rms(q, eps), inverse_rms(k, eps)), dim=-1)
+    normal = (
+        (x * rstd[:, i, None] * w).unflatten(-1, (n, -1))
+        for i, (x, w, n) in enumerate(((q, q_norm, heads), (k, k_norm, kv_heads)))
+    )
+    q, k = (_turn(x, cos, sin).to(qkv.dtype) for x in normal)
+    return q, k, v.unflatten(-1, (kv_heads, -1)), rstd
+
+
+def wide_norm_rotate_dgrad(
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+    qkv: Tensor,
+    q_norm: Tensor,
+    k_norm: Tensor,
+    rstd: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    heads: int,
+    kv_heads: int,
+    eps: float,
+) -> Tensor:
+    """Returns the gradient of `qkv`, through the rotation and both norms."""
+    q, k, _ = _three(qkv, heads, kv_heads)
+    dq, dk = (_turn_back(x, cos, sin).flatten(1) for x in (dq, dk))
+    dq = normalise_dgrad(dq, q, q_norm, rstd[:, 0])
+    dk = normalise_dgrad(dk, k, k_norm, rstd[:, 1])
+    return torch.cat((dq.to(qkv.dtype), dk.to(qkv.dtype), dv.flatten(1)), dim=1)
+
+
+def wide_norm_rotate_wgrad(
+    q_acc: Tensor,
+    k_acc: Tensor,
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+    qkv: Tensor,
+    rstd: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    heads: int,
+    kv_heads: int,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """Adds the gradients of both norms' weights into their accumulators."""
+    q, k, _ = _three(qkv, heads, kv_heads)
+    dq, dk = (_turn_back(x, cos, sin).flatten(1) for x in (dq, dk))
+    q_acc = normalise_wgrad(q_acc, dq, q, rstd[:, 0])
+    return q_acc, normalise_wgrad(k_acc, dk, k, rstd[:, 1])
+
+
+def _three(qkv: Tensor, heads: int, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Views the columns of queries, of keys and of values."""
+    channels = qkv.shape[-1] // (heads + 2 * kv_heads)
+    q, k, v = qkv.split([n * channels for n in (heads, kv_heads, kv_heads)], dim=-1)
+    return q, k, v
 
 
 def _by_head(q_norm: Tensor, k_norm: Tensor, heads: int, kv_heads: int) -> Tensor:

@@ -137,24 +137,25 @@ def initialise(state: State, *, seed: int) -> None:
         flat = state.statics[f"param:{parameter.name}"].view(-1)
         for part in parameter.parts:
             std = _deviation(parameter, shape.init_std, shape.layers)
-            flat[part.start : part.stop] = _draw(part, std, seed, flat.device).to(flat.dtype)
+            mean = float(parameter.init is Init.ONES)
+            flat[part.start : part.stop] = _draw(part, mean, std, seed, flat.device).to(flat.dtype)
     copy_to_master(state)
 
 
-def _deviation(parameter: Parameter, std: float, layers: int) -> float | None:
+def _deviation(parameter: Parameter, std: float, layers: int) -> float:
     match parameter.init:
-        case Init.ONES:
-            return None
+        case Init.ONES | Init.ZEROS:
+            return 0.0
         case Init.NORMAL:
             return std
         case Init.SCALED:
             return std / sqrt(2 * layers)
 
 
-def _draw(part: Logical, std: float | None, seed: int, device: torch.device) -> Tensor:
+def _draw(part: Logical, mean: float, std: float, seed: int, device: torch.device) -> Tensor:
     count = part.stop - part.start
-    if std is None:
-        return torch.ones(count, device=device)
+    if std == 0:
+        return torch.full((count,), mean, device=device)
     key = hashlib.blake2b(f"{seed}/{part.name}".encode(), digest_size=7).digest()
     generator = torch.Generator(device).manual_seed(int.from_bytes(key, "little"))
     return torch.randn(count, generator=generator, device=device).mul_(std)

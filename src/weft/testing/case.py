@@ -95,6 +95,10 @@ def _dense() -> Table:
         "project": lambda m: {"rows": Case(inputs=(m.act(T, F), m.act(D, F)), length=D)},
         "router_logits": lambda m: {"rows": Case(inputs=(m.act(T, D), m.act(E, D)), length=D)},
         "add": lambda m: {"rows": Case(inputs=(m.act(T, D), m.act(T, D)))},
+        "add_bias": lambda m: {"rows": Case(inputs=(m.act(T, F), m.act(F)), length=T)},
+        "shared_gate": lambda m: {
+            "rows": Case(inputs=(m.act(T, D), m.act(T, D), m.act(1, D)), length=D)
+        },
         "dense_swiglu": lambda m: {"rows": Case(inputs=(m.act(T, 2 * F),))},
         "cross_entropy": _cross_entropy,
     }
@@ -136,6 +140,13 @@ def _attention() -> Table:
                 inputs=(m.act(T, (H + 2 * G) * C), m.act(C), m.act(C), *_angles(m)),
                 attrs={**names, "eps": 1e-6},
                 length=C,
+            )
+        },
+        "wide_norm_rotate": lambda m: {
+            "heads": Case(
+                inputs=(m.act(T, (H + 2 * G) * C), m.act(H * C), m.act(G * C), *_angles(m)),
+                attrs={**names, "eps": 1e-6},
+                length=H * C,
             )
         },
         "pack_heads": lambda m: {

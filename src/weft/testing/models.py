@@ -12,6 +12,7 @@ import numpy as np
 
 from weft.compose.plan import Arithmetic, Plan, Update
 from weft.data.batches import IGNORED, MicroBatch
+from weft.model import families
 from weft.model.families import Shape
 from weft.parallel.layout import Layout
 
@@ -47,6 +48,21 @@ def deepseek_like() -> Model:
     """A leading dense layer, shared experts, a sigmoid router with scaled weights."""
     shape = replace(_SHAPE, layers=3, shared_experts=2, dense_layers=1, dense_ffn_hidden=44)
     return Model(shape=shape, arithmetic=replace(_ARITHMETIC, score="sigmoid", scaling=1.5))
+
+
+def qwen2_like() -> Model:
+    """Biases on queries, keys and values, a gated shared expert, a dense layer between others."""
+    shape = replace(
+        _SHAPE, layers=3, shared_experts=1, shared_ffn_hidden=36, attention_bias=True,
+        dense_at=(1,), dense_ffn_hidden=44, family=families.FAMILIES["qwen2_moe"],
+    )  # fmt: skip
+    return Model(shape=shape, arithmetic=replace(_ARITHMETIC, renormalise=False))
+
+
+def olmoe_like() -> Model:
+    """Queries and keys normed over all heads together."""
+    shape = replace(_SHAPE, qk_norm=True, family=families.FAMILIES["olmoe"])
+    return Model(shape=shape, arithmetic=_ARITHMETIC)
 
 
 def large_mixtral() -> Model:
@@ -87,6 +103,10 @@ _ARITHMETIC = Arithmetic(
 FAMILIES: Mapping[str, Model] = MappingProxyType(
     {"mixtral": mixtral_like(), "qwen3": qwen3_like(), "deepseek": deepseek_like()}
 )
+
+
+# Checked on fewer layouts than those above: what they add lies inside one rank.
+VARIANTS: Mapping[str, Model] = MappingProxyType({"qwen2": qwen2_like(), "olmoe": olmoe_like()})
 
 
 def plan(

@@ -8,6 +8,7 @@ layout reads, and layers where there are many.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 from weft.config.branch import join
 from weft.config.model import ModelConfig
@@ -23,7 +24,14 @@ QUICK_MICRO_BATCHES = 4
 
 # Widths of a step of 0.1 s on one core; multiples of 16, the alignment of a row in bytes.
 WIDEST: Mapping[str, int] = MappingProxyType(
-    {"vocab": VOCABULARY, "hidden": 64, "head_dim": 16, "ffn_hidden": 64, "dense_ffn_hidden": 96}
+    {
+        "vocab": VOCABULARY,
+        "hidden": 64,
+        "head_dim": 16,
+        "ffn_hidden": 64,
+        "dense_ffn_hidden": 96,
+        "shared_ffn_hidden": 96,
+    }
 )
 NARROWEST = 16
 MOST_LAYERS = 8
@@ -62,11 +70,14 @@ def shrink(config: RunConfig, *, quick: bool) -> Miniature:
 
 
 def _model(model: ModelConfig, *, quick: bool) -> ModelConfig:
-    cut = {name: min(getattr(model, name), widest) for name, widest in WIDEST.items()}
-    most = QUICK_LAYERS + min(model.dense_layers, 1) if quick else MOST_LAYERS
+    cut: dict[str, Any] = {n: min(getattr(model, n), widest) for n, widest in WIDEST.items()}
+    dense = bool(model.dense_layers or model.dense_at)
+    most = QUICK_LAYERS + dense if quick else MOST_LAYERS
     cut["layers"] = min(model.layers, most)
     cut["dense_layers"] = min(model.dense_layers, cut["layers"] - 1)
-    if not cut["dense_layers"]:
+    further = (i for i in model.dense_at if cut["dense_layers"] < i < cut["layers"])
+    cut["dense_at"] = tuple(further)
+    if not cut["dense_layers"] and not cut["dense_at"]:
         cut["dense_ffn_hidden"] = 0
     narrow = model.model_copy(update=cut)
     for name in ("ffn_hidden", "hidden"):

@@ -11,6 +11,7 @@ from weft.config.presets import (
     tiny_mixtral,
     tiny_qwen3_moe,
 )
+from weft.config.releases import olmoe_1b_7b_0924, qwen1_5_moe_a2_7b
 from weft.errors import ConfigError
 
 # The configuration files of the releases, without lists of special tokens.
@@ -113,6 +114,69 @@ DEEPSEEK_16B = {
     "use_cache": True,
     "vocab_size": 102400,
 }
+QWEN15_MOE = {
+    "architectures": ["Qwen2MoeForCausalLM"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "decoder_sparse_step": 1,
+    "eos_token_id": 151643,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "initializer_range": 0.02,
+    "intermediate_size": 5632,
+    "max_position_embeddings": 8192,
+    "max_window_layers": 21,
+    "model_type": "qwen2_moe",
+    "moe_intermediate_size": 1408,
+    "norm_topk_prob": False,
+    "num_attention_heads": 16,
+    "num_experts": 60,
+    "num_experts_per_tok": 4,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 16,
+    "output_router_logits": False,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "router_aux_loss_coef": 0.001,
+    "shared_expert_intermediate_size": 5632,
+    "sliding_window": 32768,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.39.0.dev0",
+    "use_cache": True,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+OLMOE_7B = {
+    "architectures": ["OlmoeForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "clip_qkv": None,
+    "eos_token_id": 50279,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "initializer_range": 0.02,
+    "intermediate_size": 1024,
+    "max_position_embeddings": 4096,
+    "model_type": "olmoe",
+    "norm_topk_prob": False,
+    "num_attention_heads": 16,
+    "num_experts": 64,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 16,
+    "num_key_value_heads": 16,
+    "output_router_logits": False,
+    "pad_token_id": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": None,
+    "rope_theta": 10000.0,
+    "router_aux_loss_coef": 0.01,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.45.0.dev0",
+    "use_cache": True,
+    "vocab_size": 50304,
+}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
 
 
@@ -135,6 +199,8 @@ def read(config, **changes):
         (MIXTRAL_8X7B, mixtral_8x7b_v0_1),
         (QWEN3_30B, qwen3_30b_a3b),
         (DEEPSEEK_16B, deepseek_moe_16b),
+        (QWEN15_MOE, qwen1_5_moe_a2_7b),
+        (OLMOE_7B, olmoe_1b_7b_0924),
     ],
 )
 def test_a_release_is_the_preset_of_its_name(config, preset):
@@ -162,8 +228,10 @@ def test_a_release_is_the_preset_of_its_name(config, preset):
         (MIXTRAL_8X7B, {"num_hidden_layers": "32"}, "model.layers.*integer"),
         (QWEN3_30B, {"attention_bias": True}, "attention_bias = true.*no bias"),
         (QWEN3_30B, {"attention_dropout": 0.1}, "attention_dropout = 0.1"),
-        (QWEN3_30B, {"decoder_sparse_step": 2}, "decoder_sparse_step = 2.*lead"),
-        (QWEN3_30B, {"mlp_only_layers": [0, 2]}, r"mlp_only_layers = \[0, 2\].*lead"),
+        (QWEN3_30B, {"decoder_sparse_step": 0}, "decoder_sparse_step = 0"),
+        (QWEN3_30B, {"decoder_sparse_step": 49}, "dense_layers.*leave at least one"),
+        (OLMOE_7B, {"clip_qkv": 8.0}, "clip_qkv = 8.0.*not clipped"),
+        (OLMOE_7B, {"attention_bias": True}, "attention_bias = true.*no bias"),
         (QWEN3_30B, {"use_sliding_window": True, "sliding_window": 4096}, "sliding_window"),
         (QWEN3_30B, {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
         (QWEN3_30B, {"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
@@ -199,6 +267,14 @@ def test_a_window_no_layer_looks_through_is_no_reason_to_refuse():
     assert read(config, **window, max_window_layers=62) == dots1_model()
     assert read(MIXTRAL_8X7B, sliding_window=32768) == mixtral_8x7b_v0_1()
     assert read(QWEN3_30B, sliding_window=4096) == qwen3_30b_a3b()
+
+
+def test_every_layer_that_a_step_leaves_out_is_dense():
+    model = read(QWEN15_MOE, decoder_sparse_step=3, mlp_only_layers=[2, 23])
+    dense = [*range(model.dense_layers), *model.dense_at]
+    assert dense == [i for i in range(24) if i % 3 != 2 or i in (2, 23)]
+    assert model.dense_layers == 5
+    assert model.dense_ffn_hidden == 5632
 
 
 def test_absent_and_null_keys_mean_what_transformers_takes_them_for():
@@ -237,6 +313,18 @@ def test_a_key_nobody_knows_is_reported():
             tiny_qwen3_moe().model_copy(update={"dense_layers": 1, "dense_ffn_hidden": 64}),
             "qwen3_moe",
         ),
+        (
+            tiny_qwen3_moe().model_copy(
+                update={"layers": 5, "dense_layers": 1, "dense_at": (2, 4), "dense_ffn_hidden": 64}
+            ),
+            "qwen3_moe",
+        ),
+        (
+            qwen1_5_moe_a2_7b().model_copy(
+                update={"attention_bias": False, "dense_at": (5,), "dense_ffn_hidden": 64}
+            ),
+            "qwen2_moe",
+        ),
         (tiny_deepseek_moe(), "deepseek"),
         (tiny_deepseek_moe().model_copy(update={"shared_experts": 0}), "deepseek"),
         (dots1_model(), "dots1"),
@@ -256,6 +344,8 @@ def test_what_is_written_is_read_again_unchanged(model, model_type):
         (tiny_mixtral().model_copy(update={"score": "sigmoid"}), 'score = "sigmoid"'),
         (tiny_qwen3_moe().model_copy(update={"qk_norm": False}), "qk_norm = false"),
         (tiny_deepseek_moe().model_copy(update={"head_dim": 16}), "head_dim = 16"),
+        (olmoe_1b_7b_0924().model_copy(update={"head_dim": 64}), "head_dim = 64"),
+        (qwen1_5_moe_a2_7b().model_copy(update={"shared_experts": 2}), "shared_experts = 2"),
         (tiny_deepseek_moe().model_copy(update={"top_k": 1, "renormalise": True}), "renormalise"),
         (dots1_model().model_copy(update={"shared_experts": 0}), "no n_shared_experts"),
     ],

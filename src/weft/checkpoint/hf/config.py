@@ -23,8 +23,6 @@ _REFUSED: Mapping[str, str] = MappingProxyType(
         "deepseek_v3": "multi-head latent attention",
         "glm4_moe": "rotation of half the channels of a head",
         "gpt_oss": "attention sinks, and biases of experts",
-        "qwen2_moe": "biases of attention, and a gate on the shared expert",
-        "olmoe": "norms over all heads of queries and keys together",
         "phimoe": "layer norms, and another router",
     }
 )
@@ -113,7 +111,7 @@ def _dialect(config: Json) -> Dialect:
 def _known_keys(dialect: Dialect) -> set[str]:
     keys = {*_KNOWN, *dialect.keys.values(), *dialect.synonyms.values()}
     keys.update(demand.key for demand in dialect.demands)
-    keys.update(k for k in (dialect.dense_key, dialect.window_switch) if k)
+    keys.update(k for k in (dialect.dense_key, dialect.step_key, dialect.window_switch) if k)
     if dialect.dense_key:
         keys.add("intermediate_size")
     return keys
@@ -124,8 +122,10 @@ def _model(config: Json, dialect: Dialect) -> ModelConfig:
     head_dim = config.get("head_dim") if dialect.has_head_dim else None
     values["head_dim"] = head_dim or _quotient(values["hidden"], values["heads"])
     values["rope_theta"] = _rope_theta(config)
-    values["dense_layers"] = _dense_layers(config, dialect)
-    if values["dense_layers"]:
+    dense = _dense_layers(config, dialect, values["layers"])
+    values["dense_layers"] = _leading(dense)
+    values["dense_at"] = tuple(dense[values["dense_layers"] :])
+    if dense:
         values["dense_ffn_hidden"] = _required(config, "intermediate_size")
     if not dialect.renormalises_one and values["top_k"] == 1:
         values["renormalise"] = False
@@ -148,9 +148,11 @@ def _config(model: ModelConfig, dialect: Dialect) -> dict[str, Any]:
     if dialect.has_head_dim:
         config["head_dim"] = model.head_dim
     if dialect.dense_key == "mlp_only_layers":
-        config["mlp_only_layers"] = list(range(model.dense_layers))
+        config["mlp_only_layers"] = [*range(model.dense_layers), *model.dense_at]
     elif dialect.dense_key:
         config[dialect.dense_key] = model.dense_layers
+    if dialect.step_key:
+        config[dialect.step_key] = 1  # the list says it all
     if dialect.dense_key:  # no layer has this width where none is dense, but the key must be there
         config["intermediate_size"] = model.dense_ffn_hidden or model.top_k * model.ffn_hidden
     return config
@@ -199,15 +201,27 @@ def _rope_theta(config: Json) -> Any:
     return inner if inner is not None else _required(config, "rope_theta")
 
 
-def _dense_layers(config: Json, dialect: Dialect) -> Any:
-    """How many leading layers have no experts."""
+def _dense_layers(config: Json, dialect: Dialect, layers: object) -> list[int]:
+    """Which layers have no experts: leading ones, listed ones, all but every n-th."""
     found = config.get(dialect.dense_key) if dialect.dense_key else None
-    if not isinstance(found, list):
-        return found or 0
-    leading = list(range(len(found)))
-    if any(layer not in found for layer in leading):
-        raise _refusal("mlp_only_layers", found, "layers without experts lead", leading)
-    return len(found)
+    step = config.get(dialect.step_key) if dialect.step_key else None
+    if not isinstance(layers, int):
+        return []  # the model's own rule will say so
+    if isinstance(step, int) and step < 1:
+        raise _refusal(str(dialect.step_key), step, "every n-th layer has experts", 1)
+    sparse = {i for i in range(layers) if (i + 1) % (step or 1) == 0}
+    listed = found if isinstance(found, list) else range(found or 0)
+    return sorted({i for i in range(layers) if i not in sparse or i in listed})
+
+
+def _leading(layers: list[int]) -> int:
+    """How many of these layers are the first ones.
+
+    Example:
+        >>> _leading([0, 1, 3])
+        2
+    """
+    return next((i for i, layer in enumerate(layers) if i != layer), len(layers))
 
 
 def _check_window(config: Json, dialect: Dialect) -> None:

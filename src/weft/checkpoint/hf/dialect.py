@@ -14,10 +14,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from types import MappingProxyType
-from typing import Literal
 
 from weft.compose.recipe import shape
-from weft.config.model import ModelConfig
+from weft.config.model import FamilyName, ModelConfig
 from weft.model.families import Kind
 from weft.model.params import Logical, parameters
 
@@ -38,7 +37,7 @@ class Dialect:
 
     model_type: str
     architecture: str
-    family: Literal["mixtral", "qwen3_moe", "deepseek_moe"]
+    family: FamilyName
     tensors: Mapping[str, str]
     keys: Mapping[str, str]
     constants: Mapping[str, object]
@@ -46,6 +45,7 @@ class Dialect:
     defaults: Mapping[str, object]  # field -> its value where the key is absent
     synonyms: Mapping[str, str]  # key -> the name that other versions give it
     dense_key: str | None = None  # what says which layers have no experts
+    step_key: str | None = None  # every how many layers there are experts
     has_head_dim: bool = True
     window_switch: str | None = None  # what must be true for a sliding window to be in effect
     window_start: str | None = None  # the first layer that has a window
@@ -90,6 +90,17 @@ _SHARED = {
     "layers.{i}.shared.gate": "model.layers.{i}.mlp.shared_experts.gate_proj.weight",
     "layers.{i}.shared.up": "model.layers.{i}.mlp.shared_experts.up_proj.weight",
     "layers.{i}.shared.down": "model.layers.{i}.mlp.shared_experts.down_proj.weight",
+}
+_QKV_BIAS = {
+    "layers.{i}.q_bias": "model.layers.{i}.self_attn.q_proj.bias",
+    "layers.{i}.k_bias": "model.layers.{i}.self_attn.k_proj.bias",
+    "layers.{i}.v_bias": "model.layers.{i}.self_attn.v_proj.bias",
+}
+_GATED = {
+    "layers.{i}.shared.gate": "model.layers.{i}.mlp.shared_expert.gate_proj.weight",
+    "layers.{i}.shared.up": "model.layers.{i}.mlp.shared_expert.up_proj.weight",
+    "layers.{i}.shared.down": "model.layers.{i}.mlp.shared_expert.down_proj.weight",
+    "layers.{i}.shared_gate": "model.layers.{i}.mlp.shared_expert_gate.weight",
 }
 _BIAS = {"layers.{i}.router_bias": "model.layers.{i}.mlp.gate.e_score_correction_bias"}
 _BLOCK_SPARSE = {
@@ -181,12 +192,62 @@ QWEN3_MOE = Dialect(
     synonyms=MappingProxyType({"num_experts": "num_local_experts"}),
     defaults=MappingProxyType({**_DEFAULTS, "renormalise": False, "aux_coef": 0.001}),
     constants=MappingProxyType({"qk_norm": True}),
+    demands=_DEMANDS,
+    dense_key="mlp_only_layers",
+    step_key="decoder_sparse_step",
+    window_switch="use_sliding_window",
+)
+
+QWEN2_MOE = Dialect(
+    model_type="qwen2_moe",
+    architecture="Qwen2MoeForCausalLM",
+    family="qwen2_moe",
+    tensors=MappingProxyType({**_TRUNK, **_QKV_BIAS, **_ROUTED, **_DENSE, **_GATED}),
+    keys=MappingProxyType(
+        {
+            **_SHAPE,
+            "ffn_hidden": "moe_intermediate_size",
+            "shared_ffn_hidden": "shared_expert_intermediate_size",
+            "experts": "num_experts",
+            "renormalise": "norm_topk_prob",
+            "aux_coef": "router_aux_loss_coef",
+            "attention_bias": "qkv_bias",
+        }
+    ),
+    synonyms=MappingProxyType({}),
+    defaults=MappingProxyType(
+        {**_DEFAULTS, "renormalise": False, "aux_coef": 0.001, "attention_bias": True}
+    ),
+    constants=MappingProxyType({"shared_experts": 1}),
+    demands=_DEMANDS,
+    dense_key="mlp_only_layers",
+    step_key="decoder_sparse_step",
+    has_head_dim=False,
+    window_switch="use_sliding_window",
+)
+
+OLMOE = Dialect(
+    model_type="olmoe",
+    architecture="OlmoeForCausalLM",
+    family="olmoe",
+    tensors=MappingProxyType({**_TRUNK, **_QK_NORM, **_ROUTED}),
+    keys=MappingProxyType(
+        {
+            **_SHAPE,
+            "ffn_hidden": "intermediate_size",
+            "experts": "num_experts",
+            "renormalise": "norm_topk_prob",
+            "aux_coef": "router_aux_loss_coef",
+        }
+    ),
+    synonyms=MappingProxyType({}),
+    defaults=MappingProxyType({**_DEFAULTS, "renormalise": False, "aux_coef": 0.01}),
+    constants=MappingProxyType({"qk_norm": True}),
     demands=(
         *_DEMANDS,
-        Demand(key="decoder_sparse_step", legal=(1,), rule="layers without experts lead"),
+        Demand(key="clip_qkv", rule="queries, keys and values are not clipped", is_written=False),
     ),
-    dense_key="mlp_only_layers",
-    window_switch="use_sliding_window",
+    has_head_dim=False,
 )
 
 DEEPSEEK = Dialect(
@@ -242,7 +303,7 @@ DOTS1 = Dialect(
 )
 
 DIALECTS: Mapping[str, Dialect] = MappingProxyType(
-    {d.model_type: d for d in (MIXTRAL, QWEN3_MOE, DEEPSEEK, DOTS1)}
+    {d.model_type: d for d in (MIXTRAL, QWEN3_MOE, QWEN2_MOE, OLMOE, DEEPSEEK, DOTS1)}
 )
 
 _NUMBERS = re.compile(r"(?:layers\.(\d+)\.)?(?:experts\.(\d+)\.)?(.+)")
