@@ -10,9 +10,17 @@ thing to try.
     +-- CommunicationError  a collective that failed, was mismatched or cannot complete
     |   +-- DeadlockError   no rank of a stacked run can advance: rank, task and group are named
     +-- RankError           a process of a run that ended badly, with the end of its log
+    +-- NonFiniteError      a loss or a gradient that is not finite, where the recipe says to stop
+    +-- StoppedError        a run that was asked to stop, and did
     +-- VerificationError   an agreement check that did not hold, with the culprit
 
-The first three are found before any rank computes; the command line then exits with 2, else with 1.
+The exit codes of the command line:
+
+    0    done
+    1    failed
+    2    the first three: found before any rank computes, and again if nothing is changed
+    75   asked to stop (SIGTERM, SIGINT), and saved: the same command goes on (EX_TEMPFAIL)
+    143  asked to stop, and ended without saving: asked twice, or before the first step
 """
 
 
@@ -50,6 +58,18 @@ class DeadlockError(CommunicationError):
 
 class RankError(WeftError):
     """A process of a run that ended badly."""
+
+
+class NonFiniteError(WeftError):
+    """A loss or a gradient that is not finite, in a run that is to stop there."""
+
+
+class StoppedError(WeftError):
+    """A run that was asked to stop, and did; `code` is what its process exits with."""
+
+    def __init__(self, message: str, *, code: int = 75) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class VerificationError(WeftError):

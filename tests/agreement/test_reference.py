@@ -271,9 +271,10 @@ def splits_to_host(sent, received):
 
 
 def decide(stats, *, clip_norm):
-    loss, norm2 = stats[0].item(), stats[3].item()
+    loss, norm2, loss_bound, norm2_bound = (stats[i].item() for i in (0, 3, 5, 6))
     factor = min(1.0, clip_norm / (math.sqrt(norm2) + 1e-6)) if not math.isnan(norm2) else math.nan
-    return real([factor, 0.0 if math.isfinite(loss) and math.isfinite(norm2) else 1.0])
+    finite = math.isfinite(loss) and math.isfinite(norm2)
+    return real([factor, float(not finite or loss * loss_bound > 1 or norm2 * norm2_bound > 1)])
 
 
 def adamw(shard, verdict, rates, master, mean, square, decay, *, beta1, beta2, eps):

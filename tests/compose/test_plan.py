@@ -61,7 +61,7 @@ def test_sums_are_carried_in_at_least_float32():
     ]  # fmt: skip
 
 
-def test_statistics_hold_four_sums_and_the_load_of_every_expert():
+def test_statistics_hold_their_sums_and_the_load_of_every_expert():
     assert statistics_size(plan().shape) == LOADS + 2 * 8
 
 

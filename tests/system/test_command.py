@@ -269,11 +269,15 @@ def test_ranks_outlive_no_supervisor(recipe: Recipe) -> None:
         time.sleep(0.05)
 
 
-def test_sigterm_to_the_supervisor_ends_all(recipe: Recipe) -> None:
+def test_a_second_sigterm_to_the_supervisor_ends_all_at_once(recipe: Recipe) -> None:
     run = Run(recipe("run", "parallel.sp=2", "parallel.ep=2", "train.steps=100000"))
     assert run.reaches(2)
+    for pid in run.pids().values():
+        os.kill(pid, signal.SIGSTOP)  # so that the first one cannot be obeyed
     began = time.monotonic()
-    os.kill(run.pid, signal.SIGTERM)
+    for _ in range(2):
+        os.kill(run.pid, signal.SIGTERM)
+        time.sleep(0.05)
     assert run.wait() == 128 + signal.SIGTERM
     assert time.monotonic() - began < ENDED_SECONDS
     assert not any(is_alive(pid) for pid in run.pids().values())

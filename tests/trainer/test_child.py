@@ -1,6 +1,7 @@
 """A rank's exit code says who has to act; it does not outlive its parent."""
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from functools import partial
@@ -16,6 +17,7 @@ from weft.errors import (
     ConfigError,
     DataError,
     LayoutError,
+    StoppedError,
     WeftError,
 )
 from weft.testing.kill import Forked
@@ -29,7 +31,7 @@ def run(tmp_path: Path, recipe: Recipe, rank: Callable[..., None]) -> tuple[int,
 
     def life() -> int:
         child.run_rank = rank
-        arguments = [str(path), "/meeting", "0", "1", "", str(os.getppid())]
+        arguments = [str(path), str(tmp_path), "0", "1", "", str(os.getppid())]
         return child.main(arguments)
 
     log = tmp_path / "log"
@@ -71,10 +73,28 @@ def test_a_rank_gets_the_recipe_its_place_and_its_checkpoint(
 ) -> None:
     def check(config, place, checkpoint) -> None:
         assert config == recipe("run")
-        assert (place.rank, place.world, place.meeting) == (0, 1, "file:///meeting")
+        assert (place.rank, place.world, place.meeting) == (0, 1, f"file://{tmp_path}/meeting")
         assert checkpoint is None
 
     assert run(tmp_path, recipe, check) == (0, "")
+
+
+@pytest.mark.parametrize("stop_code", [75, 143])
+def test_a_rank_that_stopped_says_so_by_its_code_alone(
+    tmp_path: Path, recipe: Recipe, stop_code: int
+) -> None:
+    def stop(*_: object) -> None:
+        raise StoppedError("asked to stop", code=stop_code)
+
+    assert run(tmp_path, recipe, stop) == (stop_code, "")
+
+
+def test_a_rank_writes_its_stack_when_it_is_asked_for(tmp_path: Path, recipe: Recipe) -> None:
+    def ask(config, place, checkpoint) -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    assert run(tmp_path, recipe, ask) == (0, "")
+    assert " in ask" in (tmp_path / "stack-0").read_text()
 
 
 def test_a_rank_whose_parent_is_gone_ends(tmp_path: Path) -> None:

@@ -22,7 +22,10 @@ def line(few_steps: RunConfig) -> dict:
 
 
 def line_of(config: RunConfig, sums: list[float], refused: float = 0.0) -> dict:
-    results = {"stats": torch.tensor([*sums, *LOADS]), "verdict": torch.tensor([1.0, refused])}
+    results = {
+        "stats": torch.tensor([*sums, 0.0, 0.0, 0.0, *LOADS]),
+        "verdict": torch.tensor([1.0, refused]),
+    }
     reading = record.read(
         results, step=3, tokens=128, lr=0.1, watch=record.Stopwatch(CPU), exposed_seconds=0.25
     )

@@ -1,6 +1,6 @@
 """`weft`: one command, its verbs, and one way for an error to end it.
 
-Exit codes: 0 done, 1 a run or a check failed, 2 the recipe, the data or the layout is refused.
+Exit codes are listed in `weft.errors`.
 """
 
 import sys
@@ -21,7 +21,7 @@ from weft.cli import (
     verify,
 )
 from weft.cli.doctor import doctor
-from weft.errors import ConfigError, DataError, LayoutError, WeftError
+from weft.errors import ConfigError, DataError, LayoutError, StoppedError, WeftError
 
 REFUSED = 2
 FAILED = 1
@@ -56,6 +56,9 @@ def main() -> None:
     except (ConfigError, DataError, LayoutError) as error:
         print(f"weft: {error}", file=sys.stderr)
         sys.exit(REFUSED)
+    except StoppedError as error:
+        print(f"weft: {error}", file=sys.stderr)
+        sys.exit(error.code)
     except WeftError as error:
         print(f"weft: {error}", file=sys.stderr)
         sys.exit(FAILED)

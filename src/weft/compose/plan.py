@@ -145,8 +145,10 @@ def sizes(plan: Plan) -> Sizes:
     return Sizes(numbers=numbers, bounds={"R": worst})
 
 
-# The statistics vector: four sums, then the tokens that chose each expert of each layer.
-LOSS, AUX, Z, NORM2, LOADS = range(5)
+# The statistics vector: four sums, how many ranks were asked to stop, the reciprocals of the
+# largest loss and squared norm of a step (0: any), the tokens that chose each expert of each layer.
+# What ranks have to agree on travels with the one sum that every step makes anyway.
+LOSS, AUX, Z, NORM2, STOP, LOSS_BOUND, NORM2_BOUND, LOADS = range(8)
 
 
 def statistics_size(shape: Shape) -> int:

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from weft.config.branch import Branch, Count, Size
+from weft.config.branch import Branch, Count, Positive, Size
 
 RUN_DIR = "runs/<name>"
 
@@ -35,7 +35,25 @@ class TrainConfig(Branch):
     checkpoint_every: Count = Field(
         examples=[50], description="the steps between checkpoints; 0 writes none, not even the last"
     )
-    keep: Size = Field(default=2, description="the checkpoints that are kept")
+    keep: Annotated[Size, Field(ge=2)] = Field(
+        default=2,  # with one, a checkpoint that rots leaves nothing to fall back to
+        description="the newest checkpoints that are kept",
+    )
+    keep_every: Size | None = Field(
+        default=None,
+        examples=[1000],
+        description="checkpoints of steps that this divides are kept for good",
+    )
+    save: Literal["background", "blocking"] = Field(
+        default="background", description="whether training goes on while a checkpoint is written"
+    )
+    timeout_seconds: Positive = Field(
+        default=600.0,  # longer than any step; NCCL's own default too
+        description="how long a rank may get no further before the run is ended",
+    )
+    restarts: Count = Field(
+        default=0, description="how often a run that failed is started again by itself"
+    )
     log_every: Size = Field(default=1, description="the steps between lines of the log")
     run_dir: Annotated[str, Field(min_length=1)] = Field(
         default=RUN_DIR, description="the folder of the run"

@@ -1,7 +1,7 @@
 """The end of a step: the gradient's norm, the verdict over all ranks, AdamW on a rank's shard.
 
     norm2 += sum(g^2)
-    verdict = (min(1, clip / (norm + 1e-6)), 1 if the loss or norm2 is not finite else 0)
+    verdict = (min(1, clip / (norm + 1e-6)), 1 if loss or norm2 is not finite or too large else 0)
 
     g    = verdict[0] shard
     mean = b1 mean + (1 - b1) g        square = b2 square + (1 - b2) g^2
@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_LOSS, _NORM2 = 0, 3  # places in the statistics: loss, balance loss, z loss, norm2, loads
+_LOSS, _NORM2, _LOSS_BOUND, _NORM2_BOUND = 0, 3, 5, 6  # places, from compose.plan
 _CLIP_GUARD = 1e-6  # keeps a zero norm from dividing, the value of torch.nn.utils.clip_grad_norm_
 
 
@@ -40,10 +40,16 @@ def square_sum(shard: Tensor, norm2: Tensor) -> Tensor:
 
 
 def decide(stats: Tensor, *, clip_norm: float) -> Tensor:
-    """Returns the factor that clips the gradient, and 1 where the step must be refused."""
-    factor = (clip_norm / (stats[_NORM2].sqrt() + _CLIP_GUARD)).clamp_max(1)
-    finite = stats[_LOSS].isfinite() & stats[_NORM2].isfinite()
-    return torch.stack((factor, (~finite).to(stats.dtype)))
+    """Returns the factor that clips the gradient, and 1 where the step must be refused.
+
+    A bound is the reciprocal of the largest value allowed, so that 0 allows any; what is not finite
+    is above all of them.
+    """
+    loss, norm2 = stats[_LOSS], stats[_NORM2]
+    factor = (clip_norm / (norm2.sqrt() + _CLIP_GUARD)).clamp_max(1)
+    finite = loss.isfinite() & norm2.isfinite()
+    allowed = (loss * stats[_LOSS_BOUND] <= 1) & (norm2 * stats[_NORM2_BOUND] <= 1)
+    return torch.stack((factor, (~(finite & allowed)).to(stats.dtype)))
 
 
 def adamw(

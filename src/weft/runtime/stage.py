@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -39,9 +40,15 @@ class Stage:
         divisor: float,
         rates: Rates,
         forced: Mapping[str, Tensor] | None = None,
+        notes: Mapping[int, float] = MappingProxyType({}),
     ) -> Environment:
-        """What a step reads; clears what it accumulates."""
+        """What a step reads; clears what it accumulates.
+
+        `notes` are first values of elements of the statistics: what this rank has to say to all.
+        """
         self.state.begin()
+        for place, value in notes.items():
+            self.state.stats[place] = value
         environment: Environment = {
             "divisor": divisor,
             "rates": rates,
@@ -51,9 +58,17 @@ class Stage:
             environment.update(batch.environment(m))
         return environment
 
-    def train(self, batches: Sequence[Batch], *, divisor: float, rates: Rates) -> Environment:
+    def train(
+        self,
+        batches: Sequence[Batch],
+        *,
+        divisor: float,
+        rates: Rates,
+        notes: Mapping[int, float] = MappingProxyType({}),
+    ) -> Environment:
         """One step; the environment it returns holds the step's results (`stats`, `verdict`)."""
-        return self.bound.run(self.environment(batches, divisor=divisor, rates=rates))
+        made = self.environment(batches, divisor=divisor, rates=rates, notes=notes)
+        return self.bound.run(made)
 
 
 def build(

@@ -1,8 +1,8 @@
 """The events of a run: `events.jsonl`, one object each, never cut.
 
 `metrics.jsonl` has each step once, as it was last done; this file has what happened, in order and
-with the time: a run that starts, resumes, saves, fails to save, fails, and ends. The report, the
-status and a person read from it how the run went.
+with the time: a run that starts, resumes, saves, fails to save, fails, is restarted or stopped, and
+ends. The report, the status and a person read from it how the run went.
 """
 
 import json
@@ -13,7 +13,18 @@ from typing import Any, Literal
 
 FILE = "events.jsonl"
 
-Kind = Literal["start", "resume", "checkpoint", "no_checkpoint", "failure", "end"]
+Kind = Literal[
+    "start",
+    "resume",
+    "checkpoint",
+    "no_checkpoint",
+    "not_finite",
+    "rollback",
+    "failure",
+    "restart",
+    "stop",
+    "end",
+]
 
 
 def append(run_dir: Path, kind: Kind, **fields: Any) -> None:

@@ -339,9 +339,10 @@ def _step() -> Table:
         signals = m.acc(21), torch.tensor(verdict, dtype=wide, device=m.device)
         return Case(inputs=(*signals, (3e-3, 0.1, step), *state, decay), attrs=betas)
 
-    def stats(m: Maker, loss: float, norm2: float) -> Case:
-        values = torch.tensor([loss, 0.1, 0.2, norm2, 3.0, 4.0], dtype=accumulation_dtype(m.dtype))
-        return Case(inputs=(values.to(m.device),), attrs={"clip_norm": 1.0})
+    def stats(m: Maker, loss: float, norm2: float, bounds: tuple[float, float] = (0, 0)) -> Case:
+        sums = [loss, 0.1, 0.2, norm2, 0.0, *bounds, 3.0, 4.0]
+        values = torch.tensor(sums, dtype=accumulation_dtype(m.dtype), device=m.device)
+        return Case(inputs=(values,), attrs={"clip_norm": 1.0})
 
     nan, inf = float("nan"), float("inf")
     return {
@@ -353,6 +354,9 @@ def _step() -> Table:
             "loss_not_a_number": stats(m, nan, 9.0),
             "norm_infinite": stats(m, 2.0, inf),
             "norm_not_a_number": stats(m, 2.0, nan),
+            "within_bounds": stats(m, 2.0, 9.0, (0.25, 0.0625)),
+            "loss_above_its_bound": stats(m, 2.0, 9.0, (1.0, 0.0625)),
+            "norm_above_its_bound": stats(m, 2.0, 9.0, (0.25, 0.25)),
         },
         "adamw": lambda m: {
             "first_step": update(m, [1.0, 0.0], 8, 1),

@@ -29,9 +29,17 @@ from weft.checkpoint.load import Checkpoint
 from weft.checkpoint.prune import list_checkpoints
 from weft.checkpoint.verify import read_manifest
 from weft.config.run import RunConfig
-from weft.errors import ConfigError, DataError, LayoutError, VerificationError, WeftError
+from weft.errors import (
+    ConfigError,
+    DataError,
+    LayoutError,
+    StoppedError,
+    VerificationError,
+    WeftError,
+)
 from weft.telemetry import metrics
 from weft.trainer import child, launch
+from weft.trainer.supervisor import Process
 
 KINDS: tuple[Kind, ...] = ("master", "mean", "square", "state")
 POLL_SECONDS = 0.002  # a fraction of the shortest step
@@ -39,10 +47,15 @@ LIMIT_SECONDS = 120.0  # no forked process lives longer, whatever becomes of its
 EVERY_RANK = 0.25  # the share of kills that hit all ranks at once
 
 Tamper = Callable[[], None]  # runs in the supervisor before it starts
+FailPoint = Callable[[int, str], None]  # is told where each rank is, by name
 
 
 def honest() -> None:
     """Tampers with nothing."""
+
+
+def pass_all(_rank: int, _point: str) -> None:
+    """Passes every fail-point."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +92,9 @@ class Outcome:
 class Run:
     """A supervisor and its ranks, from their start to their end."""
 
-    def __init__(self, config: RunConfig, *, tamper: Tamper = honest) -> None:
+    def __init__(
+        self, config: RunConfig, *, tamper: Tamper = honest, fail_point: FailPoint = pass_all
+    ) -> None:
         self.config = config
         self.folder = Path(config.train.run_dir)
         self.scratch = self.folder.with_name(f"{self.folder.name}.kill")
@@ -87,7 +102,7 @@ class Run:
         for stale in self.scratch.glob("rank-*"):
             stale.unlink()
         self.output = self.scratch / "output"
-        life = partial(_supervise, config, self.scratch, tamper)
+        life = partial(_supervise, config, self.scratch, tamper, fail_point)
         self._process = Forked(life, self.output, self.output)
 
     @property
@@ -127,24 +142,30 @@ class Run:
                 os.kill(pids[rank], signal.SIGKILL)
 
 
-def _supervise(config: RunConfig, scratch: Path, tamper: Tamper) -> int:
+def _supervise(config: RunConfig, scratch: Path, tamper: Tamper, fail_point: FailPoint) -> int:
     """The command behind `weft train --resume auto`, but for its name."""
     tamper()
     try:
-        launch.train(config, start=partial(_start, scratch))
+        launch.train(config, start=partial(_start, scratch, fail_point))
     except (ConfigError, DataError, LayoutError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    except StoppedError as stopped:
+        sys.stderr.write(f"{stopped}\n")
+        return stopped.code
     except WeftError as error:
         sys.stderr.write(f"{error}\n")
         return 1
     return 0
 
 
-def _start(scratch: Path, arguments: Sequence[str], rank: int, log: Path) -> launch.Process:
+def _start(
+    scratch: Path, fail_point: FailPoint, arguments: Sequence[str], rank: int, log: Path
+) -> Process:
     log.write_bytes(b"")
     output = None if rank == 0 else log
-    process = Forked(partial(child.main, arguments), output, log)
+    life = partial(child.main, arguments, fail_point=partial(fail_point, rank))
+    process = Forked(life, output, log)
     (scratch / f"rank-{rank}").write_text(str(process.pid))
     return process
 
@@ -169,6 +190,11 @@ class Forked:
         """Ends it at once."""
         if self.poll() is None:
             os.kill(self.pid, signal.SIGKILL)
+
+    def send_signal(self, sig: int) -> None:
+        """Sends it a signal, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, sig)
 
     def wait(self) -> int:
         """The exit code, once there is one."""

@@ -7,7 +7,8 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-from weft.errors import WeftError
+from weft.compose.plan import STOP
+from weft.errors import StoppedError, WeftError
 from weft.optim.lr import learning_rate
 from weft.runtime.stage import Rates
 from weft.telemetry import events
@@ -16,6 +17,7 @@ from weft.telemetry.trackers import Sink
 from weft.trainer import record
 from weft.trainer.recover import save_session
 from weft.trainer.session import Session
+from weft.trainer.stop import ENDED, STOPPED
 
 Record = Mapping[str, Any]
 
@@ -28,18 +30,40 @@ class Loop:
         self.metrics = metrics
         self.display = display
         self.readings: deque[record.Reading] = deque()
+        self.asked = False  # to stop; known to all ranks after the same step
 
     def run(self, *, start: int) -> None:
         """Trains from `start` finished steps to the end."""
-        train = self.session.config.train
+        train, pulse = self.session.config.train, self.session.place.pulse
         for step in range(start + 1, train.steps + 1):
+            pulse.enter("first step" if step == start + 1 else "step", step)
             self._step(step)
+            pulse.pass_by("after_step")
             last = step == train.steps
             if last or step % train.eval_every == 0:
+                pulse.enter("evaluate", step)
                 self._evaluate(step)
-            if train.checkpoint_every and (last or step % train.checkpoint_every == 0):
+            due = train.checkpoint_every and (last or step % train.checkpoint_every == 0)
+            stopping = self.asked and not last
+            if due or (stopping and train.checkpoint_every):
+                pulse.enter("save", step)
                 self._save(step)
+            if stopping:
+                self._leave(step)
+        pulse.enter("end", train.steps)
         self._drain(keep=0)
+
+    def _leave(self, step: int) -> None:
+        """Ends the run as it was asked to, on all ranks after the same step."""
+        self._drain(keep=0)
+        saved = bool(self.session.config.train.checkpoint_every)
+        self._tell("stop", step=step)
+        self.display.say(f"stopped after step {step}, as asked")
+        raise StoppedError(
+            f"asked to stop: ended after step {step}, "
+            + ("saved; start the same command again to go on" if saved else "without saving"),
+            code=STOPPED if saved else ENDED,
+        )
 
     def _step(self, step: int) -> None:
         session, device = self.session, self.session.place.device
@@ -48,7 +72,8 @@ class Loop:
         session.transport.reset_exposed()
         watch = record.Stopwatch(device)
         divisor = float(session.feed.training.divisor(step - 1))
-        results = session.stage.train(batches, divisor=divisor, rates=rates)
+        notes = {STOP: 1.0} if session.place.stop.asked else {}
+        results = session.stage.train(batches, divisor=divisor, rates=rates, notes=notes)
         self.readings.append(
             record.read(
                 results,
@@ -77,6 +102,7 @@ class Loop:
         while len(self.readings) > keep:
             reading = self.readings.popleft()
             line = record.record(reading, self.session.stage.plan, self.session.place.device)
+            self.asked = self.asked or bool(reading.stats[STOP] > 0)
             self._emit(line)
             self.display.step(line)
 

@@ -11,6 +11,7 @@ from weft.checkpoint.format import step_name
 from weft.config.load import dump
 from weft.config.run import RunConfig
 from weft.data.tokenizer import BYTES
+from weft.errors import StoppedError
 from weft.model.count import active, token_flops, total
 from weft.telemetry import events
 from weft.telemetry.metrics import FILE, Metrics, read
@@ -41,7 +42,11 @@ class Summary:
 def run_rank(config: RunConfig, place: Place, checkpoint: Path | None) -> Summary | None:
     """Trains one rank of a recipe from a checkpoint, or from the seed."""
     session = open_session(config, place)
-    summary = _run(session, checkpoint)
+    try:
+        summary = _run(session, checkpoint)
+    except StoppedError:
+        close_session(session)
+        raise
     # NOTE: not after an error. The others would notice, and complain, before this rank has spoken.
     close_session(session)
     return summary
@@ -66,6 +71,8 @@ def _run(session: Session, checkpoint: Path | None) -> Summary | None:
         if session.leads:
             _introduce(session, shown, start)
         loop.run(start=start)
+    except StoppedError:
+        raise
     except BaseException as error:  # an interruption from the keyboard is news too
         if session.leads:
             _tell_failure(session, error)

@@ -57,6 +57,7 @@ def save_session(session: Session, *, step: int, report: Report) -> Path:
         progress=progress,
         writer=writer,
         keep=session.config.train.keep,
+        fail_point=place.pulse.pass_by,
         report=report,
     )
 

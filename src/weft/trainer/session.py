@@ -1,7 +1,7 @@
 """One rank of a run, assembled: device, wire, stage, evaluator and feed."""
 
 import datetime
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -12,12 +12,15 @@ from weft.comm.transport import Transport
 from weft.comm.transports.gloo import GlooTransport
 from weft.comm.transports.nccl import NcclTransport
 from weft.comm.transports.stacked import StackedWorld
+from weft.comm.transports.watched import WatchedTransport
 from weft.compose.recipe import plan as make_plan
 from weft.config.run import RunConfig
 from weft.runtime import backends, state
 from weft.runtime.stage import Evaluator, Stage, build
 from weft.runtime.stage import evaluator as build_evaluator
 from weft.trainer.feed import Feed, open_feed
+from weft.trainer.pulse import Pulse
+from weft.trainer.stop import Stop
 
 _LANES = ("comm",)  # no step issues on another one, and each opens its own connections
 
@@ -35,6 +38,8 @@ class Place:
     meeting: str | None
     neighbours: int = 1
     timeout_seconds: float = 600.0  # longer than any step; a first step may compile kernels
+    stop: Stop = field(default_factory=Stop)
+    pulse: Pulse = field(default_factory=Pulse)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +68,7 @@ def open_session(config: RunConfig, place: Place) -> Session:
     """Joins the other ranks and builds this one's part."""
     feed = open_feed(config)
     backends.prepare(place.device, threads=config.train.threads, neighbours=place.neighbours)
-    transport = connect(config, place)
+    transport = WatchedTransport(connect(config, place), place.pulse)
     plan = make_plan(config, place.rank)
     table = backends.choose(place.device, state.precision(plan.precision).act)
     bodies = backends.bodies(table)
