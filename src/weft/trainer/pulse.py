@@ -63,7 +63,7 @@ class Pulse(Observer):
 
     def enter(self, phase: Phase, step: int) -> None:
         """Another phase, or the same of another step, has begun."""
-        self._phase, self._step, self._call = phase.encode(), step, b""
+        self._phase, self._step = phase.encode(), step
         self._show(waits=False)
 
     def pass_by(self, point: str) -> None:
