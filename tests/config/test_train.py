@@ -17,7 +17,7 @@ LEGAL: dict[str, Any] = {
 
 
 @pytest.mark.parametrize(
-    "key", ["steps", "global_batch", "micro_batch", "eval_every", "keep", "log_every", "threads"]
+    "key", ["steps", "global_batch", "micro_batch", "eval_every", "log_every", "threads"]
 )
 def test_a_count_of_zero_is_refused(key: str) -> None:
     with pytest.raises(
@@ -55,3 +55,9 @@ def test_a_seed_fills_63_bits_and_no_more() -> None:
 def test_an_empty_run_folder_is_refused() -> None:
     with pytest.raises(ConfigError, match="train.run_dir"):
         TrainConfig(**LEGAL, run_dir="")
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+def test_fewer_than_two_checkpoints_are_refused(keep: int) -> None:
+    with pytest.raises(ConfigError, match=r"must be at least 2; nearest .*: train.keep = 2"):
+        TrainConfig.model_validate({**LEGAL, "keep": keep})

@@ -48,6 +48,10 @@ def test_a_rank_that_computes_is_alive(tmp_path: Path) -> None:
 def test_a_file_cut_short_shows_nothing(tmp_path: Path) -> None:
     (tmp_path / "pulse").write_bytes(b"x")
     assert pulse.read(tmp_path / "pulse") is None
+    Pulse(tmp_path / "pulse")
+    size = (tmp_path / "pulse").stat().st_size
+    (tmp_path / "pulse").write_bytes(bytes(size))  # made, and nothing shown yet
+    assert pulse.read(tmp_path / "pulse") is None
 
 
 def test_fail_points_are_told_by_name() -> None:

@@ -108,6 +108,8 @@ def read(path: Path) -> Sign | None:
         return None
     (alive,) = _ALIVE.unpack_from(page)
     moved, step, posted, waits, phase, call = _REST.unpack_from(page, _ALIVE.size)
+    if not moved:
+        return None
     return Sign(
         alive_ns=alive,
         moved_ns=moved,
