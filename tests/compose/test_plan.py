@@ -65,14 +65,17 @@ def test_statistics_hold_their_sums_and_the_load_of_every_expert():
     assert statistics_size(plan().shape) == LOADS + 2 * 8
 
 
-@pytest.mark.parametrize(("vocab", "rows"), [(32000, 1024), (2**15, 1024), (151936, 256)])
-def test_chunks_of_the_loss_are_a_power_of_two_within_the_budget(vocab, rows):
-    shape = replace(plan().shape, vocab=vocab)
-    assert loss_rows(shape) == rows
+@pytest.mark.parametrize(
+    ("vocab", "rows", "narrow"), [(32000, 1024, 4096), (2**15, 1024, 4096), (151936, 256, 512)]
+)
+def test_chunks_of_the_loss_are_a_power_of_two_within_the_budget(vocab, rows, narrow):
+    wide = replace(plan(), shape=replace(plan().shape, vocab=vocab))
+    assert loss_rows(wide) == rows
+    assert loss_rows(replace(wide, precision="bfloat16")) == narrow
 
 
 def test_chunks_never_shrink_below_256_rows():
-    assert loss_rows(replace(plan().shape, vocab=2**20)) == 256
+    assert loss_rows(replace(plan(), shape=replace(plan().shape, vocab=2**20))) == 256
 
 
 def test_only_one_dispatch_is_all_gather():

@@ -231,6 +231,6 @@ class Lowering:
     def cross_entropy(self, h: Any, w: Any, targets: Any) -> Any:
         (total,) = self.algebra.call(
             "cross_entropy", h, w, targets, self.context.divisor, self.context.loss,
-            chunk=loss_rows(self.plan.shape),
+            chunk=loss_rows(self.plan),
         )  # fmt: skip
         return total

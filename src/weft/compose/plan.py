@@ -156,11 +156,15 @@ def statistics_size(shape: Shape) -> int:
     return LOADS + shape.layers * shape.experts
 
 
-def loss_rows(shape: Shape, *, budget: int = 2**25) -> int:
-    """Rows of a chunk of the cross-entropy, so that its logits stay under `budget` elements (64 MiB
-    in bfloat16).
-    """
-    return max(256, 2 ** (budget // shape.vocab).bit_length() // 2)
+# Elements of a chunk's logits: 256 MiB in bfloat16, where the accumulator of the head's weight is
+# read and written once a chunk; 128 MiB in float32, where several tensors of that size are alive.
+_NARROW_LOGITS, _WIDE_LOGITS = 2**27, 2**25
+
+
+def loss_rows(plan: Plan) -> int:
+    """Rows of a chunk of the cross-entropy, so that its logits stay small."""
+    budget = _NARROW_LOGITS if plan.precision == "bfloat16" else _WIDE_LOGITS
+    return max(256, 2 ** (budget // plan.shape.vocab).bit_length() // 2)
 
 
 def is_all_gather(layout: Layout) -> bool:

@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 
 from weft.config.branch import INDEX_LIMIT, Branch, divisors, nearest, refusal
 from weft.config.data import DataConfig
+from weft.config.kernels import KernelsConfig
 from weft.config.model import ModelConfig
 from weft.config.optim import OptimConfig
 from weft.config.overlap import OverlapConfig
@@ -42,6 +43,7 @@ class RunConfig(Branch):
     model: ModelConfig
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)
     overlap: OverlapConfig = Field(default_factory=OverlapConfig)
+    kernels: KernelsConfig = Field(default_factory=KernelsConfig)
     data: DataConfig
     optim: OptimConfig
     train: TrainConfig

@@ -73,6 +73,26 @@ def attention_cudnn_dgrad(
     return flat(dq), flat(dk), flat(dv)
 
 
+def attention_cudnn_or_flash(
+    q: Tensor, k: Tensor, v: Tensor, segments: Segments
+) -> tuple[Tensor, Tensor]:
+    """Returns the attention output, by cuDNN where all documents have one length."""
+    body = attention_cudnn if _is_uniform(segments) else attention_flash
+    return body(q, k, v, segments)
+
+
+def attention_cudnn_or_flash_dgrad(
+    da: Tensor, q: Tensor, k: Tensor, v: Tensor, a: Tensor, lse: Tensor, segments: Segments
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the gradients by the kernel that `attention_cudnn_or_flash` took."""
+    body = attention_cudnn_dgrad if _is_uniform(segments) else attention_flash_dgrad
+    return body(da, q, k, v, a, lse, segments)
+
+
+def _is_uniform(segments: Segments) -> bool:
+    return len(runs(segments)) == 1
+
+
 @contextmanager
 def _deterministic() -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled()

@@ -68,6 +68,38 @@ def router_logits_dgrad(dlogits: Tensor, w: Tensor) -> Tensor:
     return (dlogits @ w.to(dlogits.dtype)).to(w.dtype)
 
 
+def router_logits_narrow(h: Tensor, w: Tensor) -> Tensor:
+    """Returns the router's logits in the accumulation dtype, operands left in their narrow one.
+
+    Numerics:
+        A product of two narrow numbers is exact in the accumulation dtype, in which they are added.
+    """
+    return torch.ops.aten.mm.dtype(h, w.T, accumulation_dtype(h.dtype))
+
+
+def router_logits_dgrad_narrow(dlogits: Tensor, w: Tensor) -> Tensor:
+    """Returns the gradient of the router's input by products of narrow operands.
+
+    Numerics:
+        The gradient of the logits goes in as the sum of two narrow numbers: 16 digits of bfloat16's
+        kind, rounded once at the end.
+    """
+    high, low = _split(dlogits, w.dtype)
+    return torch.cat((high, low), dim=1) @ torch.cat((w, w))
+
+
+def router_logits_wgrad_narrow(acc: Tensor, dlogits: Tensor, h: Tensor) -> Tensor:
+    """Adds the gradient of the router's weight into `acc`, `dlogits` as two narrow numbers."""
+    high, low = _split(dlogits, h.dtype)
+    return add_narrow_product(add_narrow_product(acc, high, h), low, h)
+
+
+def _split(x: Tensor, narrow: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Two numbers in a narrow dtype whose sum is x, but for what is lost of the second."""
+    high = x.to(narrow)
+    return high, (x - high).to(narrow)
+
+
 def add(x: Tensor, y: Tensor) -> Tensor:
     """Returns the residual sum."""
     return x + y

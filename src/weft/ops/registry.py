@@ -151,12 +151,38 @@ def cuda_bodies() -> Bodies:
         faster["qkv_project.wgrad"] = linear.project_wgrad_narrow
         faster["project.wgrad"] = linear.project_wgrad_narrow
         faster["cross_entropy.fused"] = loss.cross_entropy_fused_narrow
+        faster["router_logits.wgrad"] = linear.router_logits_wgrad_narrow
+    if "dtype" in torch.ops.aten.mm.overloads():
+        faster["router_logits"] = linear.router_logits_narrow
+        faster["router_logits.dgrad"] = linear.router_logits_dgrad_narrow
     if _has("_flash_attention_forward"):
         faster["attention"] = attention_cuda.attention_flash
         faster["attention.dgrad"] = attention_cuda.attention_flash_dgrad_repeatable
     if _has("_fused_adamw_"):
         faster["adamw"] = optimizer.adamw_fused
     return MappingProxyType(faster)
+
+
+def alternatives() -> Mapping[str, Mapping[str, Bodies]]:
+    """Returns, by operator and name, bodies for a GPU in bfloat16 that a recipe may ask for.
+
+    Numerics:
+        Not repeatable: their backward adds partial sums in no fixed order.
+    """
+    found: dict[str, Mapping[str, Bodies]] = {}
+    attentions: dict[str, Bodies] = {}
+    if _has("_flash_attention_forward"):
+        attentions["flash"] = {
+            "attention": attention_cuda.attention_flash,
+            "attention.dgrad": attention_cuda.attention_flash_dgrad,
+        }
+    if attentions and _has("_scaled_dot_product_cudnn_attention"):
+        attentions["cudnn"] = {
+            "attention": attention_cuda.attention_cudnn_or_flash,
+            "attention.dgrad": attention_cuda.attention_cudnn_or_flash_dgrad,
+        }
+    found["attention"] = attentions
+    return MappingProxyType(found)
 
 
 def _has(operator: str) -> bool:

@@ -9,13 +9,15 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from types import MappingProxyType
 
 import torch
 from torch.utils import deterministic
 
+from weft.config.kernels import KernelsConfig
 from weft.errors import ConfigError
-from weft.ops.registry import cpu_bodies, cuda_bodies, reference_bodies
+from weft.ops.registry import alternatives, cpu_bodies, cuda_bodies, reference_bodies
 
 Body = Callable[..., object]
 
@@ -35,6 +37,7 @@ class Choice:
 
 Table = Mapping[str, Choice]
 
+_TRITON = "one pass in Triton"
 _REASONS: Mapping[str, str] = MappingProxyType(
     {
         "attention_cpu": "SDPA's own CPU kernel; skips the masked half",
@@ -46,27 +49,65 @@ _REASONS: Mapping[str, str] = MappingProxyType(
         "expert_up_grouped": "F.grouped_mm: one launch, group ends stay on the device",
         "expert_up_dgrad_grouped": "F.grouped_mm: one launch, group ends stay on the device",
         "expert_up_wgrad_grouped": "F.grouped_mm: one launch, group ends stay on the device",
+        "expert_wgrad": "Triton: the product is added where it is accumulated in FP32",
         "project_wgrad_narrow": "the product itself accumulates in FP32",
+        "router_logits_narrow": "the product itself accumulates in FP32",
+        "router_logits_dgrad_narrow": "FP32 as the sum of two BF16 numbers",
+        "router_logits_wgrad_narrow": "FP32 as the sum of two BF16 numbers",
         "cross_entropy_fused_narrow": "the product itself accumulates in FP32",
         "adamw_fused": "one pass over the state",
     }
 )
 
 
-def choose(device: torch.device, act: torch.dtype) -> Table:
-    """The table of this machine."""
+def choose(device: torch.device, act: torch.dtype, kernels: KernelsConfig | None = None) -> Table:
+    """The table of this machine, as the recipe wants it.
+
+    Raises:
+        ConfigError: the recipe asks for a body that this machine does not have.
+    """
+    kernels = kernels or KernelsConfig()
     table = {
         name: Choice(body=body, reason="reference") for name, body in reference_bodies().items()
     }
-    for name, body in _faster(device, act).items():
-        table[name] = Choice(body=body, reason=_REASONS[body.__qualname__])
+    if kernels.bodies == "fast":
+        for name, body in _faster(device, act).items():
+            table[name] = Choice(body=body, reason=_REASONS.get(body.__qualname__, _TRITON))
+    for name, body in _asked_for(device, act, kernels).items():
+        reason = f"kernels.attention = {kernels.attention!r}"
+        table[name] = Choice(body=body, reason=reason, repeatable=not name.endswith("dgrad"))
     return MappingProxyType(table)
 
 
 def _faster(device: torch.device, act: torch.dtype) -> Mapping[str, Body]:
     if device.type == "cpu":
         return cpu_bodies()
-    return cuda_bodies() if act is torch.bfloat16 else {}
+    if act is not torch.bfloat16:
+        return {}
+    return {**cuda_bodies(), **_triton_bodies()}
+
+
+def _triton_bodies() -> Mapping[str, Body]:
+    """The bodies in Triton, which comes with torch where there is a GPU it supports."""
+    if find_spec("triton") is None:
+        return {}
+    from weft.kernels.triton.table import triton_bodies  # noqa: PLC0415 - only where it can be
+
+    return triton_bodies()
+
+
+def _asked_for(
+    device: torch.device, act: torch.dtype, kernels: KernelsConfig
+) -> Mapping[str, Body]:
+    if kernels.attention == "repeatable":
+        return {}
+    found = alternatives()["attention"]
+    if device.type != "cuda" or act is not torch.bfloat16 or kernels.attention not in found:
+        raise ConfigError(
+            f"kernels.attention = {kernels.attention!r}: needs a CUDA device and "
+            f"train.precision = 'bfloat16', found {device.type} and {act}; try 'repeatable'"
+        )
+    return found[kernels.attention]
 
 
 def bodies(table: Table) -> Mapping[str, Body]:

@@ -38,7 +38,7 @@ def load_oracle(config: RunConfig, folder: Path, device: torch.device) -> Oracle
             weights[parameter.name] = torch.cat(parts).view(parameter.shape).to(device, dtypes.act)
         for name in checkpoint.names("state"):
             weights[name] = checkpoint.read("state", name).to(device)
-    table = backends.choose(device, dtypes.act)
+    table = backends.choose(device, dtypes.act, config.kernels)
     return Oracle(plan=alone, bodies=backends.bodies(table), weights=weights)
 
 

@@ -70,7 +70,7 @@ def open_session(config: RunConfig, place: Place) -> Session:
     backends.prepare(place.device, threads=config.train.threads, neighbours=place.neighbours)
     transport = WatchedTransport(connect(config, place), place.pulse)
     plan = make_plan(config, place.rank)
-    table = backends.choose(place.device, state.precision(plan.precision).act)
+    table = backends.choose(place.device, state.precision(plan.precision).act, config.kernels)
     bodies = backends.bodies(table)
     built = build(plan, bodies=bodies, transport=transport, device=place.device)
     return Session(

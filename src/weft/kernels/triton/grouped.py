@@ -1,0 +1,95 @@
+"""Weight gradients of the routed experts, added straight into their FP32 accumulators.
+
+    acc[l] += du[rows of l].T @ x[rows of l]        acc [L, M, N], du [R, M], x [R, N]
+
+One program a tile of one expert's accumulator: it starts from the tile, walks the expert's rows,
+and writes the tile back, so nothing of the size of the weights is made besides. The last, partial
+step of a walk masks the rows of the next expert. An expert without rows is left as it is.
+"""
+
+from dataclasses import dataclass
+
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tile:
+    """The shape of a program: its part of an accumulator, the rows of one step, warps, stages."""
+
+    m: int = 128
+    n: int = 256
+    rows: int = 64
+    warps: int = 8
+    stages: int = 3
+    reduce: bool = True
+
+
+DEFAULT = Tile()
+
+
+def expert_wgrad(acc: Tensor, du: Tensor, x: Tensor, ends: Tensor) -> Tensor:
+    """Adds each expert's weight gradient into `acc`.
+
+    Shapes:
+        acc [L, M, N], du [R, M], x [R, N], ends [L]
+
+    Numerics:
+        The tensor cores accumulate in FP32, from the value that is there; rows in ascending order.
+    """
+    return expert_wgrad_tiled(acc, du, x, ends, DEFAULT)
+
+
+def expert_wgrad_tiled(acc: Tensor, du: Tensor, x: Tensor, ends: Tensor, tile: Tile) -> Tensor:
+    """Does the same with a tile of the caller's."""
+    experts, m, n = acc.shape
+    if du.shape[0] == 0:
+        return acc
+    tiles_m, tiles_n = triton.cdiv(m, tile.m), triton.cdiv(n, tile.n)
+    _wgrad[tiles_m * tiles_n, experts](
+        TensorDescriptor.from_tensor(du, [tile.rows, tile.m]),
+        TensorDescriptor.from_tensor(x, [tile.rows, tile.n]),
+        TensorDescriptor.from_tensor(acc, [1, tile.m, tile.n // 2]) if tile.reduce else acc,
+        ends, m, n, tiles_n, REDUCE=tile.reduce,
+        TILE_M=tile.m, TILE_N=tile.n, STEP=tile.rows, num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+    return acc
+
+
+@triton.jit
+def _wgrad(
+    du, x, acc, ends, m, n, tiles_n,
+    REDUCE: tl.constexpr, TILE_M: tl.constexpr, TILE_N: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    expert = tl.program_id(1)
+    first = tl.load(ends + expert - 1, mask=expert > 0, other=0)
+    last = tl.load(ends + expert)
+    if last > first:
+        # neighbours share columns of `du`, of which there are more
+        at_m = tl.program_id(0) // tiles_n * TILE_M
+        at_n = tl.program_id(0) % tiles_n * TILE_N
+        total = tl.zeros((TILE_M, TILE_N), tl.float32)
+        whole = first + (last - first) // STEP * STEP
+        for row in range(first, whole, STEP):
+            total = tl.dot(du.load([row, at_m]).T, x.load([row, at_n]), total)
+        if whole < last:
+            own = (whole + tl.arange(0, STEP) < last)[:, None]
+            left, right = du.load([whole, at_m]), x.load([whole, at_n])
+            left = tl.where(own, left, tl.zeros_like(left))
+            right = tl.where(own, right, tl.zeros_like(right))
+            total = tl.dot(left.T, right, total)
+        if REDUCE:
+            # one addition an element, so their order is no matter
+            halves = tl.permute(tl.reshape(total, (TILE_M, 2, TILE_N // 2)), (0, 2, 1))
+            low, high = tl.split(halves)
+            acc.atomic_add([expert, at_m, at_n], tl.reshape(low, (1, TILE_M, TILE_N // 2)))
+            acc.atomic_add(
+                [expert, at_m, at_n + TILE_N // 2], tl.reshape(high, (1, TILE_M, TILE_N // 2))
+            )
+        else:
+            i, j = at_m + tl.arange(0, TILE_M), at_n + tl.arange(0, TILE_N)
+            inside = (i < m)[:, None] & (j < n)[None, :]
+            out = acc + tl.cast(expert, tl.int64) * m * n + i[:, None] * n + j[None, :]
+            tl.store(out, tl.load(out, mask=inside, other=0.0) + total, mask=inside)

@@ -1,0 +1,83 @@
+"""The map between choices and rows by a counting sort: a few launches, no atomics.
+
+Choices are cut into parts of `_PART`. Each part counts its choices an expert; the sums before it,
+in order of expert and then of part, say where its first row of each expert lies; then it places its
+choices one after another. So rows lie by expert and within an expert by choice, whatever runs
+first.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_PART, _STEP = 1024, 64  # choices of a program, and of one step: 64 x 128 cells for 128 experts
+
+
+def count_load(chosen: Tensor, *, experts: int) -> Tensor:
+    """Returns how many choices fell on each expert."""
+    return _counts(chosen, experts).sum(0, dtype=torch.int64)
+
+
+def plan_rows(chosen: Tensor, *, experts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns the map of all choices sorted by expert: order, slot_row, counts and ends."""
+    partial = _counts(chosen, experts)
+    through = partial.cumsum(0)  # int64: this part's and those before it
+    counts = through[-1] if partial.shape[0] else through.new_zeros(experts)
+    ends = counts.cumsum(0)
+    first = through - partial + (ends - counts)
+    order = torch.empty(chosen.numel(), dtype=torch.int64, device=chosen.device)
+    slot_row = torch.empty_like(chosen)
+    if partial.shape[0]:
+        _place[partial.shape[0],](
+            chosen, first, order, slot_row, chosen.numel(), experts,
+            PART=_PART, STEP=_STEP, COLUMNS=triton.next_power_of_2(experts), num_warps=4,
+        )  # fmt: skip
+    return order, slot_row, counts, ends.to(torch.int32)
+
+
+def _counts(chosen: Tensor, experts: int) -> Tensor:
+    """The choices of each part on each expert [parts, E]."""
+    parts = triton.cdiv(chosen.numel(), _PART)
+    partial = torch.empty(parts, experts, dtype=torch.int32, device=chosen.device)
+    if parts:
+        _count[parts,](
+            chosen, partial, chosen.numel(), experts,
+            PART=_PART, STEP=_STEP, COLUMNS=triton.next_power_of_2(experts), num_warps=4,
+        )  # fmt: skip
+    return partial
+
+
+@triton.jit
+def _count(
+    chosen, partial, choices, experts,
+    PART: tl.constexpr, STEP: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    part = tl.program_id(0)
+    c = tl.arange(0, COLUMNS)
+    total = tl.zeros((COLUMNS,), tl.int32)
+    for start in range(0, PART, STEP):
+        at = part * PART + start + tl.arange(0, STEP)
+        expert = tl.load(chosen + at, mask=at < choices, other=-1).to(tl.int32)
+        total += tl.sum((expert[:, None] == c[None, :]).to(tl.int32), axis=0)
+    tl.store(partial + part * experts + c, total, mask=c < experts)
+
+
+@triton.jit
+def _place(
+    chosen, first, order, slot_row, choices, experts,
+    PART: tl.constexpr, STEP: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    part = tl.program_id(0)
+    c = tl.arange(0, COLUMNS)
+    row = tl.load(first + part * experts + c, mask=c < experts, other=0).to(tl.int32)
+    for start in range(0, PART, STEP):
+        at = part * PART + start + tl.arange(0, STEP)
+        inside = at < choices
+        expert = tl.load(chosen + at, mask=inside, other=-1).to(tl.int32)
+        here = (expert[:, None] == c[None, :]).to(tl.int32)
+        before = tl.cumsum(here, axis=0) - 1 + row[None, :]
+        place = tl.sum(before * here, axis=1)
+        tl.store(order + place, at.to(tl.int64), mask=inside)
+        tl.store(slot_row + at, place.to(tl.int64), mask=inside)
+        row += tl.sum(here, axis=0)

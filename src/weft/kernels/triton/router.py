@@ -1,0 +1,139 @@
+"""The router's choice and its gradient, one launch each.
+
+A program owns whole rows of the logits [T, E]. Choices are found one after another: the largest key
+left, ties to the lowest id. A key that is no number is never the largest, so every id is legal.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_CELLS = 2048  # elements of a tile: 16 for each of 128 threads
+
+
+def select_experts(
+    logits: Tensor, bias: Tensor, *, top_k: int, score: str, renormalise: bool, scaling: float
+) -> tuple[Tensor, Tensor]:
+    """Returns the weights and ids of each token's experts, best first."""
+    tokens, experts = logits.shape
+    weights = logits.new_empty(tokens, top_k)
+    chosen = torch.empty(tokens, top_k, dtype=torch.int64, device=logits.device)
+    columns, rows = _tile(experts)
+    if tokens:
+        _select[triton.cdiv(tokens, rows),](
+            logits, bias, weights, chosen, tokens, experts, scaling,
+            TOP_K=top_k, SLOTS=triton.next_power_of_2(top_k), SOFTMAX=score == "softmax",
+            RENORMALISE=renormalise, ROWS=rows, COLUMNS=columns, num_warps=4,
+        )  # fmt: skip
+    return weights, chosen
+
+
+def select_experts_dgrad(
+    dweights: Tensor,
+    logits: Tensor,
+    experts: Tensor,
+    *,
+    top_k: int,
+    score: str,
+    renormalise: bool,
+    scaling: float,
+) -> Tensor:
+    """Returns the gradient of the logits, of chosen and replayed experts alike."""
+    dlogits = torch.empty_like(logits)
+    tokens, width = logits.shape
+    columns, rows = _tile(width)
+    if tokens:
+        _select_dgrad[triton.cdiv(tokens, rows),](
+            dweights, logits, experts, dlogits, tokens, width, scaling,
+            TOP_K=top_k, SOFTMAX=score == "softmax", RENORMALISE=renormalise,
+            ROWS=rows, COLUMNS=columns, num_warps=4,
+        )  # fmt: skip
+    return dlogits
+
+
+def _tile(experts: int) -> tuple[int, int]:
+    columns = triton.next_power_of_2(experts)
+    return columns, max(_CELLS // columns, 1)
+
+
+@triton.jit
+def _scores(x, inside, SOFTMAX: tl.constexpr):
+    """Scores of rows of logits; 0 outside."""
+    if SOFTMAX:
+        top = tl.max(tl.where(inside, x, float("-inf")), axis=1)[:, None]
+        share = tl.where(inside, tl.exp(x - top), 0.0)
+        return share / tl.sum(share, axis=1)[:, None]
+    else:  # noqa: RET505 - one of two functions, chosen when the kernel is compiled
+        return tl.where(inside, tl.sigmoid(x), 0.0)
+
+
+@triton.jit
+def _select(
+    logits, bias, weights, chosen, tokens, experts, scaling,
+    TOP_K: tl.constexpr, SLOTS: tl.constexpr, SOFTMAX: tl.constexpr, RENORMALISE: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    c = tl.arange(0, COLUMNS)
+    present = (c < experts)[None, :]
+    inside = (r < tokens)[:, None] & present
+    at = r.to(tl.int64)[:, None] * experts + c[None, :]
+    x = tl.load(logits + at, mask=inside, other=0.0)
+    score = _scores(x, present, SOFTMAX)
+    key = score + tl.load(bias + c, mask=c < experts, other=0.0)[None, :]
+    key = tl.where(present & (key == key), key, float("-inf"))  # NaN is never the largest
+    slot = tl.arange(0, SLOTS)[None, :]
+    picked = tl.zeros((ROWS, SLOTS), tl.int32)
+    weight = tl.zeros((ROWS, SLOTS), tl.float32)
+    left = present & (r >= 0)[:, None]
+    for j in tl.static_range(TOP_K):
+        best = tl.max(tl.where(left, key, float("-inf")), axis=1)[:, None]
+        pick = tl.min(tl.where(left & (key >= best), c[None, :], COLUMNS), axis=1)[:, None]
+        here = c[None, :] == pick
+        won = tl.sum(tl.where(here, score, 0.0), axis=1)[:, None]
+        picked = tl.where(slot == j, pick, picked)
+        weight = tl.where(slot == j, won, weight)
+        left &= c[None, :] != pick
+    if RENORMALISE:
+        weight /= tl.sum(weight, axis=1)[:, None]
+    out = r.to(tl.int64)[:, None] * TOP_K + slot
+    kept = (r < tokens)[:, None] & (slot < TOP_K)
+    tl.store(chosen + out, picked.to(tl.int64), mask=kept)
+    tl.store(weights + out, weight * scaling, mask=kept)
+
+
+@triton.jit
+def _select_dgrad(
+    dweights, logits, experts, dlogits, tokens, width, scaling,
+    TOP_K: tl.constexpr, SOFTMAX: tl.constexpr, RENORMALISE: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    c = tl.arange(0, COLUMNS)
+    present = (c < width)[None, :]
+    inside = (r < tokens)[:, None] & present
+    at = r.to(tl.int64)[:, None] * width + c[None, :]
+    score = _scores(tl.load(logits + at, mask=inside, other=0.0), present, SOFTMAX)
+    total = tl.zeros((ROWS,), tl.float32)
+    dot = tl.zeros((ROWS,), tl.float32)
+    grad = tl.zeros((ROWS, COLUMNS), tl.float32)
+    taken = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for j in tl.static_range(TOP_K):
+        where = r.to(tl.int64) * TOP_K + j
+        pick = tl.load(experts + where, mask=r < tokens, other=-1)
+        d = tl.load(dweights + where, mask=r < tokens, other=0.0) * scaling
+        here = c[None, :] == pick[:, None]
+        weight = tl.sum(tl.where(here, score, 0.0), axis=1)
+        total += weight
+        dot += d * weight
+        grad += tl.where(here, d[:, None], 0.0)
+        taken += tl.where(here, 1.0, 0.0)
+    if RENORMALISE:
+        whole = tl.where(total == 0.0, 1.0, total)[:, None]
+        grad = (grad - taken * (dot[:, None] / whole)) / whole
+    if SOFTMAX:
+        grad = score * (grad - tl.sum(grad * score, axis=1)[:, None])
+    else:
+        grad *= score * (1 - score)
+    tl.store(dlogits + at, grad, mask=inside)
