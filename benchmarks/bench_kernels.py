@@ -287,8 +287,8 @@ def tiles(file: Path) -> Iterator[str]:
                     continue
                 line = {"shape": label, "body": name, "tile": repr(tile), "ms": took.record()}
                 record.append(file, record.entry("tiles", DEVICE, line))
-                rate = trial.flops / took.median / 1e9
-                yield f"{label} {name} {m}x{n}x{rows} w{warps} s{stages}: {took.median:.3f} ms {rate:.0f} TFLOP/s"
+                reached = f"{took.median:.3f} ms, {trial.flops / took.median / 1e9:.0f} TFLOP/s"
+                yield f"{label} {name} {m}x{n}x{rows}, {warps} warps, {stages} stages: {reached}"
 
 
 def main() -> None:
