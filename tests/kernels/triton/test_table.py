@@ -1,12 +1,9 @@
 """Every body in Triton is its reference: forward and gradients, for every kind of routing."""
 
-from functools import partial
-
 import pytest
 import torch
 from tests.ops.test_registry import (
     DERIVED,
-    Derivation,
     check_narrow_gradients,
     copied,
     labelled,
@@ -15,7 +12,6 @@ from tests.ops.test_registry import (
     widened,
 )
 
-from weft.errors import VerificationError
 from weft.graph.opset import OPS
 from weft.ops.precision import add_product
 from weft.ops.registry import reference_bodies
@@ -76,38 +72,6 @@ def test_the_loss_and_its_gradients_agree_with_float64(label, dtype):
         acc = torch.zeros_like(w, dtype=torch.promote_types(w.dtype, torch.float32))
         results.append(table["cross_entropy.fused"](*operands, acc, **case.attrs))
     require_all(*results, gradient_bound(op.tolerance, dtype, case.length), op.name)
-
-
-@pytest.mark.parametrize("columns", [1, 100, 128, 257])
-@pytest.mark.parametrize("rows", [1, 63, 64, 65, 200])
-def test_a_weight_gradient_of_any_shape_stays_inside_its_expert(rows, columns):
-    """Experts with no row, one row and a whole step of rows; sides that no tile divides."""
-    counts = torch.tensor([rows, 0, 1, 64])
-    total, m, n = int(counts.sum()), 8 * columns, 136
-    maker = torch.Generator().manual_seed(rows * columns)
-    draw = partial(torch.randn, generator=maker)
-    du, x, acc = (draw(*s).to(DEVICE) for s in ((total, m), (total, n), (4, m, n)))
-    du, x = du.to(DTYPES[0]), x.to(DTYPES[0])
-    ends = counts.cumsum(0).to(torch.int32).to(DEVICE)
-    expected = acc.double()
-    for e, (start, stop) in enumerate(zip([0, *ends.tolist()], ends.tolist(), strict=False)):
-        expected[e] += du[start:stop].double().T @ x[start:stop].double()
-    untouched = acc[1].clone()
-    grouped.expert_wgrad(acc, du, x, ends)
-    bound = gradient_bound(OPS["expert_up"].tolerance, torch.float32, total)
-    require_close(acc, expected, bound, "expert_wgrad")
-    assert torch.equal(acc[1], untouched)
-
-
-def test_rows_of_another_expert_are_caught():
-    """Sabotage: the same comparison with the ends of another routing must fail."""
-    op, case = OPS["expert_up"], cases("expert_up", DTYPES[0], DEVICE)["uneven"]
-    derivation = Derivation(op, bodies(), case)
-    swapped = torch.tensor([9, 12, 13, 18], dtype=torch.int32, device=DEVICE)
-    honest = derivation.derived_weights(derivation.accumulators())
-    wrong = derivation.derived_weights(derivation.accumulators(), ends=swapped)
-    with pytest.raises(VerificationError):
-        require_all(wrong, honest, gradient_bound(op.tolerance, DTYPES[0], case.length), op.name)
 
 
 @pytest.mark.gpu
