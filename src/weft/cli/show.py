@@ -15,7 +15,8 @@ from weft.compose.plan import Plan, sizes
 from weft.compose.price import Nominal, price
 from weft.compose.recipe import plan as make_plan
 from weft.compose.segment import Segment as SegmentOf
-from weft.compose.step import Step, layer_weights, owned_parameters, training_step
+from weft.compose.step import Step, owned_parameters, training_step
+from weft.compose.templates import layer_weights
 from weft.config.load import load
 from weft.errors import ConfigError
 from weft.graph.render import render_program
@@ -152,7 +153,8 @@ def _rank_line(plan: Plan, rank: int) -> str:
     elements = sum(bucket.shard for bucket in owned)
     width = 8 if plan.precision == "float64" else 4
     return (
-        f"{rank:>4}  {rank // layout.sp:>2}  {rank % layout.sp:>2}  {layout.ep_rank(rank):>2}  "
+        f"{rank:>4}  {layout.dp_rank(rank):>2}  {layout.sp_rank(rank):>2}  "
+        f"{layout.ep_rank(rank):>2}  "
         f"{first:>4} to {first + local - 1:<6} {3 * width * elements / 2**20:,.1f} MiB"
     )
 

@@ -12,6 +12,7 @@ from weft.errors import LayoutError
 from weft.graph.dims import Sizes
 from weft.model.families import Shape
 from weft.parallel.layout import Dispatch, Layout, split_heads
+from weft.schedule.pipeline import Pipeline
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +40,10 @@ class Update:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """One training step of one rank, before it is a program."""
+    """One training step of one rank, before it is a program.
+
+    `layers` are the layers of each virtual stage, cut by cost where it is empty (`compose.stage`).
+    """
 
     shape: Shape
     arithmetic: Arithmetic
@@ -54,6 +58,9 @@ class Plan:
     replay: bool = False
     remat: str | tuple[str, ...] = "none"
     memory: int = 0
+    pipeline: str = "1f1b"
+    chunks: int = 1
+    layers: tuple[int, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -64,6 +71,16 @@ class Plan:
     def local_micro_batches(self) -> int:
         """Micro-batches that this rank runs in a step."""
         return self.micro_batches // self.layout.dp
+
+    @property
+    def schedule(self) -> Pipeline:
+        """The pipeline's degrees and the name of its order."""
+        return Pipeline(
+            order=self.pipeline,
+            stages=self.layout.pp,
+            chunks=self.chunks,
+            micro_batches=self.local_micro_batches,
+        )
 
     @property
     def local_experts(self) -> int:
@@ -91,7 +108,7 @@ def validate(plan: Plan) -> Plan:
         ("dp", layout.dp, plan.micro_batches, "micro-batches of a step"),
         ("sp", layout.sp, plan.tokens, "tokens of a micro-batch"),
         ("ep", layout.ep, shape.experts, "experts"),
-        ("ep", layout.ep, layout.world, "ranks"),
+        ("ep", layout.ep, layout.stage, "ranks of a stage"),
     )
     for axis, degree, count, what in cuts:
         if count % degree:

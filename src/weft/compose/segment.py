@@ -71,6 +71,12 @@ def embedding(plan: Plan) -> Segment:
     return Segment(forward=derived.forward, backward=derived.backward)
 
 
+def positions(plan: Plan) -> Program:
+    """The rotary table alone: where hidden states are received, not embedded."""
+    o = Recorder("positions")
+    return o.finish(*Lowering(o, plan, Context()).rope_table(o.input("positions", "T", "i64")))
+
+
 def layer(plan: Plan, kind: Kind, weights: Sequence[str], *, evaluate: bool = False) -> Segment:
     """One layer of a kind; `weights` are the short names of its parameters."""
     o = Recorder(f"{kind}.forward")

@@ -11,7 +11,7 @@ times `L` layers.
 Biases that only steer the router's selection are state, not parameters, and are left out.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from weft.model.families import Kind, Shape
 
@@ -78,6 +78,26 @@ def token_flops(shape: Shape, *, sequence: int) -> int:
     Paper: section 6.1.
     """
     return 6 * multiplied(shape) + attention_flops(shape, sequence=sequence)
+
+
+def layer_flops(shape: Shape, layer: int, *, sequence: int) -> int:
+    """The FLOPs of one token in one layer, both directions.
+
+    Example:
+        >>> layers = sum(layer_flops(_MIXTRAL_8X7B, i, sequence=8192) for i in range(32))
+        >>> layers + head_flops(_MIXTRAL_8X7B) == token_flops(_MIXTRAL_8X7B, sequence=8192)
+        True
+    """
+    kind = shape.kind(layer)
+    alone = replace(shape, layers=1, dense_layers=int(kind is Kind.DENSE))
+    count = active(alone)
+    multiplied_here = count.all - count.embedding - count.head - shape.hidden  # the final norm
+    return 6 * multiplied_here + attention_flops(alone, sequence=sequence)
+
+
+def head_flops(shape: Shape) -> int:
+    """The FLOPs of one token in the final norm and the head, both directions."""
+    return 6 * (shape.hidden + shape.vocab * shape.hidden)
 
 
 def _count(shape: Shape, *, experts: int) -> Count:

@@ -1,8 +1,9 @@
 """The layout: how many ranks each axis has, where a rank stands on each, how attention is cut.
 
-world   dp x sp, sp fastest
-ep      consecutive blocks of the world
-edp     ranks that hold the same experts
+world   pp x dp x sp, sp fastest: rank = (pp_rank dp + dp_rank) sp + sp_rank
+stage   the dp x sp ranks that hold the same layers; their replicas of the dense weights
+ep      consecutive blocks of a stage
+edp     ranks of a stage that hold the same experts
 """
 
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ class Dispatch(StrEnum):
 class Layout:
     """Degrees of each axis. `dense` (dp x sp) and `edp` (dp x sp / ep) follow."""
 
+    pp: int = 1
     dp: int = 1
     sp: int = 1
     ep: int = 1
@@ -29,21 +31,44 @@ class Layout:
 
     @property
     def world(self) -> int:
+        return self.pp * self.stage
+
+    @property
+    def stage(self) -> int:
+        """Ranks of one pipeline stage."""
         return self.dp * self.sp
 
     @property
     def edp(self) -> int:
-        return self.world // self.ep
+        return self.stage // self.ep
 
     def degree(self, axis: str) -> int:
         """How many ranks a group of that axis has."""
         return {
             "sp": self.sp,
             "ep": self.ep,
-            "dense": self.world,
+            "dense": self.stage,
             "edp": self.edp,
             "world": self.world,
+            "pp": self.pp,
+            "ends": min(self.pp, 2),
         }[axis]
+
+    def pp_rank(self, rank: int) -> int:
+        """Which stage of the pipeline a rank is in."""
+        return rank // self.stage
+
+    def dp_rank(self, rank: int) -> int:
+        """Which share of the micro-batches a rank runs."""
+        return rank % self.stage // self.sp
+
+    def sp_rank(self, rank: int) -> int:
+        """Which share of a micro-batch's tokens a rank holds."""
+        return rank % self.sp
+
+    def replica(self, axis: str, rank: int) -> int:
+        """The position of a rank among the replicas of the parameters that live on an axis."""
+        return rank % self.stage // (self.ep if axis == "edp" else 1)
 
     def ep_rank(self, rank: int) -> int:
         """Which share of the experts a rank holds."""
@@ -51,7 +76,7 @@ class Layout:
 
     def name(self) -> str:
         """A short name, as in `sp2 dp2 ep4 all_gather`."""
-        degrees = (("sp", self.sp), ("dp", self.dp), ("ep", self.ep))
+        degrees = (("pp", self.pp), ("sp", self.sp), ("dp", self.dp), ("ep", self.ep))
         parts = [f"{axis}{n}" for axis, n in degrees if n > 1]
         if self.ep > 1:
             parts.append(self.dispatch.value)

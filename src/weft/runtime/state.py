@@ -57,15 +57,10 @@ class State:
         """Every piece of optimizer state this rank owns: kind, logical range, its elements."""
         layout, rank = self.step.plan.layout, self.step.plan.rank
         for bucket in self.step.buckets:
-            for piece in pieces(bucket, replica(layout.ep, bucket, rank)):
+            for piece in pieces(bucket, layout.replica(bucket.axis, rank)):
                 for kind in KINDS:
                     flat = self.statics[f"{kind}:{bucket.name}"]
                     yield kind, piece, flat[piece.offset : piece.offset + piece.stop - piece.start]
-
-
-def replica(ep: int, bucket: Bucket, rank: int) -> int:
-    """The position of a rank among the replicas of a bucket."""
-    return rank if bucket.axis == "dense" else rank // ep
 
 
 def allocate(step: Step, *, device: torch.device) -> State:
@@ -74,7 +69,9 @@ def allocate(step: Step, *, device: torch.device) -> State:
     dtypes = precision(plan.precision)
     statics: dict[str, Any] = {}
     zeroed = [
-        _allocate_bucket(statics, bucket, plan.layout.ep, plan.rank, dtypes, device)
+        _allocate_bucket(
+            statics, bucket, plan.layout.replica(bucket.axis, plan.rank), dtypes, device
+        )
         for bucket in step.buckets
     ]
     stats = torch.zeros(statistics_size(plan.shape), dtype=dtypes.acc, device=device)
@@ -89,14 +86,12 @@ def allocate(step: Step, *, device: torch.device) -> State:
 def _allocate_bucket(
     statics: dict[str, Any],
     bucket: Bucket,
-    ep: int,
-    rank: int,
+    position: int,
     dtypes: Precision,
     device: torch.device,
 ) -> Tensor:
     flat = torch.zeros(bucket.numel, dtype=dtypes.act, device=device)
     grads = torch.zeros(bucket.numel, dtype=dtypes.acc, device=device)
-    position = replica(ep, bucket, rank)
     own = slice(position * bucket.shard, (position + 1) * bucket.shard)
     statics[f"bucket:{bucket.name}"] = flat
     statics[f"gradients:{bucket.name}"] = grads
@@ -174,7 +169,7 @@ def copy_to_master(state: State) -> None:
     """Sets each master shard to the parameters it owns."""
     plan = state.step.plan
     for bucket in state.step.buckets:
-        position = replica(plan.layout.ep, bucket, plan.rank)
+        position = plan.layout.replica(bucket.axis, plan.rank)
         flat = state.statics[f"bucket:{bucket.name}"]
         own = flat[position * bucket.shard : (position + 1) * bucket.shard]
         master = state.statics[f"master:{bucket.name}"]

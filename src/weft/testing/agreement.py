@@ -197,7 +197,7 @@ def run_oracle(plan_of: PlanOf, work: Work, *, bodies: Bodies, seed: int = 0) ->
 
 def local_micro_batches(plan: Plan) -> range:
     """Which micro-batches of a step a rank runs: those of its data-parallel rank."""
-    first = plan.rank // plan.layout.sp * plan.local_micro_batches
+    first = plan.layout.dp_rank(plan.rank) * plan.local_micro_batches
     return range(first, first + plan.local_micro_batches)
 
 

@@ -254,7 +254,7 @@ def routed_layers(plan: Plan) -> tuple[int, ...]:
 
 def own_micro_batches(plan: Plan) -> range:
     """Which micro-batches of a step a rank runs: those of its data-parallel rank."""
-    first = plan.rank // plan.layout.sp * plan.local_micro_batches
+    first = plan.layout.dp_rank(plan.rank) * plan.local_micro_batches
     return range(first, first + plan.local_micro_batches)
 
 

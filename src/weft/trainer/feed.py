@@ -34,14 +34,14 @@ class Feed:
 
     def load(self, plan: Plan, step: int, device: torch.device) -> list[Batch]:
         """This rank's share of the micro-batches of a step."""
-        dp_rank = plan.rank // plan.layout.sp
-        mine = micro_batches(plan.micro_batches, dp_rank=dp_rank, dp=plan.layout.dp)
+        dp_rank, dp = plan.layout.dp_rank(plan.rank), plan.layout.dp
+        mine = micro_batches(plan.micro_batches, dp_rank=dp_rank, dp=dp)
         return [self._staged(plan, self.training.load(step, m), device) for m in mine]
 
     def load_validation(self, plan: Plan, device: torch.device) -> Iterator[Batch]:
         """This rank's share of the validation batches; all data-parallel ranks get as many."""
-        dp = plan.layout.dp
-        for index in range(plan.rank // plan.layout.sp, self.validation.num_micro_batches(dp), dp):
+        dp_rank, dp = plan.layout.dp_rank(plan.rank), plan.layout.dp
+        for index in range(dp_rank, self.validation.num_micro_batches(dp), dp):
             yield self._staged(plan, self.validation.load(index), device)
 
     def nats_per_byte(self, nats_per_token: float) -> float | None:
@@ -60,8 +60,8 @@ class Feed:
         return ngram.loss(ngram.fit(train), held)
 
     def _staged(self, plan: Plan, batch: MicroBatch, device: torch.device) -> Batch:
-        sp = plan.layout.sp
-        return stage(batch, sp=sp, sp_rank=plan.rank % sp, device=device)
+        layout = plan.layout
+        return stage(batch, sp=layout.sp, sp_rank=layout.sp_rank(plan.rank), device=device)
 
 
 def open_feed(config: RunConfig) -> Feed:
