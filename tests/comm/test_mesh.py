@@ -57,6 +57,31 @@ def test_ep_that_does_not_divide_the_world_is_refused_with_a_way_out():
         Mesh(dp=2, sp=2, ep=3)
 
 
+def test_nodes_cut_the_replicas_of_experts_alike():
+    mesh = Mesh(dp=4, sp=2, ep=2, node=4)
+    assert groups(mesh, "dense_intra") == ((0, 1, 2, 3), (4, 5, 6, 7))
+    assert groups(mesh, "dense_inter") == ((0, 4), (1, 5), (2, 6), (3, 7))
+    assert groups(mesh, "edp_intra") == ((0, 2), (4, 6), (1, 3), (5, 7))
+    assert groups(mesh, "edp_inter") == ((0, 4), (2, 6), (1, 5), (3, 7))
+
+
+def test_experts_spread_over_nodes_have_a_replica_a_node_at_most():
+    mesh = Mesh(dp=4, sp=2, ep=4, node=2)
+    assert set(groups(mesh, "edp_intra")) == {(rank,) for rank in range(8)}
+    assert groups(mesh, "edp_inter") == groups(mesh, "edp")
+
+
+@pytest.mark.parametrize("node", [3, 8])
+def test_nodes_that_do_not_fit_are_refused(node):
+    with pytest.raises(LayoutError, match=f"node = {node}"):
+        Mesh(dp=2, sp=2, ep=2, node=node)
+
+
+def test_without_nodes_there_are_no_axes_of_nodes():
+    assert "dense_intra" in memberships(Mesh(dp=2, node=1), 0)
+    assert "dense_intra" not in memberships(Mesh(dp=2), 0)
+
+
 def test_degree_of_zero_is_refused():
     with pytest.raises(LayoutError, match="at least 1"):
         Mesh(dp=0, sp=2, ep=1)

@@ -10,10 +10,11 @@ from weft.errors import ProgramError
 from weft.graph.program import Program
 from weft.graph.record import Recorder
 from weft.model.params import Parameter
+from weft.parallel.layout import Layout
 from weft.parallel.zero import buckets
 
 WEIGHT = Parameter(name="layers.0.out", segment="layers.0", shape=(8,), parts=())
-BUCKETS = buckets((WEIGHT,), {"dense": 2})
+BUCKETS = buckets((WEIGHT,), Layout(dp=2), most=10**9)
 (BUCKET,) = (bucket.name for bucket in BUCKETS)
 
 

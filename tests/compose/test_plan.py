@@ -7,7 +7,7 @@ from weft.graph.dims import LEGEND
 from weft.parallel.layout import Dispatch, Layout
 from weft.testing import models
 
-BUCKETS = {"Z", "z"}  # sizes of buckets, not of a layer
+BUCKETS = {"Z", "y", "z"}  # sizes of buckets, not of a layer
 
 
 def plan(layout: Layout | None = None, rank: int = 0, family: str = "mixtral"):

@@ -17,6 +17,7 @@ def tree(**branches: dict[str, Any]) -> dict[str, Any]:
         "name": "test",
         "model": dict(tiny_mixtral()),
         "parallel": {},
+        "compression": {},
         "data": {"sequence": 32},
         "optim": {"lr": 1e-3, "warmup_steps": 1},
         "train": {
@@ -57,6 +58,10 @@ def tree(**branches: dict[str, Any]) -> dict[str, Any]:
             r"must divide parallel.dp \* parallel.sp \(2 ranks\).*parallel.ep = 2$",
         ),
         (
+            {"parallel": {"sp": 4, "dp": 2, "node": 3}, "train": {"global_batch": 8}},
+            r"parallel.node = 3: must divide .*\(8 ranks\).*parallel.node = 2$",
+        ),
+        (
             {"parallel": {"sp": 3, "dp": 1, "ep": 4}},  # 2 is as near, but only 4 leaves ep legal
             r"parallel.sp = 4$",
         ),
@@ -77,6 +82,10 @@ def test_a_layout_that_cannot_exist_is_refused_with_the_nearest_that_can(
             r"must be a multiple of train.micro_batch \* parallel.dp \(2 \* 1\).*global_batch = 6$",
         ),
         ({"train": {"global_batch": 1}}, r"train.global_batch = 2$"),
+        (
+            {"train": {"precision": "float64"}, "compression": {"gradients": "bf16"}},
+            r'is there to compare; nearest legal value: compression.gradients = "fp32"$',
+        ),
         ({"optim": {"warmup_steps": 11}}, r"at most train.steps \(10\).*optim.warmup_steps = 10$"),
     ],
 )

@@ -1,7 +1,10 @@
+from math import prod
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from weft.comm.mesh import Mesh, memberships
 from weft.errors import LayoutError
 from weft.parallel.layout import Dispatch, HeadSplit, Layout, split_heads
 
@@ -15,6 +18,22 @@ def test_every_axis_has_its_degree():
 def test_neighbours_hold_different_experts():
     layout = Layout(dp=2, sp=2, ep=2)
     assert [layout.ep_rank(rank) for rank in range(4)] == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("node", [0, 1, 2, 4, 8])
+def test_legs_multiply_to_the_replicas(node):
+    layout = Layout(dp=4, sp=2, ep=4, node=node)
+    for residence, replicas in (("dense", 8), ("edp", 2)):
+        legs = layout.legs(residence)
+        assert prod(leg.ranks for leg in legs) == replicas
+        assert all(layout.degree(leg.axis) == leg.ranks for leg in legs)
+
+
+def test_degrees_are_those_of_the_mesh():
+    layout = Layout(dp=4, sp=2, ep=2, node=4)
+    mesh = Mesh(dp=4, sp=2, ep=2, node=4)
+    found = {axis: len(member.ranks) for axis, member in memberships(mesh, 0).items()}
+    assert found == {axis: layout.degree(axis) for axis in found}
 
 
 def test_a_name_says_what_is_cut():

@@ -17,17 +17,19 @@ LAYOUTS = [
     Layout(dp=2, sp=2, ep=2),
     Layout(dp=2, sp=4, ep=8),
     Layout(dp=3, sp=2, ep=1),
+    Layout(dp=4, node=2),
+    Layout(dp=4, sp=2, ep=2, node=4),
+    Layout(dp=4, sp=2, ep=4, node=2),
 ]
+MOST = 1000  # cuts the experts of a layer in two or more
 EVERY = pytest.mark.parametrize("layout", LAYOUTS, ids=Layout.name)
 
 
-def of_rank(layout: Layout, rank: int, family: str = "deepseek") -> tuple[Bucket, ...]:
+def of_rank(
+    layout: Layout, rank: int, family: str = "deepseek", most: int = 10**9
+) -> tuple[Bucket, ...]:
     owned = parameters(FAMILIES[family].shape, ep=layout.ep, ep_rank=layout.ep_rank(rank))
-    return buckets(owned, {axis: layout.degree(axis) for axis in ("dense", "edp")})
-
-
-def position(layout: Layout, bucket: Bucket, rank: int) -> int:
-    return rank if bucket.axis == "dense" else rank // layout.ep
+    return buckets(owned, layout, most=most)
 
 
 @EVERY
@@ -35,7 +37,7 @@ def test_every_logical_element_is_in_one_shard_of_one_rank(layout):
     owners: dict[str, Counter[int]] = {}
     for rank in range(layout.world):
         for bucket in of_rank(layout, rank):
-            for piece in pieces(bucket, position(layout, bucket, rank)):
+            for piece in pieces(bucket, layout.replica(bucket.axis, rank)):
                 owners.setdefault(piece.name, Counter()).update(range(piece.start, piece.stop))
     logical = {q.name: q.shape for p in parameters(FAMILIES["deepseek"].shape) for q in p.parts}
     assert owners.keys() == logical.keys()
@@ -46,7 +48,7 @@ def test_every_logical_element_is_in_one_shard_of_one_rank(layout):
 @EVERY
 def test_pieces_lie_in_their_shard_and_do_not_overlap(layout):
     for bucket in of_rank(layout, 0):
-        for replica in range(bucket.degree):
+        for replica in range(layout.degree(bucket.axis)):
             end = 0
             for piece in sorted(pieces(bucket, replica), key=lambda p: p.offset):
                 assert piece.offset >= end
@@ -56,29 +58,46 @@ def test_pieces_lie_in_their_shard_and_do_not_overlap(layout):
 
 @EVERY
 def test_parameters_and_shards_start_at_16_bytes(layout):
-    for bucket in of_rank(layout, 0):
-        assert all(slot.start % ALIGNMENT == 0 for slot in bucket.slots)
-        assert bucket.shard % ALIGNMENT == 0
-        assert bucket.shard * bucket.degree == bucket.numel
+    for bucket in of_rank(layout, 0, most=MOST):
+        assert all(slot.start % ALIGNMENT == 0 for slot in bucket.buffer.slots)
+        assert bucket.start % ALIGNMENT == bucket.shard % ALIGNMENT == 0
+        assert bucket.shard * layout.degree(bucket.axis) == bucket.numel
 
 
 @EVERY
 def test_what_decays_comes_first(layout):
     for bucket in of_rank(layout, 0):
-        for slot in bucket.slots:
+        for slot in bucket.buffer.slots:
             end = slot.start + slot.parameter.numel
-            inside = end <= bucket.decay_stop
-            outside = slot.start >= bucket.decay_stop
+            inside = end <= bucket.buffer.decay_stop
+            outside = slot.start >= bucket.buffer.decay_stop
             assert inside if slot.parameter.decays else outside
 
 
 @EVERY
 def test_decayed_parts_of_shards_add_up(layout):
-    for bucket in of_rank(layout, 0):
-        parts = [decayed(bucket, replica) for replica in range(bucket.degree)]
-        assert sum(parts) == bucket.decay_stop
-        assert all(0 <= part <= bucket.shard for part in parts)
-        assert parts == sorted(parts, reverse=True)
+    parts: Counter[str] = Counter()
+    stops = {}
+    for bucket in of_rank(layout, 0, most=MOST):
+        stops[bucket.buffer.name] = bucket.buffer.decay_stop
+        for replica in range(layout.degree(bucket.axis)):
+            assert 0 <= decayed(bucket, replica) <= bucket.shard
+            parts[bucket.buffer.name] += decayed(bucket, replica)
+    assert dict(parts) == stops
+
+
+@EVERY
+def test_buckets_cover_their_buffer_and_stay_below_their_bound(layout):
+    covered: dict[str, list[int]] = {}
+    for bucket in of_rank(layout, 0, most=MOST):
+        unit = layout.degree(bucket.axis) * ALIGNMENT
+        assert bucket.numel <= max(-(-MOST // unit) * unit, unit)
+        covered.setdefault(bucket.buffer.name, []).extend(
+            range(bucket.start, bucket.start + bucket.numel)
+        )
+    whole = {b.buffer.name: b.buffer.numel for b in of_rank(layout, 0)}
+    assert {name: list(range(numel)) for name, numel in whole.items()} == covered
+    assert len(of_rank(layout, 0, most=MOST)) > len(whole)
 
 
 def test_experts_and_dense_parameters_share_no_bucket():
@@ -91,7 +110,7 @@ def test_experts_and_dense_parameters_share_no_bucket():
 def test_every_rank_has_the_same_buckets():
     layout = Layout(dp=2, sp=2, ep=4)
     shapes = [
-        [(b.name, b.numel, b.decay_stop) for b in of_rank(layout, rank)]
+        [(b.name, b.numel, b.buffer.decay_stop) for b in of_rank(layout, rank)]
         for rank in range(layout.world)
     ]
     assert all(shape == shapes[0] for shape in shapes)
@@ -110,15 +129,20 @@ class Tensor:
 @given(
     sizes=st.lists(st.tuples(st.integers(1, 70), st.booleans()), min_size=1, max_size=6),
     degree=st.integers(1, 9),
+    node=st.integers(1, 9),
+    most=st.integers(1, 200),
 )
-def test_any_sizes_are_covered_once_over_any_degree(sizes, degree):
+def test_any_sizes_are_covered_once_over_any_degree(sizes, degree, node, most):
     tensors = [Tensor(i, numel, decays) for i, (numel, decays) in enumerate(sizes)]
-    (bucket,) = buckets(tensors, {"dense": degree})
+    layout = Layout(dp=degree * node, node=node if node > 1 else 0)
+    made = buckets(tensors, layout, most=most)
     seen = Counter(
         (piece.name, element)
-        for replica in range(degree)
+        for bucket in made
+        for replica in range(layout.world)
         for piece in pieces(bucket, replica)
         for element in range(piece.start, piece.stop)
     )
     assert seen == Counter((t.name, i) for t in tensors for i in range(t.numel))
-    assert sum(decayed(bucket, r) for r in range(degree)) == bucket.decay_stop
+    parts = sum(decayed(bucket, r) for bucket in made for r in range(layout.world))
+    assert parts == made[0].buffer.decay_stop

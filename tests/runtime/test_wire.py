@@ -49,6 +49,30 @@ def test_gathered_parameters_are_the_bucket_itself(two):
     assert buckets[0].tolist() == [1, 2, 3, 4]
 
 
+def test_an_exchanged_gradient_arrives_in_the_second_half_of_its_own_memory(two):
+    grads = [torch.arange(8.0), 10 + torch.arange(8.0)]
+    sent = [g.view(torch.bfloat16)[:8].copy_(g.to(torch.bfloat16)) for g in grads]
+    inputs = list(zip(sent, grads, strict=True))
+    found = together(two, "all_to_all_grad", inputs, axis="dense", label="gradients")
+    assert found[1].tolist() == [4, 5, 6, 7, 14, 15, 16, 17]
+    assert found[1].data_ptr() == grads[1].data_ptr() + grads[1].nbytes // 2
+
+
+def test_a_hop_of_a_ring_goes_to_the_next_rank():
+    world = StackedWorld(Mesh(dp=3))
+    three = [collective_bodies(world.transport(rank)) for rank in range(3)]
+    blocks = [(torch.full((2,), float(rank)),) for rank in range(3)]
+    found = together(three, "pass_on", blocks, axis="dense", label="gradients")
+    assert [f.tolist() for f in found] == [[2, 2], [0, 0], [1, 1]]
+
+
+def test_a_block_is_gathered_where_its_node_has_it_in_the_bucket(two):
+    buckets = [torch.zeros(8), torch.zeros(8)]
+    inputs = [(torch.ones(2) * (rank + 1), bucket) for rank, bucket in enumerate(buckets)]
+    together(two, "gather_block", inputs, axis="dense", label="parameters", first=4)
+    assert buckets[0].tolist() == buckets[1].tolist() == [0, 0, 0, 0, 1, 1, 2, 2]
+
+
 def test_statistics_are_summed_and_the_sum_of_one_rank_stays_its_own(two):
     stats = [torch.tensor([1.0, 2.0]), torch.tensor([10.0, 20.0])]
     inputs = [(s, s[1:]) for s in stats]

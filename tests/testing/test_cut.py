@@ -1,5 +1,6 @@
 """Segments cut anywhere, collectives in flight over the edge: the same bits as in one piece."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -44,11 +45,7 @@ def run_cut(layout: Layout, which: int, order) -> agreement.Trace:
         step = cut_step(stage.step, cut, order)
         bodies = {**BODIES, **collective_bodies(stage.transport)}
         bound = bind(step, bodies=bodies, statics=stage.state.statics, lanes=HostLanes())
-        stages.append(
-            agreement.Stage(
-                step=stage.step, state=stage.state, bound=bound, transport=stage.transport
-            )
-        )
+        stages.append(replace(stage, bound=bound))
     return agreement.train(agreement.Stack(stages=tuple(stages), world=ranks.world), WORK)
 
 

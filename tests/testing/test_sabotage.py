@@ -18,7 +18,8 @@ STEP = Trial(steps=1, precision="float64")
 
 
 def runs(course: Course, fault: str) -> tuple[crew.Run, ...]:
-    return crew.run(stacked_crew(TWO), replace(course, sabotage=SABOTAGES[fault]), STEP)
+    layout = Layout(dp=4, node=2) if fault == "nodes" else TWO
+    return crew.run(stacked_crew(layout), replace(course, sabotage=SABOTAGES[fault]), STEP)
 
 
 def test_a_dropped_sum_is_the_second_of_gradients_and_only_that() -> None:

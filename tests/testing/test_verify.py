@@ -68,6 +68,7 @@ def test_a_layout_of_many_ranks_is_refused_and_not_tried(config: RunConfig) -> N
 
 CULPRITS = {
     "sync": ("grads64", r"layers\.0\.\w+ \(on rank 1\) is off by"),
+    "nodes": ("grads64", r"layers\.0\.\w+ \(on rank 1\) is off by"),
     "experts": ("start", r"rank 1: layers\.0\.experts\.4\.gate does not start"),
     "order": ("data", r"rank 1: step 1 micro-batch 0 tokens is not its share"),
 }
@@ -76,7 +77,8 @@ CULPRITS = {
 @pytest.mark.parametrize("fault", SABOTAGES)
 def test_a_sabotaged_layout_fails_and_names_the_culprit(proof: Proof, fault: str) -> None:
     broken = replace(proof, course=replace(proof.course, sabotage=SABOTAGES[fault]))
-    row = prove(broken, Case(layout=Layout(sp=2, ep=2), processes=False))
+    layout = Layout(dp=4, node=2) if fault == "nodes" else Layout(sp=2, ep=2)
+    row = prove(broken, Case(layout=layout, processes=False))
     name, culprit = CULPRITS[fault]
     faults = {check.name: check.fault for check in row.faults}
     assert re.search(culprit, faults[name]), faults

@@ -14,7 +14,7 @@ import torch
 from weft.bench.rig import Rig
 from weft.bench.tap import Call, Scales, Tap
 from weft.compose.plan import sizes
-from weft.compose.price import flops, wire_bytes
+from weft.compose.price import BYTES, flops, wire_bytes
 from weft.compose.step import Step
 from weft.graph.opset import OPS, Lane, Tolerance
 from weft.graph.program import Program, Task
@@ -99,7 +99,7 @@ def wire(step: Step, *, on_device: bool) -> Mapping[str, int]:
     None on a host, where the time of a posted body is not that of its transfer.
     """
     n, dtypes = sizes(step.plan), precision(step.plan.precision)
-    widths = {"act": dtypes.act.itemsize, "acc": dtypes.acc.itemsize, "i32": 4, "i64": 8, "host": 0}
+    widths = {**BYTES, "act": dtypes.act.itemsize, "acc": dtypes.acc.itemsize}
     brought: dict[str, int] = {}
     for task, program in tasks(step):
         if is_collective(task):

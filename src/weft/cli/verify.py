@@ -28,6 +28,7 @@ class Fault(StrEnum):
     """What can be broken on purpose: a proof that cannot fail proves nothing."""
 
     SYNC = "sync"
+    NODES = "nodes"
     EXPERTS = "experts"
     ORDER = "order"
 

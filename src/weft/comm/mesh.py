@@ -9,26 +9,34 @@
     dense    dp x sp, the replicas of the dense weights    (0 1 2 3)
     world    everybody                                     (0 1 2 3)
 
+    with nodes of consecutive ranks (here 2) two axes more lie inside `dense` and two inside `edp`:
+
+    dense_intra  ranks of one node                         (0 1) (2 3)
+    dense_inter  equal places of all nodes                 (0 2) (1 3)
+    edp_intra    the replicas of one node                  (0) (1) (2) (3)
+    edp_inter    equal replicas of all nodes               (0 2) (1 3)
+
 `dense` and `world` have the same members as long as there is no pipeline; they stay two axes
 because what travels on them is ordered separately.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from weft.errors import LayoutError
 
 AXES = ("sp", "ep", "dense", "edp", "world")
+NODE_AXES = ("dense_intra", "dense_inter", "edp_intra", "edp_inter")
 
 Group = tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mesh:
-    """Degrees of data, sequence and expert parallelism.
+    """Degrees of data, sequence and expert parallelism, and the ranks of a node (0: one wire).
 
     Raises:
-        LayoutError: a degree below one, or ep does not divide dp x sp.
+        LayoutError: a degree below one, ep does not divide dp x sp, or nodes do not fit.
 
     Example:
         >>> Mesh(dp=2, sp=4, ep=8).world
@@ -38,6 +46,7 @@ class Mesh:
     dp: int = 1
     sp: int = 1
     ep: int = 1
+    node: int = 0
 
     def __post_init__(self) -> None:
         if min(self.dp, self.sp, self.ep) < 1:
@@ -50,10 +59,20 @@ class Mesh:
                 f"ep = {self.ep} does not divide dp x sp = {self.dp} x {self.sp} = {self.world}; "
                 f"try ep = {self.sp}"
             )
+        if self.node and (self.world % self.node or min(self.node % self.ep, self.ep % self.node)):
+            raise LayoutError(
+                f"node = {self.node} does not divide dp x sp = {self.world}, or neither of node "
+                f"and ep = {self.ep} divides the other; try node = {self.ep}"
+            )
 
     @property
     def world(self) -> int:
         return self.dp * self.sp
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The axes of this mesh."""
+        return (*AXES, *NODE_AXES) if self.node else AXES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,8 +106,14 @@ def groups(mesh: Mesh, axis: str) -> tuple[Group, ...]:
             return tuple(tuple(range(r, mesh.world, mesh.ep)) for r in range(mesh.ep))
         case "dense" | "world":
             return _blocks(mesh.world, mesh.world)
+        case "dense_intra" | "edp_intra" if mesh.node:
+            whole = groups(mesh, axis.removesuffix("_intra"))
+            return _split(whole, near=lambda rank: rank // mesh.node)
+        case "dense_inter" | "edp_inter" if mesh.node:
+            whole = groups(mesh, axis.removesuffix("_inter"))
+            return _split(whole, near=lambda rank: rank % mesh.node)
         case _:
-            raise LayoutError(f"no axis {axis!r}; the axes are {', '.join(AXES)}")
+            raise LayoutError(f"no axis {axis!r}; the axes are {', '.join(mesh.axes)}")
 
 
 def membership(mesh: Mesh, axis: str, rank: int) -> Membership:
@@ -110,7 +135,16 @@ def memberships(mesh: Mesh, rank: int) -> Mapping[str, Membership]:
         >>> {axis: m.position for axis, m in memberships(Mesh(dp=2, sp=2, ep=2), 3).items()}
         {'sp': 1, 'ep': 1, 'dense': 3, 'edp': 1, 'world': 3}
     """
-    return {axis: membership(mesh, axis, rank) for axis in AXES}
+    return {axis: membership(mesh, axis, rank) for axis in mesh.axes}
+
+
+def _split(whole: tuple[Group, ...], *, near: Callable[[int], int]) -> tuple[Group, ...]:
+    """Every group cut into those of its ranks that are near one another."""
+    return tuple(
+        tuple(rank for rank in group if near(rank) == place)
+        for group in whole
+        for place in dict.fromkeys(map(near, group))
+    )
 
 
 def _blocks(world: int, size: int) -> tuple[Group, ...]:

@@ -63,8 +63,17 @@ class Transport(ABC):
         """
 
     @final
-    def all_to_all(self, x: Tensor, *, axis: str, label: str, lane: str = "comm") -> Handle:
-        """Exchanges `n` equal blocks of dim 0: block `j` goes to position `j` of the group.
+    def all_to_all(
+        self,
+        x: Tensor,
+        *,
+        axis: str,
+        label: str,
+        lane: str = "comm",
+        out: Tensor | None = None,
+    ) -> Handle:
+        """Exchanges `n` equal blocks of dim 0: block `j` goes to position `j` of the group. The
+        result is written to `out`, where given, which does not overlap `x`.
 
         Shapes: [n b, ...] -> [n b, ...].
 
@@ -74,7 +83,7 @@ class Transport(ABC):
             CommunicationError: `n` does not divide dim 0.
         """
         _check_divisible(self, x, axis=axis, label=label)
-        return _issue(self, Collective.ALL_TO_ALL, x, axis=axis, label=label, lane=lane)
+        return _issue(self, Collective.ALL_TO_ALL, x, axis=axis, label=label, lane=lane, out=out)
 
     @final
     def all_to_all_rows(

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup, Work
 
 from weft.comm.call import Call, Collective
-from weft.comm.mesh import AXES, Group, Mesh, groups
+from weft.comm.mesh import Group, Mesh, groups
 from weft.errors import CommunicationError
 
 GroupKey = tuple[str, str]  # axis, lane
@@ -42,7 +42,7 @@ def open_groups(
         )
     opened: dict[GroupKey, ProcessGroup] = {}
     for lane in lanes:
-        for axis in AXES:
+        for axis in mesh.axes:
             for ranks in _of_several(groups(mesh, axis)):
                 # NOTE: every rank makes every group, also those of others: one order for all
                 group = dist.new_group(

@@ -72,9 +72,9 @@ def _join(
 
 
 def _touch(
-    instance: Instance, flying: Mapping[str, Flight], buffers: Mapping[str, str]
+    instance: Instance, flying: Mapping[str, Flight], buffers: Mapping[str, frozenset[str]]
 ) -> str | None:
-    touched = {buffers.get(key, key): key for key in instance.statics.values()}
+    touched = {held: key for key in instance.statics.values() for held in _held(key, buffers)}
     for flight in flying.values():
         for buffer in flight.buffers & touched.keys():
             return f"touches {touched[buffer]} while {flight.task} of {buffer} is in flight"
@@ -86,7 +86,7 @@ def _post(
     program: Program,
     position: int,
     flying: dict[str, Flight],
-    buffers: Mapping[str, str],
+    buffers: Mapping[str, frozenset[str]],
 ) -> str | None:
     busy = [key for key in instance.writes.values() if key in flying]
     if busy:
@@ -100,16 +100,21 @@ def _post(
         flying[instance.writes[value]] = Flight(
             position=position,
             task=task.name,
-            buffers=frozenset(buffers.get(key, key) for key in held),
+            buffers=frozenset[str]().union(*(_held(key, buffers) for key in held)),
         )
     return None
 
 
-def _buffers(buckets: tuple[Bucket, ...]) -> Mapping[str, str]:
-    """The flat buffer behind each parameter and each gradient."""
-    return {
-        f"{one}:{slot.parameter.name}": f"{whole}:{bucket.name}"
-        for bucket in buckets
-        for slot in bucket.slots
-        for one, whole in (("param", "bucket"), ("grad", "gradients"))
-    }
+def _buffers(buckets: tuple[Bucket, ...]) -> Mapping[str, frozenset[str]]:
+    """The buckets in which each parameter and each gradient lies."""
+    found: dict[str, frozenset[str]] = {}
+    for bucket in buckets:
+        for slot in bucket.slots:
+            for one, whole in (("param", "bucket"), ("grad", "gradients")):
+                key = f"{one}:{slot.parameter.name}"
+                found[key] = found.get(key, frozenset()) | {f"{whole}:{bucket.name}"}
+    return found
+
+
+def _held(key: str, buffers: Mapping[str, frozenset[str]]) -> frozenset[str]:
+    return buffers.get(key, frozenset({key}))

@@ -5,13 +5,14 @@ but for `rank`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import gcd
 
 from weft.errors import LayoutError
 from weft.graph.dims import Sizes
 from weft.model.families import Shape
 from weft.parallel.layout import Dispatch, Layout, split_heads
+from weft.parallel.sync import Sync
 from weft.schedule.pipeline import Pipeline
 
 
@@ -61,6 +62,7 @@ class Plan:
     pipeline: str = "1f1b"
     chunks: int = 1
     layers: tuple[int, ...] = ()
+    sync: Sync = field(default_factory=Sync)
 
     @property
     def tokens(self) -> int:
@@ -159,7 +161,7 @@ def sizes(plan: Plan) -> Sizes:
         "I": statistics_size(shape),
     }
     worst = tokens * layout.ep * min(shape.top_k, plan.local_experts)
-    return Sizes(numbers=numbers, bounds={"R": worst})
+    return Sizes(numbers=numbers, bounds={"R": worst}, ranks=layout.degrees)
 
 
 # The statistics vector: four sums, how many ranks were asked to stop, the reciprocals of the

@@ -26,7 +26,7 @@ class Nominal:
 
 Pricing = Callable[[Task, Program, Sizes], float]  # seconds of a task; the caller may bring one
 
-BYTES: Mapping[str, int] = {"act": 2, "acc": 4, "i32": 4, "i64": 8, "host": 0}
+BYTES: Mapping[str, int] = {"act": 2, "acc": 4, "bf16": 2, "i32": 4, "i64": 8, "host": 0}
 
 
 def nominal_pricing(nominal: Nominal | None = None) -> Pricing:
@@ -64,7 +64,7 @@ def flops(task: Task, n: Sizes) -> int:
 
 def wire_bytes(task: Task, program: Program, n: Sizes, widths: Mapping[str, int]) -> float:
     """Bytes that a rank receives from others in a collective, at balanced routing."""
-    degree = {"sp": n.X, "ep": n.Y, "world": n.d}.get(task.group, 1)
+    degree = n.ranks.get(task.group, 1)
     size = value_bytes(task.inputs[0], program, n, widths)
     result = value_bytes(task.outputs[0], program, n, widths)
     match task.op.wire:
@@ -72,6 +72,8 @@ def wire_bytes(task: Task, program: Program, n: Sizes, widths: Mapping[str, int]
             return size * (degree - 1) / degree
         case "scatter":
             return size - result
+        case "shift":
+            return size
         case "gather":
             own = n.count(program.values[task.inputs[0]].dims)
             return result - own * widths[program.values[task.outputs[0]].kind]

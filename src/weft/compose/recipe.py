@@ -5,6 +5,7 @@ from weft.config.model import ModelConfig
 from weft.config.run import RunConfig
 from weft.model.families import FAMILIES, Shape
 from weft.parallel.layout import Dispatch, Layout
+from weft.parallel.sync import Sync, Wire
 
 
 def plan(config: RunConfig, rank: int, *, replay: bool = False) -> Plan:
@@ -28,6 +29,9 @@ def plan(config: RunConfig, rank: int, *, replay: bool = False) -> Plan:
         replay=replay,
         remat=config.overlap.remat,
         memory=config.overlap.memory,
+        sync=Sync(
+            gradients=Wire(config.compression.gradients), bucket=config.parallel.bucket_elements
+        ),
     )
 
 
@@ -35,7 +39,11 @@ def layout(config: RunConfig) -> Layout:
     """The layout a recipe asks for."""
     parallel = config.parallel
     return Layout(
-        dp=parallel.dp, sp=parallel.sp, ep=parallel.ep, dispatch=Dispatch(parallel.dispatch)
+        dp=parallel.dp,
+        sp=parallel.sp,
+        ep=parallel.ep,
+        dispatch=Dispatch(parallel.dispatch),
+        node=parallel.node,
     )
 
 

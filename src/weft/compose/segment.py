@@ -17,6 +17,7 @@ from weft.graph.record import Recorder
 from weft.model import lm
 from weft.model.families import LAYERS, Kind
 from weft.model.params import Parameter
+from weft.parallel import sync
 from weft.parallel.zero import Bucket
 
 # Letters of each parameter's shape, by the last word of its name.
@@ -126,12 +127,9 @@ def update(plan: Plan, owned: Sequence[Bucket]) -> Program:
     shards: dict[str, Value] = {}
     for bucket in owned:
         grad = o.input(f"acc.{bucket.name}", str(bucket.numel), "acc")
-        (shards[bucket.name],) = o.call(
-            "reduce_scatter_grad",
-            grad,
-            axis=bucket.axis,
-            label="gradients",
-            renames=_lengths(bucket),
+        place = plan.layout.replica(bucket.axis, plan.rank)
+        shards[bucket.name] = sync.reduce(
+            o, grad, bucket.legs, wire=plan.sync.gradients, place=place
         )
     for bucket in owned:
         (norm2,) = o.call("square_sum", shards[bucket.name], norm2, renames=_lengths(bucket))
@@ -150,11 +148,21 @@ def update(plan: Plan, owned: Sequence[Bucket]) -> Program:
             beta1=settings.beta1, beta2=settings.beta2, eps=settings.eps, renames=_lengths(bucket),
         )  # fmt: skip
         flat = o.input(f"w.{bucket.name}", str(bucket.numel))
-        gathered += o.call(
-            "gather_params", updated, flat,
-            axis=bucket.axis, label="parameters", renames=_lengths(bucket),
-        )  # fmt: skip
+        place = plan.layout.replica(bucket.axis, plan.rank)
+        gathered.append(sync.gather(o, updated, flat, bucket.legs, place=place))
     return o.finish(stats, verdict, *gathered)
+
+
+def gather(plan: Plan, owned: Sequence[Bucket]) -> Program:
+    """Every parameter from the master weights of its owners, in order of use."""
+    o = Recorder("gather")
+    gathered: list[Value] = []
+    for bucket in owned:
+        master = o.input(f"s.master.{bucket.name}", str(bucket.shard), "acc")
+        flat = o.input(f"w.{bucket.name}", str(bucket.numel))
+        place = plan.layout.replica(bucket.axis, plan.rank)
+        gathered.append(sync.gather(o, master, flat, bucket.legs, place=place))
+    return o.finish(*gathered)
 
 
 def _lengths(bucket: Bucket) -> dict[str, str]:

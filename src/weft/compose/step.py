@@ -60,10 +60,16 @@ def evaluation_step(plan: Plan, order: Order | None = None) -> Step:
     return _checked(plan, programs, _instances(plan, programs, pieces), (), order)
 
 
+def gathering_step(plan: Plan, order: Order | None = None) -> Step:
+    """Every parameter brought up to date with the master weights of its owners."""
+    program = segment.gather(plan, owned_parameters(plan)[1])
+    return _checked(plan, {program.name: program}, [work.gather(program)], (), order)
+
+
 def owned_parameters(plan: Plan) -> tuple[tuple[Parameter, ...], tuple[Bucket, ...]]:
     """What this rank holds: its parameters, and the flat buckets they lie in."""
-    layout, owned = plan.layout, stage.owned(plan)
-    return owned, buckets(owned, {"dense": layout.degree("dense"), "edp": layout.degree("edp")})
+    owned = stage.owned(plan)
+    return owned, buckets(owned, plan.layout, most=plan.sync.bucket)
 
 
 def _instances(

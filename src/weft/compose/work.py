@@ -113,6 +113,11 @@ def _embedding_backward(parts: Parts, m: int) -> Instance:
     return instance_of(parts.programs["embedding.backward"], reads, {}, "")
 
 
+def gather(program: Program) -> Instance:
+    """Parameters from the master weights of their owners."""
+    return instance_of(program, {}, {}, "")
+
+
 def update(program: Program) -> Instance:
     """The end of a step."""
     stats, verdict, *_ = program.outputs

@@ -1,10 +1,10 @@
-"""The `[parallel]` branch: how many ranks an axis has, and how tokens reach their experts."""
+"""The `[parallel]` branch: how many ranks an axis has, and what travels between them."""
 
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from weft.config.branch import Branch, Size
+from weft.config.branch import Branch, Count, Size
 
 
 class ParallelConfig(Branch):
@@ -20,6 +20,13 @@ class ParallelConfig(Branch):
     ep: Size = Field(default=1, description="the degree of expert parallelism")
     dispatch: Literal["all_to_all", "all_gather"] = Field(
         default="all_to_all", description="how tokens reach their experts"
+    )
+    node: Count = Field(
+        default=0, description="ranks of a node, whose wires are faster; 0 where all are alike"
+    )
+    bucket_elements: Size = Field(
+        default=40_000_000,  # Megatron-LM's default
+        description="the most gradients that are summed in one collective",
     )
 
     @property

@@ -7,6 +7,8 @@ Rules of the layout, each with the reason it cannot be bent:
     (micro_batch * sequence) % sp     the tokens of a micro-batch are cut evenly over the group
     experts % ep                      a rank of an expert-parallel group holds experts / ep of them
     (dp * sp) % ep                    expert-parallel groups are blocks of consecutive ranks
+    (dp * sp) % node                  nodes are blocks of consecutive ranks
+    node % ep  or  ep % node          replicas of an expert are spread alike over all nodes
 """
 
 from math import gcd
@@ -15,6 +17,7 @@ from typing import Any, ClassVar, Self, cast
 from pydantic import Field, model_validator
 
 from weft.config.branch import INDEX_LIMIT, Branch, divisors, nearest, refusal
+from weft.config.compression import CompressionConfig
 from weft.config.data import DataConfig
 from weft.config.kernels import KernelsConfig
 from weft.config.model import ModelConfig
@@ -44,6 +47,7 @@ class RunConfig(Branch):
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)
     overlap: OverlapConfig = Field(default_factory=OverlapConfig)
     kernels: KernelsConfig = Field(default_factory=KernelsConfig)
+    compression: CompressionConfig = Field(default_factory=CompressionConfig)
     data: DataConfig
     optim: OptimConfig
     train: TrainConfig
@@ -62,6 +66,8 @@ class RunConfig(Branch):
     def _check(self) -> Self:
         _check_sequence_axis(self)
         _check_expert_axis(self)
+        _check_nodes(self)
+        _check_compression(self)
         _check_batch(self)
         _check_warmup(self)
         return self
@@ -110,6 +116,25 @@ def _check_expert_axis(run: RunConfig) -> None:
         else f"must divide model.experts ({experts})"
     )
     raise LayoutError(refusal("parallel.ep", ep, rule, nearest(ep, legal)))
+
+
+def _check_nodes(run: RunConfig) -> None:
+    node, ep, ranks = run.parallel.node, run.parallel.ep, run.parallel.ranks
+    whole = [n for n in divisors(ranks) if n % ep == 0 or ep % n == 0]
+    if node and node not in whole:
+        rule = (
+            f"must divide parallel.dp * parallel.sp ({ranks} ranks), and it or parallel.ep ({ep}) "
+            "the other"
+        )
+        raise LayoutError(refusal("parallel.node", node, rule, nearest(node, whole)))
+
+
+def _check_compression(run: RunConfig) -> None:
+    """A float64 run is there to compare to 1e-10; a wire of 8 bits of mantissa ends that."""
+    gradients = run.compression.gradients
+    if gradients != "fp32" and run.train.precision == "float64":
+        rule = 'must not round what train.precision = "float64" is there to compare'
+        raise ConfigError(refusal("compression.gradients", gradients, rule, "fp32"))
 
 
 def _check_batch(run: RunConfig) -> None:

@@ -8,7 +8,7 @@ size.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 LEGEND: Mapping[str, str] = MappingProxyType(
@@ -44,6 +44,7 @@ LEGEND: Mapping[str, str] = MappingProxyType(
         "w": "hidden width of the shared experts together",
         "Z": "elements of a flat bucket",
         "z": "elements of one rank's shard of a flat bucket",
+        "y": "elements of one node's share of a flat bucket",
         "I": "elements of the statistics vector",
     }
 )
@@ -56,11 +57,12 @@ _TERM = re.compile(r"(\d*)([A-Za-z]?)")
 @dataclass(frozen=True, slots=True)
 class Sizes:
     """Numbers for letters. For a dynamic letter the number is its balanced value; `bounds` holds
-    its upper bound.
+    its upper bound, and `ranks` the size of a group of each axis.
     """
 
     numbers: Mapping[str, int]
     bounds: Mapping[str, int]
+    ranks: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
 
     def __getattr__(self, letter: str) -> int:
         try:

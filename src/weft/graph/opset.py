@@ -6,7 +6,8 @@ bijection, so adding an operator starts here.
 
 A signature reads `inputs -> outputs`; a port reads `name[mark][@kind]: dims`, where the mark `*` is a parameter
 (its gradient accumulates into `main_grad`) and `~` has no gradient, and the kind is the dtype:
-`act` (default, the compute dtype), `acc` (promote(dtype, float32)), `i32`, `i64`, `host` (a Python value).
+`act` (default, the compute dtype), `acc` (promote(dtype, float32)), `bf16` (what a compressed wire carries), `i32`,
+`i64`, `host` (a Python value).
 
 The backward is derived (`graph.backward`) from three fields:
 
@@ -304,6 +305,16 @@ _TABLE = (
     _op("rows_to_host", "counts~@i64:L -> rows~@host:", lane=Lane.HOST, tolerance=Tolerance.EXACT, paper="5"),
     # ---- gradient synchronisation and the optimizer --------------------------------------------------------
     _comm("reduce_scatter_grad", "grad~@acc:Z -> shard~@acc:z", wire="scatter", paper="1.4", tolerance=Tolerance.REDUCTION),
+    _op("encode_grad", "grad~@acc:Z -> sent~@bf16:Z", flops=lambda n: n.Z, paper="4.1"),
+    _comm("all_to_all_grad", "sent~@bf16:Z, grad~@acc:Z -> received~@bf16:Z", wire="even", paper="4.1"),
+    _op(
+        "decode_grad", "received~@bf16:Z, grad~@acc:Z -> shard~@acc:z",
+        flops=lambda n: n.Z, tolerance=Tolerance.REDUCTION, paper="4.1",
+    ),
+    _op("take_block", "sent~@bf16:Z -> partial~@bf16:z", tolerance=Tolerance.EXACT, paper="4.1"),
+    _comm("pass_on", "partial~@bf16:z -> arrived~@bf16:z", wire="shift", paper="4.1"),
+    _op("add_block", "arrived~@bf16:z, sent~@bf16:Z -> partial~@bf16:z", flops=lambda n: n.z, paper="4.1"),
+    _op("widen_grad", "partial~@bf16:z -> shard~@acc:z", tolerance=Tolerance.EXACT, paper="4.1"),
     _op("square_sum", "shard~@acc:z, norm2~@acc:1 -> total~@acc:1", flops=lambda n: 2 * n.z, tolerance=Tolerance.REDUCTION),
     _comm("sum_statistics", "stats~@acc:I, norm2~@acc:1 -> total~@acc:I", wire="reduce", tolerance=Tolerance.REDUCTION),
     _op("decide", "stats~@acc:I -> verdict~@acc:2"),
@@ -312,6 +323,7 @@ _TABLE = (
         "shard~@acc:z, verdict~@acc:2, rates~@host:, master~@acc:z, mean~@acc:z, square~@acc:z, decay~@host: -> updated~@acc:z",
         flops=lambda n: 12 * n.z,
     ),
+    _comm("gather_block", "updated~@acc:z, bucket~:Z -> block~:y", wire="gather", paper="1.4"),
     _comm("gather_params", "updated~@acc:z, bucket~:Z -> gathered~:Z", wire="gather", paper="1.4"),
 )
 # fmt: on

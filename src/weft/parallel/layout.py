@@ -4,8 +4,11 @@ world   pp x dp x sp, sp fastest: rank = (pp_rank dp + dp_rank) sp + sp_rank
 stage   the dp x sp ranks that hold the same layers; their replicas of the dense weights
 ep      consecutive blocks of a stage
 edp     ranks of a stage that hold the same experts
+node    consecutive blocks of a stage, where the recipe names their size; then the replicas of a
+        parameter are reached in two legs, `dense_intra` and `dense_inter` (`edp_` likewise)
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -20,14 +23,25 @@ class Dispatch(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Leg:
+    """One stretch of a gradient's way home: an axis, and how many ranks a group of it has."""
+
+    axis: str
+    ranks: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """Degrees of each axis. `dense` (dp x sp) and `edp` (dp x sp / ep) follow."""
+    """Degrees of each axis. `dense` (dp x sp) and `edp` (dp x sp / ep) follow; `node` is the ranks
+    of a node, 0 where all wires count alike.
+    """
 
     pp: int = 1
     dp: int = 1
     sp: int = 1
     ep: int = 1
     dispatch: Dispatch = Dispatch.ALL_TO_ALL
+    node: int = 0
 
     @property
     def world(self) -> int:
@@ -44,7 +58,12 @@ class Layout:
 
     def degree(self, axis: str) -> int:
         """How many ranks a group of that axis has."""
-        return {
+        return self.degrees[axis]
+
+    @property
+    def degrees(self) -> Mapping[str, int]:
+        """Every axis of this layout with its degree."""
+        whole = {
             "sp": self.sp,
             "ep": self.ep,
             "dense": self.stage,
@@ -52,7 +71,26 @@ class Layout:
             "world": self.world,
             "pp": self.pp,
             "ends": min(self.pp, 2),
-        }[axis]
+        }
+        legs = (leg for axis in ("dense", "edp") for leg in self.legs(axis))
+        return {**whole, **{leg.axis: leg.ranks for leg in legs}}
+
+    def legs(self, residence: str) -> tuple[Leg, ...]:
+        """The stretches between the replicas of a parameter: one, or first inside a node and then
+        between nodes.
+
+        Example:
+            >>> Layout(dp=4, sp=2, ep=2, node=4).legs("edp")
+            (Leg(axis='edp_intra', ranks=2), Leg(axis='edp_inter', ranks=2))
+        """
+        ranks = {"dense": self.stage, "edp": self.edp}[residence]
+        if not self.node:
+            return (Leg(axis=residence, ranks=ranks),)
+        near = {"dense": self.node, "edp": max(self.node // self.ep, 1)}[residence]
+        return (
+            Leg(axis=f"{residence}_intra", ranks=near),
+            Leg(axis=f"{residence}_inter", ranks=ranks // near),
+        )
 
     def pp_rank(self, rank: int) -> int:
         """Which stage of the pipeline a rank is in."""
@@ -80,6 +118,8 @@ class Layout:
         parts = [f"{axis}{n}" for axis, n in degrees if n > 1]
         if self.ep > 1:
             parts.append(self.dispatch.value)
+        if self.node:
+            parts.append(f"node{self.node}")
         return " ".join(parts) or "one rank"
 
 

@@ -1,16 +1,25 @@
 """Flat buckets: how parameters, gradients and optimizer state lie in memory and are cut (ZeRO).
 
-A bucket is the dense or the expert parameters of one segment, laid end to end, what decays first.
-Every parameter starts at a multiple of 16 bytes; the whole is padded so that each replica owns an
-equal shard. Gradients are summed by a reduce-scatter over the replicas, the owner updates its
-shard, an all-gather brings the parameters back.
+    buffer   the dense or the expert parameters of one segment end to end, what decays first
+    bucket   a stretch of a buffer of bounded size: what is summed, updated and gathered at once
+    shard    what one replica owns of a bucket
+
+Every parameter starts at a multiple of 16 bytes; a buffer is padded so that each replica owns an
+equal shard of each bucket. Gradients are summed over the replicas to their owners, an owner updates
+its shard, the parameters are gathered back (`parallel.sync`). A bucket ends where it must, in the
+middle of a parameter too: several make the pipeline in which the wires inside and between nodes
+work at once.
 
 Paper: 1.4 (dense over dp x sp, experts over their replicas).
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Protocol
+
+from weft.parallel.layout import Layout, Leg
+from weft.parallel.sync import shard_index
 
 ALIGNMENT = 8  # elements: 16 bytes of bfloat16
 
@@ -49,27 +58,56 @@ class Tensor(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Slot:
-    """A parameter's place in its bucket."""
+    """A parameter's place in its buffer."""
 
     parameter: Tensor
     start: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Bucket:
-    """One flat buffer: its slots, its padded size, and where decay ends."""
+class Buffer:
+    """Parameters end to end: their slots, the padded size, and where decay ends."""
 
     name: str
     axis: str
-    degree: int
     slots: tuple[Slot, ...]
     numel: int
     decay_stop: int
 
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bucket:
+    """The elements [start, start + numel) of a buffer, and the legs between its replicas."""
+
+    name: str
+    buffer: Buffer
+    start: int
+    numel: int
+    legs: tuple[Leg, ...]
+
+    @property
+    def axis(self) -> str:
+        return self.buffer.axis
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """The slots of the buffer that lie in the bucket, whole or in part."""
+        stop = self.start + self.numel
+        return tuple(
+            slot
+            for slot in self.buffer.slots
+            if slot.start < stop and slot.start + slot.parameter.numel > self.start
+        )
+
     @property
     def shard(self) -> int:
         """Elements that one replica owns."""
-        return self.numel // self.degree
+        return self.numel // prod(leg.ranks for leg in self.legs)
+
+    def owned(self, place: int) -> range:
+        """The elements of the buffer that the replica at a place owns."""
+        first = self.start + shard_index(self.legs, place) * self.shard
+        return range(first, first + self.shard)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,20 +121,23 @@ class Piece:
     offset: int
 
 
-def buckets(parameters: Sequence[Tensor], degree: dict[str, int]) -> tuple[Bucket, ...]:
-    """The buckets of one rank's parameters, in order of use; `degree` gives the replicas of each
-    residence.
-    """
+def buckets(parameters: Sequence[Tensor], layout: Layout, *, most: int) -> tuple[Bucket, ...]:
+    """The buckets of one rank's parameters, in order of use, none of more than `most` elements."""
     groups: dict[tuple[str, str], list[Tensor]] = {}
     for parameter in parameters:
         groups.setdefault((parameter.segment, str(parameter.residence)), []).append(parameter)
     return tuple(
-        _lay(f"{segment}.{axis}", axis, degree[axis], members)
+        bucket
         for (segment, axis), members in groups.items()
+        for bucket in _cut(
+            _lay(f"{segment}.{axis}", axis, layout.degree(axis) * ALIGNMENT, members),
+            layout.legs(axis),
+            most,
+        )
     )
 
 
-def _lay(name: str, axis: str, degree: int, members: list[Tensor]) -> Bucket:
+def _lay(name: str, axis: str, unit: int, members: list[Tensor]) -> Buffer:
     slots: list[Slot] = []
     end = decay_stop = 0
     for parameter in sorted(members, key=lambda p: not p.decays):
@@ -104,37 +145,47 @@ def _lay(name: str, axis: str, degree: int, members: list[Tensor]) -> Bucket:
         end += _aligned(parameter.numel, ALIGNMENT)
         if parameter.decays:
             decay_stop = end
-    return Bucket(
-        name=name,
-        axis=axis,
-        degree=degree,
-        slots=tuple(slots),
-        numel=_aligned(end, degree * ALIGNMENT),
-        decay_stop=decay_stop,
+    return Buffer(
+        name=name, axis=axis, slots=tuple(slots), numel=_aligned(end, unit), decay_stop=decay_stop
     )
 
 
-def pieces(bucket: Bucket, position: int) -> Iterator[Piece]:
-    """The logical ranges that lie in the shard of the replica at that position."""
-    low, high = position * bucket.shard, (position + 1) * bucket.shard
-    for slot in bucket.slots:
+def _cut(buffer: Buffer, legs: tuple[Leg, ...], most: int) -> Iterator[Bucket]:
+    """A buffer as few buckets of about one size, each a whole number of aligned shards."""
+    unit = prod(leg.ranks for leg in legs) * ALIGNMENT
+    count = -(-buffer.numel // max(most, unit))
+    size = _aligned(-(-buffer.numel // count), unit)
+    for number, start in enumerate(range(0, buffer.numel, size)):
+        yield Bucket(
+            name=buffer.name if count == 1 else f"{buffer.name}.{number}",
+            buffer=buffer,
+            start=start,
+            numel=min(size, buffer.numel - start),
+            legs=legs,
+        )
+
+
+def pieces(bucket: Bucket, place: int) -> Iterator[Piece]:
+    """The logical ranges that lie in the shard of the replica at a place."""
+    own = bucket.owned(place)
+    for slot in bucket.buffer.slots:
         for part in slot.parameter.parts:
-            first = max(slot.start + part.start, low)
-            last = min(slot.start + part.stop, high)
+            origin = slot.start + part.start
+            first, last = max(origin, own.start), min(slot.start + part.stop, own.stop)
             if first < last:
-                origin = slot.start + part.start
                 yield Piece(
                     name=part.name,
                     shape=tuple(part.shape),
                     start=first - origin,
                     stop=last - origin,
-                    offset=first - low,
+                    offset=first - own.start,
                 )
 
 
-def decayed(bucket: Bucket, position: int) -> int:
+def decayed(bucket: Bucket, place: int) -> int:
     """How many leading elements of a shard decay."""
-    return min(max(bucket.decay_stop - position * bucket.shard, 0), bucket.shard)
+    own = bucket.owned(place)
+    return min(max(bucket.buffer.decay_stop - own.start, 0), bucket.shard)
 
 
 def _aligned(number: int, multiple: int) -> int:

@@ -188,7 +188,8 @@ def _inside(asked: Sending, machine: Machine) -> int:
     return 1 if asked.axis in FAR else machine.link.ranks
 
 
-FAR = frozenset({"edp", "dp", "pp"})  # groups whose members lie in different nodes
+# groups whose members lie in different nodes
+FAR = frozenset({"edp", "dp", "pp", "dense_inter", "edp_inter"})
 
 
 def _link(asked: Sending, found: Rates) -> float:

@@ -26,7 +26,7 @@ ROWS = frozenset(
 )
 
 # Bodies that hand out views of what they are given: no kernel runs.
-VIEWS = frozenset({"split_heads", "split_heads.dgrad"})
+VIEWS = frozenset({"split_heads", "split_heads.dgrad", "take_block"})
 
 # Collectives by what the wire sees, as nccl-tests names them.
 ALGORITHMS: Mapping[str, str] = MappingProxyType(
@@ -34,6 +34,7 @@ ALGORITHMS: Mapping[str, str] = MappingProxyType(
         "even": "all_to_all",
         "rows": "all_to_all",
         "scatter": "reduce_scatter",
+        "shift": "all_to_all",
         "gather": "all_gather",
         "reduce": "all_reduce",
     }
@@ -147,8 +148,7 @@ def _sending(task: Task, program: Program, n: Sizes, widths: Mapping[str, int]) 
 
 
 def _degree(task: Task, n: Sizes, given: int, made: int) -> int:
-    """Ranks of the group: by the axis where a letter says it, else by what is cut."""
-    known = {"sp": n.X, "ep": n.Y, "world": n.d}
-    if task.group in known:
-        return known[task.group]
+    """Ranks of the group: those of its axis where the sizes know it, else by what is cut."""
+    if task.group in n.ranks:
+        return n.ranks[task.group]
     return max(1, round(max(given, made) / max(min(given, made), 1)))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from weft.comm.transport import Transport
 from weft.compose.plan import Plan
-from weft.compose.step import Step, evaluation_step, training_step
+from weft.compose.step import Step, evaluation_step, gathering_step, training_step
 from weft.ops.optimizer import Rates as Rates
 from weft.runtime.batch import Batch
 from weft.runtime.closures import Body
@@ -22,11 +22,14 @@ from weft.runtime.wire import collective_bodies
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stage:
-    """A bound training step over its state."""
+    """A bound training step over its state; `gathers` brings its parameters up to date with the
+    master weights of all ranks.
+    """
 
     step: Step
     state: State
     bound: BoundStep
+    gathers: BoundStep
     transport: Transport
 
     @property
@@ -83,7 +86,8 @@ def build(
     step = step or training_step(plan)
     state = allocate(step, device=device)
     bound = _bind(step, state.statics, bodies, transport, device)
-    return Stage(step=step, state=state, bound=bound, transport=transport)
+    gathers = _bind(gathering_step(plan), state.statics, bodies, transport, device)
+    return Stage(step=step, state=state, bound=bound, gathers=gathers, transport=transport)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

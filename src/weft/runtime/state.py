@@ -1,8 +1,8 @@
 """The tensors that live as long as a run: parameters, gradients, optimizer shards, statistics.
 
-Each bucket is one flat buffer; a parameter and its gradient are 16-byte aligned views of it. The
-master weights are an FP32 shard; where the compute dtype is already the accumulation dtype, they
-are the bucket's own elements, not a copy.
+Parameters and gradients are 16-byte aligned views of flat buffers, and so are the buckets in which
+they are summed and gathered. The master weights are an FP32 shard; where the compute dtype is
+already the accumulation dtype, they are the bucket's own elements, not a copy.
 
 Initial values are drawn for each logical parameter by a generator keyed by (seed, name), on the
 device: they depend on no layout, but on the kind of device.
@@ -20,7 +20,7 @@ from torch import Tensor
 from weft.compose.plan import AUX, LOADS, LOSS, NORM2, statistics_size
 from weft.compose.step import Step
 from weft.model.params import Init, Logical, Parameter
-from weft.parallel.zero import Bucket, Piece, decayed, pieces
+from weft.parallel.zero import Bucket, Buffer, Piece, decayed, pieces
 
 KINDS = ("master", "mean", "square")
 
@@ -68,12 +68,14 @@ def allocate(step: Step, *, device: torch.device) -> State:
     plan = step.plan
     dtypes = precision(plan.precision)
     statics: dict[str, Any] = {}
-    zeroed = [
-        _allocate_bucket(
-            statics, bucket, plan.layout.replica(bucket.axis, plan.rank), dtypes, device
-        )
-        for bucket in step.buckets
-    ]
+    buffers = {bucket.buffer.name: bucket.buffer for bucket in step.buckets}
+    flats = {
+        name: _allocate_buffer(statics, buffer, dtypes, device) for name, buffer in buffers.items()
+    }
+    for bucket in step.buckets:
+        place = plan.layout.replica(bucket.axis, plan.rank)
+        _allocate_shard(statics, bucket, place, *flats[bucket.buffer.name])
+    zeroed = [grads for _, grads in flats.values()]
     stats = torch.zeros(statistics_size(plan.shape), dtype=dtypes.acc, device=device)
     zeroed.append(stats)
     statics.update(_statistics(stats, plan.shape.layers, plan.shape.experts))
@@ -83,28 +85,32 @@ def allocate(step: Step, *, device: torch.device) -> State:
     return State(step=step, statics=statics, stats=stats, zeroed=tuple(zeroed))
 
 
-def _allocate_bucket(
-    statics: dict[str, Any],
-    bucket: Bucket,
-    position: int,
-    dtypes: Precision,
-    device: torch.device,
-) -> Tensor:
-    flat = torch.zeros(bucket.numel, dtype=dtypes.act, device=device)
-    grads = torch.zeros(bucket.numel, dtype=dtypes.acc, device=device)
-    own = slice(position * bucket.shard, (position + 1) * bucket.shard)
-    statics[f"bucket:{bucket.name}"] = flat
-    statics[f"gradients:{bucket.name}"] = grads
-    statics[f"decay:{bucket.name}"] = decayed(bucket, position)
-    statics[f"master:{bucket.name}"] = flat[own].to(dtypes.acc)  # a view where the dtypes agree
-    for kind in ("mean", "square"):
-        statics[f"{kind}:{bucket.name}"] = torch.zeros_like(grads[own])
-    for slot in bucket.slots:
+def _allocate_buffer(
+    statics: dict[str, Any], buffer: Buffer, dtypes: Precision, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Parameters and gradients of a buffer, and the views of each parameter."""
+    flat = torch.zeros(buffer.numel, dtype=dtypes.act, device=device)
+    grads = torch.zeros(buffer.numel, dtype=dtypes.acc, device=device)
+    for slot in buffer.slots:
         parameter = slot.parameter
         place = slice(slot.start, slot.start + parameter.numel)
         statics[f"param:{parameter.name}"] = flat[place].view(parameter.shape)
         statics[f"grad:{parameter.name}"] = grads[place].view(parameter.shape)
-    return grads
+    return flat, grads
+
+
+def _allocate_shard(
+    statics: dict[str, Any], bucket: Bucket, place: int, flat: Tensor, grads: Tensor
+) -> None:
+    """The views of a bucket, and the optimizer state of the shard that this replica owns."""
+    whole, owned = slice(bucket.start, bucket.start + bucket.numel), bucket.owned(place)
+    own = slice(owned.start, owned.stop)
+    statics[f"bucket:{bucket.name}"] = flat[whole]
+    statics[f"gradients:{bucket.name}"] = grads[whole]
+    statics[f"decay:{bucket.name}"] = decayed(bucket, place)
+    statics[f"master:{bucket.name}"] = flat[own].to(grads.dtype)  # a view where the dtypes agree
+    for kind in ("mean", "square"):
+        statics[f"{kind}:{bucket.name}"] = torch.zeros_like(grads[own])
 
 
 def _statistics(stats: Tensor, layers: int, experts: int) -> dict[str, Tensor]:
@@ -169,9 +175,9 @@ def copy_to_master(state: State) -> None:
     """Sets each master shard to the parameters it owns."""
     plan = state.step.plan
     for bucket in state.step.buckets:
-        position = plan.layout.replica(bucket.axis, plan.rank)
+        owned = bucket.owned(plan.layout.replica(bucket.axis, plan.rank))
         flat = state.statics[f"bucket:{bucket.name}"]
-        own = flat[position * bucket.shard : (position + 1) * bucket.shard]
+        own = flat[owned.start - bucket.start : owned.stop - bucket.start]
         master = state.statics[f"master:{bucket.name}"]
         if master.data_ptr() != own.data_ptr():
             master.copy_(own)

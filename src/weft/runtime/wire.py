@@ -51,6 +51,32 @@ def collective_bodies(transport: Transport) -> Mapping[str, Callable[..., Handle
             transport.all_to_all(x, axis=axis, label=label, lane=lane), transport.group_size(axis)
         )
 
+    def exchange_grad(
+        sent: Tensor, grad: Tensor, *, axis: str, label: str, lane: str = USUAL_LANE
+    ) -> Handle:
+        room = grad.view(sent.dtype)[sent.numel() : 2 * sent.numel()]
+        return transport.all_to_all(sent, axis=axis, label=label, lane=lane, out=room)
+
+    def pass_on(partial: Tensor, *, axis: str, label: str, lane: str = USUAL_LANE) -> Handle:
+        n, own = transport.group_size(axis), transport.group_rank(axis)
+        send, receive = (
+            tuple(partial.numel() * (rank == (own + way) % n) for rank in range(n))
+            for way in (1, -1)
+        )
+        return transport.all_to_all_rows(partial, send, receive, axis=axis, label=label, lane=lane)
+
+    def gather_block(
+        updated: Tensor,
+        bucket: Tensor,
+        *,
+        axis: str,
+        label: str,
+        first: int,
+        lane: str = USUAL_LANE,
+    ) -> Handle:
+        block = bucket[first : first + transport.group_size(axis) * updated.numel()]
+        return transport.all_gather_into(block, updated, axis=axis, label=label, lane=lane)
+
     def gather_params(
         updated: Tensor, bucket: Tensor, *, axis: str, label: str, lane: str = USUAL_LANE
     ) -> Handle:
@@ -67,8 +93,11 @@ def collective_bodies(transport: Transport) -> Mapping[str, Callable[..., Handle
         "reduce_scatter": scatter,
         "reduce_scatter_weights": scatter,
         "reduce_scatter_grad": scatter,
+        "all_to_all_grad": exchange_grad,
+        "pass_on": pass_on,
         "sum_load": reduce,
         "sum_statistics": statistics,
+        "gather_block": gather_block,
         "gather_params": gather_params,
     }
 

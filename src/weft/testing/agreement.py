@@ -27,7 +27,8 @@ from weft.compose.step import Order, training_step
 from weft.data.batches import MicroBatch
 from weft.errors import VerificationError
 from weft.model.families import Kind, Shape
-from weft.model.params import Parameter
+from weft.model.params import Logical, Parameter
+from weft.ops.optimizer import decide
 from weft.parallel.layout import Layout
 from weft.runtime.batch import Batch
 from weft.runtime.batch import stage as stage_batch
@@ -64,7 +65,9 @@ class Work:
 class Trace:
     """What a run did: sums of every step, gradients of the first, optimizer state after the last.
 
-    Gradients are sums over all ranks before clipping; state is gathered from its shards.
+    Gradients are sums over all ranks before clipping, as the optimizer met them: after the first
+    step the first moment is (1 - beta1) clip g, so a missing sum shows as well as a wrong backward.
+    State is gathered from its shards.
     """
 
     sums: Mapping[str, Tensor]
@@ -111,7 +114,7 @@ def stack(
     wire: Callable[[Transport], Transport] = lambda transport: transport,
 ) -> Stack:
     """Builds and initialises every rank; `wire` may wrap the stacked transport of each."""
-    world = StackedWorld(Mesh(dp=layout.dp, sp=layout.sp, ep=layout.ep))
+    world = StackedWorld(Mesh(dp=layout.dp, sp=layout.sp, ep=layout.ep, node=layout.node))
     stages = []
     for rank in range(layout.world):
         plan = plan_of(layout, rank)
@@ -144,7 +147,7 @@ def train(ranks: Stack, work: Work) -> Trace:
         sums.update(_named_sums(statistics, ranks.stages[0].plan.shape, step))
         require_replicas(ranks.stages, f"after step {step}")
         if step == 1:
-            gradients = gather_gradients(ranks.stages)
+            gradients = gather_gradients(ranks.stages, statistics)
     return Trace(sums=sums, gradients=gradients, state=gather_state(ranks.stages))
 
 
@@ -229,16 +232,20 @@ def _forced(plan: Plan, routing: Routing, step: int) -> Mapping[str, Tensor]:
 # ---- gathering by logical name ----
 
 
-def gather_gradients(stages: Sequence[Stage]) -> Mapping[str, Tensor]:
-    """The gradient of every logical parameter: what its holders accumulated, summed in rank order.
+def gather_gradients(stages: Sequence[Stage], statistics: Tensor) -> Mapping[str, Tensor]:
+    """The gradient of every logical parameter in the first step, from the moments of its owners."""
+    update = stages[0].plan.update
+    clip = float(decide(statistics, clip_norm=update.clip_norm)[0])
+    shapes = {part.name: part.shape for stage in stages for part in _parts(stage)}
+    state = gather_state(stages)
+    return {
+        name: state[f"mean {name}"].view(shape) / ((1 - update.beta1) * clip)
+        for name, shape in shapes.items()
+    }
 
-    Dense parameters are held by all ranks, those of an expert by its replicas (`edp`).
-    """
-    total: dict[str, Tensor] = {}
-    for stage in stages:
-        for name, gradient in _logical(stage.step.parameters, _tensors(stage, "grad")):
-            total[name] = total[name] + gradient if name in total else gradient.clone()
-    return total
+
+def _parts(stage: Stage) -> Iterator[Logical]:
+    return (part for parameter in stage.step.parameters for part in parameter.parts)
 
 
 def gather_state(stages: Sequence[Stage]) -> Mapping[str, Tensor]:

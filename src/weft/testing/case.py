@@ -346,6 +346,7 @@ def _step() -> Table:
 
     nan, inf = float("nan"), float("inf")
     return {
+        **_gradients(),
         "square_sum": lambda m: {"shard": Case(inputs=(m.acc(1001), m.acc(1)), length=1001)},
         "decide": lambda m: {
             "clipped": stats(m, 2.0, 9.0),
@@ -365,4 +366,28 @@ def _step() -> Table:
             "none_decayed": update(m, [1.0, 0.0], 0, 3),
             "refused": update(m, [nan, 1.0], 8, 3),
         },
+    }
+
+
+def _gradients() -> Table:
+    """Gradients on a compressed wire: blocks of 8, and more than one stretch of the cast."""
+
+    def narrow(m: Maker, *shape: int) -> Tensor:
+        return m.acc(*shape).to(torch.bfloat16)
+
+    def received(m: Maker, ranks: int, size: int) -> Case:
+        inputs = narrow(m, ranks * size), m.acc(ranks * size)
+        return Case(inputs=inputs, attrs={"ranks": ranks}, length=ranks)
+
+    def block(m: Maker, *inputs: Tensor, **attrs: object) -> Mapping[str, Case]:
+        return {"own": Case(inputs=(*inputs, narrow(m, 24)), attrs={"block": 1, **attrs})}
+
+    return {
+        "encode_grad": lambda m: {
+            f"{size}_elements": Case(inputs=(m.acc(size),)) for size in (8, 4096, 9000)
+        },
+        "decode_grad": lambda m: {"two": received(m, 2, 16), "five": received(m, 5, 8)},
+        "take_block": lambda m: block(m, ranks=3),
+        "add_block": lambda m: block(m, narrow(m, 8)),
+        "widen_grad": lambda m: {"shard": Case(inputs=(narrow(m, 8),))},
     }

@@ -26,6 +26,7 @@ from weft.comm.transports.stacked import StackedWorld
 from weft.compose.plan import Plan
 from weft.compose.recipe import plan as make_plan
 from weft.compose.step import Step, training_step
+from weft.config.compression import CompressionConfig
 from weft.config.overlap import OverlapConfig
 from weft.config.run import RunConfig
 from weft.model.families import Kind
@@ -59,12 +60,16 @@ class Course:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trial:
-    """One way to run: so many steps in a dtype and an order, with experts forced or not."""
+    """One way to run: so many steps in a dtype and an order, with experts forced or not.
+
+    Gradients are compressed as the recipe says only where nothing is compared up to rounding.
+    """
 
     steps: int
     precision: str
     order: str = "overlapped"
     routing: Routing | None = None
+    compressed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,7 +121,7 @@ class _Diary:
 
 def mesh_of(layout: Layout) -> Mesh:
     """The mesh of a layout."""
-    return Mesh(dp=layout.dp, sp=layout.sp, ep=layout.ep)
+    return Mesh(dp=layout.dp, sp=layout.sp, ep=layout.ep, node=layout.node)
 
 
 def stacked_crew(layout: Layout) -> Crew:
@@ -193,9 +198,16 @@ def plan_of(course: Course, trial: Trial, layout: Layout, rank: int) -> Plan:
             "sp": layout.sp,
             "ep": layout.ep,
             "dispatch": layout.dispatch.value,
+            "node": layout.node,
         }
     )
-    update = {"train": train, "overlap": overlap, "parallel": parallel}
+    compression = config.compression if trial.compressed else CompressionConfig()
+    update = {
+        "train": train,
+        "overlap": overlap,
+        "parallel": parallel,
+        "compression": compression,
+    }
     return make_plan(config.model_copy(update=update), rank, replay=trial.routing is not None)
 
 

@@ -122,8 +122,8 @@ def find(crew: Crew, course: Course, reference: Reference) -> tuple[Findings, ..
     trials = {
         FLOAT64: Trial(steps=reference.length.float64, precision="float64"),
         REPLAYED: Trial(steps=steps, precision="float32", routing=replay),
-        NATURAL: Trial(steps=steps, precision="float32"),
-        SERIAL: Trial(steps=steps, precision="float32", order="serial"),
+        NATURAL: Trial(steps=steps, precision="float32", compressed=True),
+        SERIAL: Trial(steps=steps, precision="float32", order="serial", compressed=True),
         **forced,
     }
     runs = {name: run(crew, course, trial) for name, trial in trials.items()}
@@ -150,8 +150,8 @@ def _wire_trials(course: Course, layout: Layout) -> Mapping[str, Trial]:
 
     skewed = partial(generated, course, "skewed")
     return {
-        EVEN: Trial(steps=1, precision="bfloat16", routing=spread),
-        RAGGED: Trial(steps=1, precision="bfloat16", routing=skewed),
+        EVEN: Trial(steps=1, precision="bfloat16", routing=spread, compressed=True),
+        RAGGED: Trial(steps=1, precision="bfloat16", routing=skewed, compressed=True),
     }
 
 

@@ -1,6 +1,7 @@
 """Faults that a proof must find, each a value that stands where the honest one would.
 
 sync      the transport of one rank keeps its own term where one bucket's gradients should be summed
+nodes     the same between nodes only: one rank keeps the sum of its own node
 experts   two experts of one rank trade places after initialisation
 order     the batches of one rank come from one sample further on
 
@@ -70,12 +71,20 @@ def drop_sync(transport: Transport, rank: int) -> Transport:
     return Unsummed(transport) if rank == CULPRIT else transport
 
 
+def drop_nodes(transport: Transport, rank: int) -> Transport:
+    """The transport, which on one rank once returns the sum of its own node."""
+    return Unsummed(transport, between="_inter") if rank == CULPRIT else transport
+
+
 @final
 class Unsummed(Transport):
-    """Takes part in every collective, and once keeps its own term of a sum of gradients."""
+    """Takes part in every collective, and once keeps its own term of a sum of gradients: the second
+    one on the axes whose name ends as `between` says.
+    """
 
-    def __init__(self, inner: Transport) -> None:
+    def __init__(self, inner: Transport, *, between: str = "") -> None:
         self._inner = inner
+        self._between = between
         self._sums = 0
 
     def group_size(self, axis: str) -> int:
@@ -98,7 +107,8 @@ class Unsummed(Transport):
 
     def post(self, call: Call, x: Tensor, out: Tensor) -> Handle:
         handle = self._inner.post(call, x, out)
-        if call.collective is not Collective.REDUCE_SCATTER or call.label != "gradients":
+        sums = call.collective is Collective.REDUCE_SCATTER and call.label == "gradients"
+        if not sums or not call.axis.endswith(self._between):
             return handle
         self._sums += 1
         if self._sums != _DROPPED + 1:
@@ -177,6 +187,7 @@ def join(samples: Sequence[MicroBatch]) -> MicroBatch:
 SABOTAGES: Mapping[str, Sabotage] = MappingProxyType(
     {
         "sync": Sabotage(wire=drop_sync),
+        "nodes": Sabotage(wire=drop_nodes),
         "experts": Sabotage(start=swap_experts),
         "order": Sabotage(feed=shift_order),
     }

@@ -50,12 +50,16 @@ LAYOUTS = (
     Layout(sp=2, dp=4, ep=4),
     Layout(dp=8, ep=8),
     Layout(sp=8, ep=8),
+    Layout(dp=4, node=2),
+    Layout(sp=2, dp=4, ep=2, node=4),
+    Layout(sp=2, dp=4, ep=4, node=2),
 )
 QUICK_LAYOUTS = (
     Layout(sp=2, ep=2),
     Layout(sp=2, ep=2, dispatch=_GATHER),
     Layout(dp=2),
     Layout(sp=2, dp=2, ep=4),
+    Layout(sp=2, dp=2, ep=2, node=2),
 )
 MOST_RANKS = 8
 MOST_PROCESSES = 4
@@ -168,7 +172,11 @@ def _cases(config: RunConfig, small: RunConfig, layouts: Sequence[Layout]) -> It
     """The layouts of the list, and before them the recipe's own where it is another."""
     parallel = config.parallel
     own = Layout(
-        dp=parallel.dp, sp=parallel.sp, ep=parallel.ep, dispatch=Dispatch(parallel.dispatch)
+        dp=parallel.dp,
+        sp=parallel.sp,
+        ep=parallel.ep,
+        dispatch=Dispatch(parallel.dispatch),
+        node=parallel.node,
     )
     if own not in layouts and own.world > 1:
         layouts = (own, *layouts)
@@ -184,7 +192,13 @@ def _obstacle(small: RunConfig, layout: Layout) -> str:
     """The rule of the recipe that a layout breaks, if there is one."""
     if layout.world > MOST_RANKS:
         return f"{layout.world} ranks are more than the {MOST_RANKS} that are proved here"
-    wanted = {"dp": layout.dp, "sp": layout.sp, "ep": layout.ep, "dispatch": layout.dispatch.value}
+    wanted = {
+        "dp": layout.dp,
+        "sp": layout.sp,
+        "ep": layout.ep,
+        "dispatch": layout.dispatch.value,
+        "node": layout.node,
+    }
     try:
         RunConfig.model_validate({**small.model_dump(), "parallel": wanted})
     except (ConfigError, LayoutError) as error:

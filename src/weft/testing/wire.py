@@ -5,6 +5,7 @@
     rows      all-to-all of ragged rows      rows chosen elsewhere for here, times their width
     gather    all-gather                     x (n-1)
     scatter   reduce-scatter                 x (n-1) / n
+    shift     one hop of a ring              x
     reduce    all-reduce                     2 x (n-1) / n
 
 Sizes come from the letters of the programs of a step, from flat buckets and from the choices of its
@@ -31,7 +32,6 @@ from weft.graph.dims import Sizes
 from weft.graph.program import Program, Task
 from weft.model.families import Kind
 from weft.parallel.layout import Layout, split_heads
-from weft.parallel.zero import Bucket
 from weft.schedule.action import is_collective
 
 Key = tuple[str, str, str]  # axis, collective, label
@@ -43,14 +43,15 @@ COLLECTIVES: Mapping[str, str] = MappingProxyType(
         "rows": "all_to_all_rows",
         "gather": "all_gather",
         "scatter": "reduce_scatter",
+        "shift": "all_to_all_rows",
         "reduce": "all_reduce",
     }
 )
 WIDTHS: Mapping[str, Mapping[str, int]] = MappingProxyType(
     {
-        "float64": MappingProxyType({"act": 8, "acc": 8, "i64": 8}),
-        "float32": MappingProxyType({"act": 4, "acc": 4, "i64": 8}),
-        "bfloat16": MappingProxyType({"act": 2, "acc": 4, "i64": 8}),
+        "float64": MappingProxyType({"act": 8, "acc": 8, "bf16": 2, "i64": 8}),
+        "float32": MappingProxyType({"act": 4, "acc": 4, "bf16": 2, "i64": 8}),
+        "bfloat16": MappingProxyType({"act": 2, "acc": 4, "bf16": 2, "i64": 8}),
     }
 )
 
@@ -94,7 +95,7 @@ def transfers(step: Step, choices: Choices) -> Iterator[Transfer]:
 
 def _sent(task: Task) -> str:
     """The value whose dtype travels; a parameter's shard travels in the dtype of its bucket."""
-    return task.inputs[1] if task.op.name == "gather_params" else task.inputs[0]
+    return task.inputs[1] if task.op.name.startswith("gather_") else task.inputs[0]
 
 
 def _share(wire: str, n: int) -> Fraction:
@@ -106,7 +107,7 @@ def _share(wire: str, n: int) -> Fraction:
             return Fraction(n - 1)
         case "reduce":
             return Fraction(2 * (n - 1), n)
-        case "rows":
+        case "rows" | "shift":
             return Fraction(1)
         case _:
             raise AssertionError(f"{wire=}")
@@ -119,16 +120,7 @@ def _elements(
         row = program.values[task.inputs[0]].dims.split()[1:]
         rows = _rows_from_others(step.plan, instance, task, choices)
         return Fraction(rows * n.count(" ".join(row)))
-    if task.op.name == "reduce_scatter_grad":
-        return Fraction(_bucket(step, task.inputs[0]).numel)
-    if task.op.name == "gather_params":
-        return Fraction(_bucket(step, task.inputs[1]).shard)
     return Fraction(n.count(program.values[task.inputs[0]].dims))
-
-
-def _bucket(step: Step, value: str) -> Bucket:
-    name = value.partition(".")[2]  # behind `acc.` or `w.`
-    return next(bucket for bucket in step.buckets if bucket.name == name)
 
 
 # ---- rows between ranks --------------------------------------------------------------------------

@@ -85,14 +85,7 @@ def latest(run_dir: Path, report: Report) -> Path | None:
 
 def gather_parameters(session: Session) -> None:
     """Brings every parameter up to date with the master shards of its owners."""
-    statics = session.stage.state.statics
-    for bucket in session.stage.step.buckets:
-        flat, master = statics[f"bucket:{bucket.name}"], statics[f"master:{bucket.name}"]
-        shard = master.to(flat.dtype)
-        handle = session.transport.all_gather_into(
-            flat, shard, axis=bucket.axis, label="parameters"
-        )
-        handle.wait()
+    session.stage.gathers.run({})
 
 
 def _pieces(state: State, *, leads: bool) -> Iterator[Piece]:

@@ -87,7 +87,7 @@ def open_session(config: RunConfig, place: Place) -> Session:
 def connect(config: RunConfig, place: Place) -> Transport:
     """This rank's transport: NCCL on CUDA, gloo on CPU, none of them for a rank alone."""
     parallel = config.parallel
-    mesh = Mesh(dp=parallel.dp, sp=parallel.sp, ep=parallel.ep)
+    mesh = Mesh(dp=parallel.dp, sp=parallel.sp, ep=parallel.ep, node=parallel.node)
     if place.world == 1:
         return StackedWorld(mesh).transport(0)
     cuda = place.device.type == "cuda"
