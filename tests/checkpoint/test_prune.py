@@ -22,6 +22,13 @@ def test_the_newest_are_kept(tmp_path: Path, keep: int) -> None:
     assert names(tmp_path) == [f"step-{step:08d}" for step in range(10, 60, 10)][-keep:]
 
 
+def test_steps_that_are_kept_for_good_do_not_count(tmp_path: Path) -> None:
+    for step in range(10, 90, 10):
+        save_alone(tmp_path, make_tensors(), step, keep_every=30)
+    kept = (30, 60, 70, 80)
+    assert names(tmp_path) == [f"step-{step:08d}" for step in kept]
+
+
 @pytest.mark.parametrize("keep", [1, 0, -1])
 def test_fewer_than_two_are_refused_before_anything_is_written(tmp_path: Path, keep: int) -> None:
     with pytest.raises(CheckpointError, match=r"keep = .*at least 2"):

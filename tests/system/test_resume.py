@@ -10,7 +10,7 @@ from tests.system.conftest import LAYOUTS, Recipe
 
 from weft.checkpoint.prune import list_checkpoints
 from weft.testing.kill import Landing, Outcome, Run, Tamper, differences, finish, outcome, survive
-from weft.trainer import rank, recover
+from weft.trainer import rank
 from weft.trainer.feed import Feed
 from weft.trainer.session import Session
 
@@ -59,20 +59,12 @@ def assert_tidy(run_dir: Path, *, steps: int) -> None:
 
 
 class DieAt:
-    """Tampers with saving: the process dies at each fail-point once."""
+    """A fail-point that ends the process, at each place of a save once."""
 
     def __init__(self, marks: Path) -> None:
         self.marks = marks
 
-    def __call__(self) -> None:
-        honest = recover.save
-
-        def save(*args: object, **settings: object) -> Path:
-            return honest(*args, **settings, fail_point=self.die)
-
-        recover.save = save
-
-    def die(self, point: str) -> None:
+    def __call__(self, rank: int, point: str) -> None:
         passed = sorted(self.marks.iterdir())
         wanted = FAIL_POINTS[len(passed)] if len(passed) < len(FAIL_POINTS) else None
         if point == wanted:
@@ -86,8 +78,9 @@ def test_a_kill_at_any_point_of_a_save_changes_nothing(recipe: Recipe, tmp_path:
     marks = tmp_path / "marks"
     marks.mkdir()
     for _ in FAIL_POINTS:
-        assert Run(config, tamper=DieAt(marks)).wait() == -9
-    found = finish(config, tamper=DieAt(marks))
+        run = Run(config, fail_point=DieAt(marks))
+        assert run.wait() == -9, run.output.read_text()
+    found = finish(config)
     assert [mark.name[2:] for mark in sorted(marks.iterdir())] == list(FAIL_POINTS)
     assert differences(found, expected) == []
     assert_tidy(Path(config.train.run_dir), steps=config.train.steps)

@@ -10,7 +10,7 @@ from weft.errors import CheckpointError
 from weft.optim.lr import learning_rate
 from weft.runtime.state import initialise
 from weft.telemetry.metrics import FILE, Metrics, read
-from weft.trainer import loop
+from weft.trainer import loop, saver
 from weft.trainer.session import open_session
 
 
@@ -92,14 +92,14 @@ def test_rates_follow_the_schedule_from_its_first_step(few_steps: RunConfig) -> 
 def test_a_save_that_fails_is_said_and_the_run_goes_on(
     few_steps: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = loop.save_session
+    honest = saver.save_session
 
-    def save(session, *, step, report):
+    def save(session, *, step, report, **others):
         if step == 2:
             raise CheckpointError("no space left")
-        return honest(session, step=step, report=report)
+        return honest(session, step=step, report=report, **others)
 
-    monkeypatch.setattr(loop, "save_session", save)
+    monkeypatch.setattr(saver, "save_session", save)
     _, heard = run(few_steps)
     assert "step 2: NO CHECKPOINT WRITTEN: no space left" in heard.said
     assert heard.steps == [1, 2, 3, 4]
@@ -108,9 +108,9 @@ def test_a_save_that_fails_is_said_and_the_run_goes_on(
 def test_a_last_save_that_fails_ends_the_run(
     few_steps: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def save(session, *, step, report):
+    def save(session, *, step, report, **others):
         raise CheckpointError(f"no space left at step {step}")
 
-    monkeypatch.setattr(loop, "save_session", save)
+    monkeypatch.setattr(saver, "save_session", save)
     with pytest.raises(CheckpointError, match="no space left at step 4"):
         run(few_steps)

@@ -24,8 +24,17 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
     return sorted(named, key=lambda path: newest_first(path.name))
 
 
-def prune(run_dir: Path, *, keep: int, written: Path, fail_point: Callable[[str], None]) -> None:
+def prune(
+    run_dir: Path,
+    *,
+    keep: int,
+    written: Path,
+    fail_point: Callable[[str], None],
+    keep_every: int | None = None,
+) -> None:
     """Deletes all whole checkpoints but the newest `keep` up to `written`, and stale remains.
+
+    Those of steps that `keep_every` divides stay for good.
 
     Newer ones than `written` are not counted: a run that fell back to an older checkpoint leaves
     them behind, damaged. A replaced one goes too, unless its bytes are no longer what they were.
@@ -39,7 +48,8 @@ def prune(run_dir: Path, *, keep: int, written: Path, fail_point: Callable[[str]
     older = [path for path in list_checkpoints(run_dir) if newest_first(path.name) >= newest]
     in_use = [path for path in older if not path.suffix and _passes(verify_structure, path)]
     replaced = [path for path in older if path.suffix and _passes(verify, path)]
-    for path in [*in_use[keep:], *replaced]:
+    spare = [path for path in in_use[keep:] if not _stays(path, keep_every)]
+    for path in [*spare, *replaced]:
         _delete(path, fail_point)
     for path in sorted(run_dir.glob("step-*.*")):
         step = step_of(path.stem)
@@ -69,6 +79,10 @@ def set_aside(folder: Path) -> None:
     while (aside := folder.with_name(f"{folder.name}.replaced-{number}")).exists():
         number += 1
     folder.rename(aside)
+
+
+def _stays(folder: Path, keep_every: int | None) -> bool:
+    return keep_every is not None and (step_of(folder.name) or 0) % keep_every == 0
 
 
 def _passes(check: Callable[[Path], Manifest], folder: Path) -> bool:

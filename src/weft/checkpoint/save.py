@@ -8,6 +8,7 @@ A crash leaves a `.partial` that no reader looks at. An error on one rank is rai
 and only after the barriers, so nobody is left waiting; the run can go on to the next interval.
 """
 
+import functools
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -15,12 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import JsonValue, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
-from weft.checkpoint.digest import crc32_of, fingerprint_experts, sha256_of_file
-from weft.checkpoint.durable import sync_file, sync_folder, write_durably
+from weft.checkpoint.digest import fingerprint_experts
+from weft.checkpoint.durable import sync_folder, write_durably
 from weft.checkpoint.format import (
     DTYPES,
     FORMAT,
@@ -36,6 +35,7 @@ from weft.checkpoint.format import (
     step_name,
 )
 from weft.checkpoint.prune import check_keep, prune, set_aside
+from weft.checkpoint.shard import write_shard
 from weft.errors import CheckpointError
 from weft.version import __version__
 
@@ -90,6 +90,7 @@ def save(
     progress: Progress,
     writer: Writer,
     keep: int = 2,
+    keep_every: int | None = None,
     fail_point: Callable[[str], None] = no_fail,
     report: Callable[[str], None] = warnings.warn,
 ) -> Path:
@@ -99,10 +100,11 @@ def save(
     checkpoint of the same step that is already there is set aside, not overwritten.
 
     Communicates:
-        Three barriers; the rest goes through the run directory, which all ranks see.
+        Three barriers, four when a rank failed; the rest goes through the run directory, which all
+        ranks see.
 
     Raises:
-        CheckpointError, on all ranks when on one, and then nothing but a `.partial` was added.
+        CheckpointError, on all ranks when on one, and then nothing was added.
     """
     check_keep(keep)
     folder = run_dir / step_name(progress.step)
@@ -118,16 +120,18 @@ def save(
         publish = lambda: _publish(partial, folder, progress, writer.num_ranks, fail_point)  # noqa: E731
         failure = failure or _attempt(partial, 0, publish)
         if failure is None:
-            _settle(folder, keep, fail_point, report)
+            tidy = functools.partial(prune, keep=keep, keep_every=keep_every, fail_point=fail_point)
+            _settle(folder, tidy, report)
     writer.barrier()
-    if failure:
-        raise failure
-    if partial.exists():
-        raise CheckpointError(
-            f"{folder} was not written: another rank failed; expected all {writer.num_ranks} to "
-            "finish; see the error of that rank"
-        )
-    return folder
+    if not (failure or partial.exists()):
+        return folder
+    writer.barrier()  # all have seen the remains that tell of a failure
+    if writer.rank == 0:
+        shutil.rmtree(partial, ignore_errors=True)  # on a full disk its bytes are missed
+    raise failure or CheckpointError(
+        f"{folder} was not written: another rank failed; expected all {writer.num_ranks} to "
+        "finish; see the error of that rank"
+    )
 
 
 def _attempt(partial: Path, num_bytes: int, write: Callable[[], None]) -> CheckpointError | None:
@@ -138,7 +142,7 @@ def _attempt(partial: Path, num_bytes: int, write: Callable[[], None]) -> Checkp
         return error
     except ValidationError as error:
         return CheckpointError(f"cannot describe {partial}: {error}; expected JSON values only")
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         around = next(p for p in (partial, *partial.parents) if p.exists())
         return CheckpointError(
             f"cannot write {partial}: {error}; needed {num_bytes} bytes, found "
@@ -156,39 +160,48 @@ def _prepare(partial: Path) -> None:
 def _write_rank(partial: Path, pieces: Sequence[Piece], writer: Writer) -> None:
     path = partial / f"rank-{writer.rank:05d}.safetensors"
     held = [piece for piece in pieces if piece.stop > piece.start]
-    entries = tuple(_entry(piece, path.name) for piece in held)
-    if len({entry.key for entry in entries}) != len(entries):
+    tensors = {_key(piece): _checked(piece) for piece in held}
+    if len(tensors) != len(held):
         raise CheckpointError(f"rank {writer.rank} was given a piece twice; expected each once")
-    files: tuple[ShardFile, ...] = ()
+    files, entries = (), ()
     if held:
-        save_file(
-            {e.key: piece.tensor.contiguous() for e, piece in zip(entries, held, strict=True)}, path
-        )
-        sync_file(path)
-        file = ShardFile(file=path.name, num_bytes=path.stat().st_size, sha256=sha256_of_file(path))
-        files = (file,)
+        made = write_shard(path, tensors)
+        files = (ShardFile(file=path.name, num_bytes=made.num_bytes, sha256=made.sha256),)
+        entries = tuple(_entry(piece, path.name, made.crc32[_key(piece)]) for piece in held)
     rank_report = RankReport(files=files, entries=entries)
     write_durably(_report_path(partial, writer.rank), rank_report.model_dump_json().encode())
 
 
-def _entry(piece: Piece, file: str) -> Entry:
-    dtype = str(piece.tensor.dtype).removeprefix("torch.")
+def _key(piece: Piece) -> str:
+    return key_of(piece.kind, piece.name, piece.start, piece.stop)
+
+
+def _dtype(piece: Piece) -> str:
+    return str(piece.tensor.dtype).removeprefix("torch.")
+
+
+def _checked(piece: Piece) -> Tensor:
+    dtype = _dtype(piece)
     if dtype not in DTYPES or piece.tensor.shape != (piece.stop - piece.start,):
         raise CheckpointError(
             f"piece {piece.kind} {piece.name} [{piece.start}, {piece.stop}) has dtype {dtype} and "
             f"shape {tuple(piece.tensor.shape)}; expected a flat one of {', '.join(DTYPES)}"
         )
+    return piece.tensor
+
+
+def _entry(piece: Piece, file: str, crc32: int) -> Entry:
     return Entry.model_validate(
         {
             "file": file,
-            "key": key_of(piece.kind, piece.name, piece.start, piece.stop),
+            "key": _key(piece),
             "kind": piece.kind,
             "name": piece.name,
             "shape": tuple(piece.shape),
             "start": piece.start,
             "stop": piece.stop,
-            "dtype": dtype,
-            "crc32": crc32_of(piece.tensor),
+            "dtype": _dtype(piece),
+            "crc32": crc32,
         }
     )
 
@@ -231,13 +244,11 @@ def _publish(
     partial.rename(folder)
 
 
-def _settle(
-    folder: Path, keep: int, fail_point: Callable[[str], None], report: Callable[[str], None]
-) -> None:
+def _settle(folder: Path, tidy: Callable[..., None], report: Callable[[str], None]) -> None:
     """Rank 0, once the checkpoint counts: an error from here on is reported and raises nothing."""
     try:
         sync_folder(folder.parent)
-        prune(folder.parent, keep=keep, written=folder, fail_point=fail_point)
+        tidy(folder.parent, written=folder)
     except (OSError, CheckpointError) as error:
         report(f"{folder} is whole, but tidying up around it failed: {error}")
 

@@ -15,7 +15,7 @@ from weft.telemetry import events
 from weft.telemetry.progress import Display
 from weft.telemetry.trackers import Sink
 from weft.trainer import record
-from weft.trainer.recover import save_session
+from weft.trainer.saver import Outcome, Saver
 from weft.trainer.session import Session
 from weft.trainer.stop import ENDED, STOPPED
 
@@ -30,6 +30,8 @@ class Loop:
         self.metrics = metrics
         self.display = display
         self.readings: deque[record.Reading] = deque()
+        self.saver = Saver(session)
+        self.last = session.config.train.steps
         self.asked = False  # to stop; known to all ranks after the same step
 
     def run(self, *, start: int) -> None:
@@ -43,19 +45,27 @@ class Loop:
             if last or step % train.eval_every == 0:
                 pulse.enter("evaluate", step)
                 self._evaluate(step)
-            due = train.checkpoint_every and (last or step % train.checkpoint_every == 0)
             stopping = self.asked and not last
-            if due or (stopping and train.checkpoint_every):
+            if stopping or last:
+                self.last = step
+            due = last or stopping or step % max(train.checkpoint_every, 1) == 0
+            self._settle(self.saver.look())
+            if due and train.checkpoint_every:
                 pulse.enter("save", step)
                 self._save(step)
             if stopping:
                 self._leave(step)
-        pulse.enter("end", train.steps)
+        self._finish()
+
+    def _finish(self) -> None:
+        """Waits for what is still on its way: results from the device, bytes to the disk."""
+        self.session.place.pulse.enter("end", self.last)
         self._drain(keep=0)
+        self._settle(self.saver.wait())
 
     def _leave(self, step: int) -> None:
         """Ends the run as it was asked to, on all ranks after the same step."""
-        self._drain(keep=0)
+        self._finish()
         saved = bool(self.session.config.train.checkpoint_every)
         self._tell("stop", step=step)
         self.display.say(f"stopped after step {step}, as asked")
@@ -137,21 +147,34 @@ class Loop:
 
     def _save(self, step: int) -> None:
         self._drain(keep=0)
-        begun = time.perf_counter()
-        try:
-            folder = save_session(self.session, step=step, report=self.display.say)
-        except WeftError as error:
-            if step == self.session.config.train.steps:
-                raise
-            text = f"step {step}: NO CHECKPOINT WRITTEN: {error}"
-            self.display.say(text)
-            self._tell("no_checkpoint", step=step, error=str(error))
-            if not self.session.leads:
-                print(text, file=sys.stderr)  # the first rank sends people to this one's log
+        background = self.session.config.train.save == "background"
+        self._settle(self.saver.begin(step) if background else self.saver.save(step))
+
+    def _settle(self, outcome: Outcome | None) -> None:
+        """Tells what became of a save; one that failed is an error only where it was the last."""
+        if outcome is None:
             return
-        seconds = round(time.perf_counter() - begun, 3)
-        self._tell("checkpoint", step=step, folder=folder.name, seconds=seconds)
-        self.display.say(f"step {step}: checkpoint {folder}")
+        step, ended = outcome.ended.step, outcome.ended
+        for text in outcome.said:
+            self.display.say(text)
+        if ended.error is not None:
+            self._settle_failure(step, ended.error)
+            return
+        assert ended.folder is not None, f"{outcome=}"
+        stall, seconds = round(outcome.stall_seconds, 3), round(ended.seconds, 3)
+        self._tell(
+            "checkpoint", step=step, folder=ended.folder.name, seconds=seconds, stall_s=stall
+        )
+        self.display.say(f"step {step}: checkpoint {ended.folder}")
+
+    def _settle_failure(self, step: int, error: Exception) -> None:
+        if not isinstance(error, WeftError) or step == self.last:
+            raise error
+        text = f"step {step}: NO CHECKPOINT WRITTEN: {error}"
+        self.display.say(text)
+        self._tell("no_checkpoint", step=step, error=str(error))
+        if not self.session.leads:
+            print(text, file=sys.stderr)  # the first rank sends people to this one's log
 
     def _tell(self, kind: events.Kind, **fields: Any) -> None:
         if self.session.leads:

@@ -6,12 +6,14 @@ gathered from the owners afterwards.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor
 
+from weft.checkpoint.durable import sync_file, sync_folder
 from weft.checkpoint.format import Kind, Manifest
 from weft.checkpoint.hf.read import check_same_model, open_pretrained
 from weft.checkpoint.hf.read import load as load_pretrained
@@ -24,6 +26,7 @@ from weft.config.run import RunConfig
 from weft.errors import CheckpointError
 from weft.parallel.zero import Piece as Slice
 from weft.runtime.state import State, initialise
+from weft.telemetry import events, metrics
 from weft.trainer.session import Session
 
 Report = Callable[[str], None]
@@ -42,10 +45,25 @@ FIXED = (
 _ANEW = "or set another train.run_dir to start anew"
 
 
-def save_session(session: Session, *, step: int, report: Report) -> Path:
-    """Writes a checkpoint of the finished step together with the other ranks."""
-    place = session.place
-    writer = Writer(rank=place.rank, num_ranks=place.world, barrier=session.transport.barrier)
+def save_session(
+    session: Session,
+    *,
+    step: int,
+    report: Report,
+    pieces: Sequence[Piece] | None = None,
+    barrier: Callable[[], None] | None = None,
+) -> Path:
+    """Writes a checkpoint of the finished step together with the other ranks.
+
+    What the metrics and events say of the steps before is on the disk first: no checkpoint knows
+    more than they do. A write beside the training brings its own copy of the state, and a barrier
+    that no collective of a step can meet.
+    """
+    place, train = session.place, session.config.train
+    barrier = barrier or session.transport.barrier
+    writer = Writer(rank=place.rank, num_ranks=place.world, barrier=barrier)
+    if session.leads:
+        _sync_records(session.run_dir)
     progress = Progress(
         step=step,
         config=session.config.model_dump(mode="json"),
@@ -53,10 +71,11 @@ def save_session(session: Session, *, step: int, report: Report) -> Path:
     )
     return save(
         session.run_dir,
-        list(_pieces(session.stage.state, leads=session.leads)),
+        _on_host(state_pieces(session)) if pieces is None else pieces,
         progress=progress,
         writer=writer,
-        keep=session.config.train.keep,
+        keep=train.keep,
+        keep_every=train.keep_every,
         fail_point=place.pulse.pass_by,
         report=report,
     )
@@ -88,7 +107,19 @@ def gather_parameters(session: Session) -> None:
     session.stage.gathers.run({})
 
 
-def _pieces(state: State, *, leads: bool) -> Iterator[Piece]:
+def _sync_records(run_dir: Path) -> None:
+    for path in (run_dir / metrics.FILE, run_dir / events.FILE):
+        if path.exists():
+            sync_file(path)
+    if run_dir.exists():
+        sync_folder(run_dir)
+
+
+def state_pieces(session: Session) -> Iterator[Piece]:
+    """What this rank has of a checkpoint, on its device: its shards, and the first rank also what
+    all ranks have.
+    """
+    state = session.stage.state
     for kind, piece, tensor in _shards(state):
         yield Piece(
             kind=kind,
@@ -96,14 +127,16 @@ def _pieces(state: State, *, leads: bool) -> Iterator[Piece]:
             shape=piece.shape,
             start=piece.start,
             stop=piece.stop,
-            tensor=tensor.detach().cpu(),
+            tensor=tensor.detach(),
         )
-    if leads:
+    if session.leads:
         for name, tensor in _biases(state):
             shape, numel = tuple(tensor.shape), tensor.numel()
-            yield Piece(
-                kind="state", name=name, shape=shape, start=0, stop=numel, tensor=tensor.cpu()
-            )
+            yield Piece(kind="state", name=name, shape=shape, start=0, stop=numel, tensor=tensor)
+
+
+def _on_host(pieces: Iterable[Piece]) -> list[Piece]:
+    return [replace(piece, tensor=piece.tensor.cpu()) for piece in pieces]
 
 
 def _load(state: State, checkpoint: Checkpoint) -> None:

@@ -1,6 +1,7 @@
 """One rank of a run, assembled: device, wire, stage, evaluator and feed."""
 
 import datetime
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,6 +54,7 @@ class Session:
     stage: Stage
     evaluator: Evaluator
     feed: Feed
+    meet: Callable[[], None]  # a barrier apart from the transport's, for what goes on beside steps
 
     @property
     def leads(self) -> bool:
@@ -81,7 +83,23 @@ def open_session(config: RunConfig, place: Place) -> Session:
         stage=built,
         evaluator=build_evaluator(built, bodies=bodies, device=place.device),
         feed=feed,
+        meet=_separate_barrier(place),
     )
+
+
+def _separate_barrier(place: Place) -> Callable[[], None]:
+    """A barrier of all ranks on the host over connections of its own, used once at once."""
+    if place.world == 1:
+        return lambda: None
+    timeout = datetime.timedelta(seconds=place.timeout_seconds)
+    group = dist.new_group(backend="gloo", timeout=timeout)
+    assert isinstance(group, dist.ProcessGroup), f"{group=}"
+
+    def meet() -> None:
+        dist.barrier(group)
+
+    meet()
+    return meet
 
 
 def connect(config: RunConfig, place: Place) -> Transport:
