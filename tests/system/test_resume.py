@@ -64,7 +64,7 @@ class DieAt:
     def __init__(self, marks: Path) -> None:
         self.marks = marks
 
-    def __call__(self, rank: int, point: str) -> None:
+    def __call__(self, _rank: int, point: str) -> None:
         passed = sorted(self.marks.iterdir())
         wanted = FAIL_POINTS[len(passed)] if len(passed) < len(FAIL_POINTS) else None
         if point == wanted:
