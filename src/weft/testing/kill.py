@@ -146,7 +146,8 @@ def _supervise(config: RunConfig, scratch: Path, tamper: Tamper, fail_point: Fai
     """The command behind `weft train --resume auto`, but for its name."""
     tamper()
     try:
-        launch.train(config, start=partial(_start, scratch, fail_point))
+        start = partial(_start, scratch, fail_point)
+        launch.train(config, start=start, fail_point=partial(fail_point, 0))
     except (ConfigError, DataError, LayoutError) as error:
         sys.stderr.write(f"{error}\n")
         return 2

@@ -6,7 +6,7 @@ supervisor, each with a log of its own in `run_dir/logs`; the first rank keeps t
 
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from weft.runtime.backends import pick_device
 from weft.telemetry.trackers import check_tracker
 from weft.trainer import lock
 from weft.trainer.feed import open_feed
+from weft.trainer.pulse import Pulse, no_fail
 from weft.trainer.rank import Summary, run_rank
 from weft.trainer.recover import check_start, resumable
 from weft.trainer.session import Place
@@ -48,8 +49,10 @@ def train(
     nproc: int | None = None,
     resume: str = "auto",
     start: Start | None = None,
+    fail_point: Callable[[str], None] = no_fail,
 ) -> None:
-    """Trains a recipe on this machine; `start` starts its ranks where there are several.
+    """Trains a recipe on this machine; `start` starts its ranks where there are several, and
+    `fail_point` is told where a rank alone is.
 
     Raises:
         ConfigError: the number of processes does not fit the layout, a device or the tracker is
@@ -73,7 +76,8 @@ def train(
             supervise(config, checkpoint, lambda: newest() or checkpoint, start)
             return
         with listening() as stop:
-            place = Place(rank=0, world=1, device=devices[0], meeting=None, stop=stop)
+            pulse = Pulse(None, fail_point)
+            place = Place(rank=0, world=1, device=devices[0], meeting=None, stop=stop, pulse=pulse)
             run_rank(config, place, checkpoint)
 
 
