@@ -30,6 +30,10 @@ from transformers import (
     AutoModelForCausalLM,
     Dots1Config,
     Dots1ForCausalLM,
+    Glm4MoeConfig,
+    Glm4MoeForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MixtralConfig,
@@ -156,6 +160,34 @@ def olmoe(**changes) -> nn.Module:
     )
 
 
+def glm4_moe(**changes) -> nn.Module:
+    numbers = {
+        "intermediate_size": 80,
+        "moe_intermediate_size": 24,
+        "n_routed_experts": EXPERTS,
+        "n_shared_experts": 2,
+        "first_k_dense_replace": 1,
+        "routed_scaling_factor": 1.5,
+        "n_group": 4,
+        "topk_group": 2,
+        "attention_bias": True,
+        "use_qk_norm": True,
+        "head_dim": 12,
+    }
+    return Glm4MoeForCausalLM(Glm4MoeConfig(**_numbers(**{**numbers, **changes})))
+
+
+def gpt_oss(**changes) -> nn.Module:
+    numbers = {
+        "intermediate_size": 24,
+        "num_local_experts": EXPERTS,
+        "head_dim": 12,
+        "sliding_window": 5,
+        "swiglu_limit": 0.7,  # so that many operands are clamped
+    }
+    return GptOssForCausalLM(GptOssConfig(**_numbers(**{**numbers, **changes})))
+
+
 class SharedBlock(Qwen3MoeSparseMoeBlock):
     """The feed-forward of DeepSeekMoE: routed experts beside shared ones."""
 
@@ -249,6 +281,17 @@ MODELS: Mapping[str, Callable[[], nn.Module]] = {
     "qwen2_moe_dense_between": partial(qwen2_moe, mlp_only_layers=[1], qkv_bias=False),
     "olmoe": olmoe,
     "olmoe_grouped": partial(olmoe, num_key_value_heads=4, norm_topk_prob=True),
+    "glm4_moe": glm4_moe,
+    "glm4_moe_plain": partial(
+        glm4_moe, n_group=1, topk_group=1, use_qk_norm=False, first_k_dense_replace=0
+    ),
+    "gpt_oss": gpt_oss,
+    "gpt_oss_full": partial(
+        gpt_oss,
+        layer_types=["full_attention"] * LAYERS,
+        attention_bias=False,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+    ),
     "dots1": dots1,
     "deepseek": DeepseekModel,
 }
@@ -291,7 +334,7 @@ def _spread(model: nn.Module) -> None:
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             if "norm" in name and not name.endswith("bias"):
                 tensor.uniform_(0.5, 1.5)
-            elif name.endswith("bias"):
+            elif name.endswith(("bias", "sinks")):
                 tensor.uniform_(-0.3, 0.3)
 
 
@@ -302,6 +345,10 @@ def sample(request, tmp_path_factory) -> Sample:
     with Lifted():
         model = MODELS[request.param]().eval()
         _spread(model)
+    for name, buffer in model.named_buffers():
+        if name.endswith("correction_bias"):  # float32 in every checkpoint
+            buffer.data = buffer.data.float()
+    with Lifted():
         model.save_pretrained(home / "weights")
         model.double()
         tokens = torch.randint(VOCAB, (SEQUENCES, LENGTH))

@@ -59,9 +59,38 @@ def project(x, w):
     return torch.einsum("td,nd->tn", x, w)
 
 
+def yarn_rope_table(
+    positions, *, theta, head_dim, dtype, factor, original, beta_fast, beta_slow, truncate
+):
+    def edge(beta):
+        return head_dim * math.log(original / (beta * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = edge(beta_fast), edge(beta_slow)
+    if truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    if low == high:
+        high += 0.001
+    scale = 0.1 * math.log(factor) + 1
+
+    def angle(p, c):
+        i = c % (head_dim // 2)
+        turn = theta ** (2 * i / head_dim)
+        kept = 1 - min(max((i - low) / (high - low), 0), 1)
+        return p * (kept / turn + (1 - kept) / (factor * turn))
+
+    def table(function):
+        rows = [
+            [scale * function(angle(p, c)) for c in range(head_dim)] for p in positions.tolist()
+        ]
+        return real(rows)
+
+    return table(math.cos), table(math.sin)
+
+
 def turned(x, cos, sin):
-    out = torch.empty_like(x)
-    half = x.shape[-1] // 2
+    out = x.clone()
+    half = cos.shape[-1] // 2
     for c in range(half):
         a, b = x[..., c], x[..., c + half]
         out[..., c] = a * cos[:, None, c] - b * sin[:, None, c]
@@ -136,6 +165,22 @@ def attention(q, k, v, segments):
     return out, lse
 
 
+def sink_attention(q, k, v, sinks, segments, *, first, window):
+    tokens, heads, channels = q.shape
+    out, lse = torch.zeros_like(q), torch.zeros(heads, tokens, dtype=q.dtype)
+    starts = (0, *segments.ends)
+    for start, end in zip(starts, segments.ends, strict=False):
+        for t in range(start, end):
+            seen = slice(max(start, t - window + 1) if window else start, t + 1)
+            for j in range(heads):
+                g = j * k.shape[1] // heads
+                scores = k[seen, g] @ q[t, j] / math.sqrt(channels)
+                total = scores.exp().sum() + sinks[first + j].exp()
+                out[t, j] = (scores.exp() / total) @ v[seen, g]
+                lse[j, t] = total.log()
+    return out, lse
+
+
 def scores_of(logits, score):
     if score == "sigmoid":
         return 1 / (1 + (-logits).exp())
@@ -157,6 +202,18 @@ def select_experts(logits, bias, **attrs):
     chosen = torch.tensor(
         [sorted(experts, key=lambda e: -row[e])[: attrs["top_k"]] for row in keys]
     )
+    return weights_of(logits, chosen, **attrs), chosen
+
+
+def select_grouped_experts(logits, bias, *, groups, top_groups, **attrs):
+    size = logits.shape[-1] // groups
+    chosen = []
+    for row in (scores_of(logits, attrs["score"]) + bias).tolist():
+        worth = [sum(sorted(row[g * size : (g + 1) * size])[-2:]) for g in range(groups)]
+        best = sorted(range(groups), key=lambda g: -worth[g])[:top_groups]
+        legal = [e for e in range(len(row)) if e // size in best]
+        chosen.append(sorted(legal, key=lambda e: -row[e])[: attrs["top_k"]])
+    chosen = torch.tensor(chosen)
     return weights_of(logits, chosen, **attrs), chosen
 
 
@@ -244,6 +301,23 @@ def expert_up(rows, w, ends):
     return torch.stack(found) if found else rows.new_zeros(0, w.shape[1])
 
 
+def of_rows(b, ends, rows):
+    expert = [next(e for e, end in enumerate(ends.tolist()) if row < end) for row in range(rows)]
+    return stacked([b[e] for e in expert], b)
+
+
+def clamped_swiglu(u, row_weights, *, alpha, limit):
+    half = u.shape[-1] // 2
+    rows = []
+    for row, weight in zip(u.tolist(), row_weights.tolist(), strict=True):
+        g = [min(v, limit) for v in row[:half]]
+        t = [min(max(v, -limit), limit) for v in row[half:]]
+        rows.append(
+            [(b + 1) * a / (1 + math.exp(-alpha * a)) * weight for a, b in zip(g, t, strict=True)]
+        )
+    return real(rows) if rows else u.new_zeros(0, half)
+
+
 def dense_swiglu(u):
     half = u.shape[-1] // 2
     return u[:, :half] / (1 + (-u[:, :half]).exp()) * u[:, half:]
@@ -294,6 +368,7 @@ def adamw(shard, verdict, rates, master, mean, square, decay, *, beta1, beta2, e
 WRITTEN_OUT = {
     "embed": embed,
     "rope_table": rope_table,
+    "yarn_rope_table": yarn_rope_table,
     "rms_norm": rms_norm,
     "add_rms_norm": add_rms_norm,
     "qkv_project": project,
@@ -303,12 +378,15 @@ WRITTEN_OUT = {
     "pack_heads": pack_heads,
     "split_heads": split_heads,
     "attention": attention,
+    "sink_attention": sink_attention,
     "join_heads": join_heads,
     "project": project,
     "add": summed,
     "add_bias": lambda x, b: torch.stack([row + b for row in x]),
     "router_logits": project,
+    "biased_router_logits": lambda h, w, b: project(h, w) + b,
     "select_experts": select_experts,
+    "select_grouped_experts": select_grouped_experts,
     "replay_experts": replay_experts,
     "count_load": lambda chosen, *, experts: counted(chosen, range(experts)),
     "router_losses": router_losses,
@@ -325,6 +403,9 @@ WRITTEN_OUT = {
     "expert_up": expert_up,
     "swiglu": lambda u, row_weights: dense_swiglu(u) * row_weights[:, None],
     "expert_down": expert_up,
+    "add_expert_bias": lambda x, b, ends: x + of_rows(b, ends, len(x)),
+    "clamped_swiglu": clamped_swiglu,
+    "add_weighted_bias": lambda x, r, b, ends: x + r[:, None] * of_rows(b, ends, len(x)),
     "dense_swiglu": dense_swiglu,
     "shared_gate": shared_gate,
     "cross_entropy": cross_entropy,

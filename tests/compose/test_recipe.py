@@ -17,7 +17,12 @@ TREE = {
         "dense_layers": 0, "dense_ffn_hidden": 44, "qk_norm": True, "score": "sigmoid",
         "renormalise": False, "scaling": 1.5, "aux_coef": 0.25, "z_coef": 0.5, "rope_theta": 500.0,
         "norm_eps": 1e-6, "tied": True, "init_std": 0.125,
-        "attention_bias": True, "shared_ffn_hidden": 36, "dense_at": (2,),
+        "attention_bias": True, "shared_ffn_hidden": 36, "dense_at": (2,), "rotary_dim": 4,
+        "groups": 4, "top_groups": 2, "window": 0, "windowed": (), "swiglu_alpha": 1.5,
+        "swiglu_limit": 6.0,
+        "yarn": {
+            "factor": 2.0, "original": 8, "beta_fast": 30.0, "beta_slow": 2.0, "truncate": False,
+        },
     },
     "parallel": {"dp": 2, "sp": 2, "ep": 4, "dispatch": "all_gather"},
     "overlap": {"order": "serial"},

@@ -35,6 +35,13 @@ def test_a_release_has_the_total_and_active_parameters_its_authors_state(name: s
     assert states(claim["active"], count.active(shape).all)
 
 
+@pytest.mark.parametrize("name", PUBLISHED["unembedded"])
+def test_a_release_counted_without_its_embedding_has_the_size_its_authors_state(name: str) -> None:
+    claim, shape = PUBLISHED["unembedded"][name], shape_of(name)
+    assert states(claim["total"], count.total(shape).all)
+    assert states(claim["active"], count.multiplied(shape))
+
+
 @pytest.mark.parametrize("name", PUBLISHED["paper"])
 def test_a_model_of_the_paper_has_the_size_it_is_known_by(name: str) -> None:
     claim, shape = PUBLISHED["paper"][name], shape_of(name)
@@ -63,7 +70,7 @@ def test_the_flop_count_gives_the_utilisation_that_the_paper_draws(row: dict[str
     assert mfu == pytest.approx(row["percent"], rel=read_off)
 
 
-@pytest.mark.parametrize("name", [*TINY, *PUBLISHED["releases"]])
+@pytest.mark.parametrize("name", [*TINY, *PUBLISHED["releases"], *PUBLISHED["unembedded"]])
 def test_the_total_is_the_number_of_elements_that_are_built(name: str) -> None:
     shape = shape_of(name)
     assert count.total(shape).all == sum(p.numel for p in parameters(shape))

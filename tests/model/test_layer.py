@@ -59,6 +59,13 @@ def test_a_gated_shared_expert_is_weighed_by_what_the_router_sees():
     assert found.reads["shared_gate"] == ("shared_down.0", "add_rms_norm.1", "w.shared_gate")
 
 
+def test_a_windowed_layer_differs_in_its_attention_alone():
+    through = [
+        name.replace("window_attention", "attention") for name in listen(Kind.WINDOWED_MOE).calls
+    ]
+    assert through == listen(Kind.MOE).calls
+
+
 def test_a_dense_layer_routes_nothing():
     assert listen(Kind.DENSE).calls == [*ATTENTION, *DENSE, "add"]
 

@@ -58,11 +58,11 @@ def test_experts_and_nothing_else_live_with_their_replicas(shape):
 @SHAPES
 def test_norms_start_at_one_biases_at_zero_and_neither_decays(shape):
     for parameter in parameters(shape):
-        is_bias = parameter.name.endswith("bias")
+        is_bias = parameter.name.endswith(("bias", "offset"))
         is_norm = "norm" in parameter.name and not is_bias
         assert (parameter.init is Init.ONES) == is_norm
         assert (parameter.init is Init.ZEROS) == is_bias
-        assert parameter.decays == (not is_norm and not is_bias)
+        assert parameter.decays != (is_norm or is_bias or parameter.name.endswith("sinks"))
 
 
 @SHAPES

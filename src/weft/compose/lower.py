@@ -5,7 +5,7 @@ Ulysses and expert dispatch by the rewrites of `parallel`. Over a `Recorder` it 
 over `runtime.eager` it computes.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from weft.compose.plan import Plan, is_all_gather, loss_rows
@@ -91,8 +91,21 @@ class Lowering:
             sp=sp, heads=shape.heads, kv_heads=shape.kv_heads, split=self._split,
         )  # fmt: skip
 
-    def attention(self, q: Any, k: Any, v: Any) -> Any:
+    def attention(self, q: Any, k: Any, v: Any, w: Any) -> Any:
+        if self.plan.shape.family.sinks:
+            return self._sink_attention(q, k, v, w, window=0)
         a, _ = self.algebra.call("attention", q, k, v, self.context.segments)
+        return a
+
+    def window_attention(self, q: Any, k: Any, v: Any, w: Any) -> Any:
+        return self._sink_attention(q, k, v, w, window=self.plan.shape.window)
+
+    def _sink_attention(self, q: Any, k: Any, v: Any, w: Any, *, window: int) -> Any:
+        first = self.plan.rank % self.plan.layout.sp * self._split.heads
+        segments = self.context.segments
+        a, _ = self.algebra.call(
+            "sink_attention", q, k, v, w.sinks, segments, first=first, window=window
+        )
         return a
 
     def heads_to_seq(self, a: Any) -> Any:
@@ -103,8 +116,10 @@ class Lowering:
         return a
 
     def project(self, x: Any, w: Any) -> Any:
-        (y,) = self.algebra.call("project", x, w)
-        return y
+        shape = self.plan.shape
+        (y,) = self.algebra.call("project", x, w.out)
+        biased = shape.attention_bias and shape.family.out_bias
+        return self._biased(y, w.out_bias, "D") if biased else y
 
     def add(self, x: Any, y: Any) -> Any:
         (z,) = self.algebra.call("add", x, y)
@@ -121,14 +136,8 @@ class Lowering:
         sums.
         """
         a, shape, layout = self.plan.arithmetic, self.plan.shape, self.plan.layout
-        (logits,) = self.algebra.call("router_logits", h, w.router)
-        rule = {
-            "top_k": shape.top_k, "score": a.score,
-            "renormalise": a.renormalise, "scaling": a.scaling,
-        }  # fmt: skip
-        forced = () if self.context.forced is None else (self.context.forced,)
-        op = "replay_experts" if forced else "select_experts"
-        weights, experts = self.algebra.call(op, logits, self.context.bias, *forced, **rule)
+        logits = self._router_logits(h, w)
+        weights, experts = self._select(logits)
         (load,) = self.algebra.call("count_load", experts, experts=shape.experts)
         (self.tally,) = self.algebra.call("add_load", load, self.tally)
         if layout.sp > 1:
@@ -140,6 +149,27 @@ class Lowering:
         )  # fmt: skip
         self.routing = Routing(weights=weights, experts=experts)
         return self.routing
+
+    def _router_logits(self, h: Any, w: Any) -> Any:
+        if self.plan.shape.family.router_offset:
+            (logits,) = self.algebra.call("biased_router_logits", h, w.router, w.router_offset)
+        else:
+            (logits,) = self.algebra.call("router_logits", h, w.router)
+        return logits
+
+    def _select(self, logits: Any) -> Any:
+        a, shape = self.plan.arithmetic, self.plan.shape
+        rule = {
+            "top_k": shape.top_k, "score": a.score,
+            "renormalise": a.renormalise, "scaling": a.scaling,
+        }  # fmt: skip
+        if self.context.forced is not None:
+            forced = self.context.forced
+            return self.algebra.call("replay_experts", logits, self.context.bias, forced, **rule)
+        grouped = {"groups": shape.groups, "top_groups": shape.top_groups}
+        rules = {"select_experts": rule, "select_grouped_experts": {**rule, **grouped}}
+        op = shape.selection
+        return self.algebra.call(op, logits, self.context.bias, **rules[op])
 
     def dispatch(self, h: Any, r: Routing) -> Any:
         shape, layout = self.plan.shape, self.plan.layout
@@ -157,15 +187,25 @@ class Lowering:
         )
 
     def expert_up(self, e: Any, w: Any) -> Any:
-        (u,) = self.algebra.call("expert_up", e.rows, w, e.ends)
+        (u,) = self.algebra.call("expert_up", e.rows, w.up, e.ends)
+        if self.plan.shape.family.expert_bias:
+            (u,) = self.algebra.call("add_expert_bias", u, w.up_bias, e.ends)
         return u
 
     def swiglu(self, u: Any, e: Any) -> Any:
-        (s,) = self.algebra.call("swiglu", u, e.row_weights)
+        if not self.plan.shape.family.clamped:
+            (s,) = self.algebra.call("swiglu", u, e.row_weights)
+            return s
+        a = self.plan.arithmetic
+        rule = {"alpha": a.swiglu_alpha, "limit": a.swiglu_limit}
+        (s,) = self.algebra.call("clamped_swiglu", u, e.row_weights, **rule)
         return s
 
     def expert_down(self, s: Any, w: Any, e: Any) -> Any:
-        (d,) = self.algebra.call("expert_down", s, w, e.ends)
+        (d,) = self.algebra.call("expert_down", s, w.down, e.ends)
+        if self.plan.shape.family.expert_bias:
+            bias = (e.row_weights, w.down_bias, e.ends)
+            (d,) = self.algebra.call("add_weighted_bias", d, *bias)
         return d
 
     def combine(self, d: Any, e: expert.Dispatched) -> Any:
@@ -222,11 +262,11 @@ class Lowering:
         return x
 
     def rope_table(self, positions: Any) -> Any:
-        return self.algebra.call(
-            "rope_table", positions,
-            theta=self.plan.arithmetic.rope_theta, head_dim=self.plan.shape.head_dim,
-            dtype=self.plan.accumulation,
-        )  # fmt: skip
+        a, plan = self.plan.arithmetic, self.plan
+        table = {"theta": a.rope_theta, "head_dim": plan.shape.rotated, "dtype": plan.accumulation}
+        if a.yarn is None:
+            return self.algebra.call("rope_table", positions, **table)
+        return self.algebra.call("yarn_rope_table", positions, **table, **asdict(a.yarn))
 
     def cross_entropy(self, h: Any, w: Any, targets: Any) -> Any:
         (total,) = self.algebra.call(

@@ -17,6 +17,17 @@ from weft.schedule.pipeline import Pipeline
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Yarn:
+    """Rotary frequencies stretched for sequences longer than those of the first training."""
+
+    factor: float
+    original: int
+    beta_fast: float
+    beta_slow: float
+    truncate: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Arithmetic:
     """The constants of the model's operators."""
 
@@ -27,6 +38,9 @@ class Arithmetic:
     scaling: float
     aux_coef: float
     z_coef: float
+    swiglu_alpha: float = 1.0
+    swiglu_limit: float = 0.0
+    yarn: Yarn | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,6 +150,7 @@ def sizes(plan: Plan) -> Sizes:
         "D": shape.hidden,
         "V": shape.vocab,
         "C": shape.head_dim,
+        "c": shape.rotated,
         "H": shape.heads,
         "G": shape.kv_heads,
         "J": split.heads,

@@ -1,6 +1,6 @@
 """From a recipe to a plan: the one place where configuration meets the score."""
 
-from weft.compose.plan import Arithmetic, Plan, Update
+from weft.compose.plan import Arithmetic, Plan, Update, Yarn
 from weft.config.model import ModelConfig
 from weft.config.run import RunConfig
 from weft.model.families import FAMILIES, Shape
@@ -69,6 +69,11 @@ def shape(model: ModelConfig) -> Shape:
         attention_bias=model.attention_bias,
         shared_ffn_hidden=model.shared_ffn_hidden,
         dense_at=model.dense_at,
+        rotary_dim=model.rotary_dim,
+        groups=model.groups,
+        top_groups=model.top_groups,
+        window=model.window,
+        windowed=model.windowed,
     )
 
 
@@ -82,4 +87,7 @@ def arithmetic(model: ModelConfig) -> Arithmetic:
         scaling=model.scaling,
         aux_coef=model.aux_coef,
         z_coef=model.z_coef,
+        swiglu_alpha=model.swiglu_alpha,
+        swiglu_limit=model.swiglu_limit,
+        yarn=Yarn(**model.yarn.model_dump()) if model.yarn else None,
     )

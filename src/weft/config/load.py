@@ -164,14 +164,11 @@ def _toml(value: object) -> str:
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, tuple):
-        items = cast("tuple[Branch | str, ...]", value)
-        return f"[{', '.join(map(_item, items))}]"
+        return f"[{', '.join(map(_toml, cast('tuple[object, ...]', value)))}]"
+    if isinstance(value, Branch):
+        return _inline(value)
     assert isinstance(value, (int, float)), f"{value=} has no TOML form here"
     return repr(value)
-
-
-def _item(item: "Branch | str") -> str:
-    return _toml(item) if isinstance(item, str) else _inline(item)
 
 
 def _inline(table: Branch) -> str:

@@ -16,9 +16,12 @@ from weft.config.branch import (
     nearest,
     refusal,
 )
+from weft.config.yarn import YarnConfig
 from weft.errors import ConfigError
 
-FamilyName = Literal["mixtral", "qwen3_moe", "deepseek_moe", "qwen2_moe", "olmoe"]
+FamilyName = Literal[
+    "mixtral", "qwen3_moe", "deepseek_moe", "qwen2_moe", "olmoe", "glm4_moe", "gpt_oss"
+]
 Layers = Annotated[tuple[Count, ...], BeforeValidator(as_tuple)]
 
 
@@ -60,6 +63,8 @@ class ModelConfig(Branch):
     renormalise: bool = Field(
         default=True, description="whether a token's gate weights are made to sum to 1"
     )
+    groups: Size = Field(default=1, description="the groups that experts are chosen from")
+    top_groups: Size = Field(default=1, description="the groups a token may choose from")
     scaling: Positive = Field(default=1.0, description="a factor on the gate weights")
     router_bias: bool = Field(default=False, description="whether a bias steers the selection")
     # 0.01: Switch Transformer (arXiv 2101.03961), section 2.2
@@ -67,6 +72,25 @@ class ModelConfig(Branch):
     z_coef: NonNegative = Field(default=0.0, description="the weight of the router z-loss")
     # 10000: RoFormer (arXiv 2104.09864), section 3.2.2
     rope_theta: Positive = Field(default=10000.0, description="the base of the rotary frequencies")
+    rotary_dim: Count = Field(
+        default=0, description="the channels of a head that are rotated; 0: all"
+    )
+    yarn: YarnConfig | None = Field(
+        default=None,
+        examples=[{"factor": 32.0, "original": 4096}],
+        description="how rotary frequencies are stretched",
+    )
+    window: Count = Field(
+        default=0, description="the tokens that a token of a windowed layer sees, itself among them"
+    )
+    windowed: Layers = Field(default=(), description="the layers that see a window, ascending")
+    # 1.702: the sigmoid that comes nearest to GELU (arXiv 1606.08415); 7: the releases of gpt-oss
+    swiglu_alpha: Positive = Field(
+        default=1.702, description="the slope of the gate's sigmoid, where experts are clamped"
+    )
+    swiglu_limit: Positive = Field(
+        default=7.0, description="the limit of gate and up, where experts are clamped"
+    )
     norm_eps: Positive = Field(default=1e-5, description="the epsilon of every norm")
     tied: bool = Field(default=False, description="whether the head is the embedding")
     # 0.02: GPT-2, and the default of every family supported here
@@ -76,6 +100,9 @@ class ModelConfig(Branch):
     def _check(self) -> Self:
         _check_attention(self)
         _check_experts(self)
+        _check_rotation(self)
+        _check_windows(self)
+        _check_groups(self)
         _check_shared(self)
         _check_dense(self)
         return self
@@ -100,6 +127,44 @@ def _check_experts(model: ModelConfig) -> None:
     if model.top_k > model.experts:
         rule = f"must be at most model.experts ({model.experts})"
         raise ConfigError(refusal("model.top_k", model.top_k, rule, model.experts))
+
+
+def _check_rotation(model: ModelConfig) -> None:
+    if model.rotary_dim % 2 or model.rotary_dim > model.head_dim:
+        rule = f"must be even and at most model.head_dim ({model.head_dim})"
+        legal = min(model.rotary_dim + model.rotary_dim % 2, model.head_dim)
+        raise ConfigError(refusal("model.rotary_dim", model.rotary_dim, rule, legal))
+
+
+def _check_windows(model: ModelConfig) -> None:
+    found, legal = model.windowed, sorted({i for i in model.windowed if i < model.layers})
+    if found and model.family != "gpt_oss":
+        rule = f"must be empty: the layers of {model.family} see their whole document"
+        raise ConfigError(refusal("model.windowed", list(found), rule, []))
+    if list(found) != legal:
+        rule = f"must ascend, below model.layers ({model.layers})"
+        raise ConfigError(refusal("model.windowed", list(found), rule, legal))
+    if bool(found) != bool(model.window):
+        rule = f"must be the window of the {len(found)} windowed layers, and 0 where there is none"
+        # 128: the window of gpt-oss
+        raise ConfigError(refusal("model.window", model.window, rule, 128 if found else 0))
+    plain = not model.shared_experts and not model.dense_layers and not model.dense_at
+    if found and not plain:
+        rule = "must be empty beside shared experts and dense layers"
+        raise ConfigError(refusal("model.windowed", list(found), rule, []))
+
+
+def _check_groups(model: ModelConfig) -> None:
+    if model.groups > 1 and (model.experts % model.groups or model.experts < 2 * model.groups):
+        rule = f"must leave two of the {model.experts} experts or more to each group, all equal"
+        equal = [d for d in divisors(model.experts) if 2 * d <= model.experts]
+        legal = nearest(model.groups, equal or [1])
+        raise ConfigError(refusal("model.groups", model.groups, rule, legal))
+    least = -(-model.top_k * model.groups // model.experts)
+    if not least <= model.top_groups <= model.groups:
+        rule = f"must be {least} to {model.groups}, so that top_k experts are in the groups"
+        legal = min(max(model.top_groups, least), model.groups)
+        raise ConfigError(refusal("model.top_groups", model.top_groups, rule, legal))
 
 
 def _check_shared(model: ModelConfig) -> None:

@@ -11,7 +11,15 @@ from types import MappingProxyType
 
 from weft.config.branch import closest_name, refusal, written
 from weft.config.model import ModelConfig
-from weft.config.releases import olmoe_1b_7b_0924, qwen1_5_moe_a2_7b, qwen2_57b_a14b
+from weft.config.releases import (
+    glm_4_5,
+    glm_4_5_air,
+    gpt_oss_20b,
+    gpt_oss_120b,
+    olmoe_1b_7b_0924,
+    qwen1_5_moe_a2_7b,
+    qwen2_57b_a14b,
+)
 from weft.errors import ConfigError
 
 _PAPER_VOCAB = 65536  # paper, section 6.1
@@ -246,6 +254,10 @@ PRESETS: Mapping[str, Callable[[], ModelConfig]] = MappingProxyType(
         "qwen1.5-moe-a2.7b": qwen1_5_moe_a2_7b,
         "qwen2-57b-a14b": qwen2_57b_a14b,
         "olmoe-1b-7b-0924": olmoe_1b_7b_0924,
+        "glm-4.5": glm_4_5,
+        "glm-4.5-air": glm_4_5_air,
+        "gpt-oss-120b": gpt_oss_120b,
+        "gpt-oss-20b": gpt_oss_20b,
         "tiny-mixtral": tiny_mixtral,
         "tiny-qwen3-moe": tiny_qwen3_moe,
         "tiny-deepseek-moe": tiny_deepseek_moe,

@@ -118,13 +118,15 @@ class _Walk:
         op = task.op
         assert op.dgrad is not None
         shared = dict(op.same_grad)
-        targets = [p for p in op.differentiable_inputs if p.name not in shared]
+        passed = [port for port, _ in op.passes_grad]
+        wanted = [p for p in op.differentiable_inputs if p.name not in passed]
+        targets = [p for p in wanted if p.name not in shared]
         outputs = tuple(self._grad_value(task, p) for p in targets)
         saved = tuple(self._saved(task, name) for name in op.dgrad)
         names = tuple(g.name for g in upstream) + saved
         self.out.emit(f"{op.name}.dgrad", names, outputs, task.attributes, task.renames)
         made = {p.name: g for p, g in zip(targets, outputs, strict=True)}
-        for port in op.differentiable_inputs:
+        for port in wanted:
             self._give(self._input_of(task, port.name), made[shared.get(port.name, port.name)])
 
     def _grad_value(self, task: Task, port: Port) -> Value:

@@ -21,6 +21,7 @@ LEGEND: Mapping[str, str] = MappingProxyType(
         "V": "vocabulary",
         "h": "query and key heads, H + G",
         "C": "channels of a head",
+        "c": "channels of a head that are rotated",
         "H": "query heads",
         "G": "key/value heads",
         "J": "query heads on this rank inside attention, H / sp",

@@ -166,7 +166,8 @@ def _comm(
 _TABLE = (
     # ---- embedding and positions ---------------------------------------------------------------------------
     _op("embed", "tokens~@i64:T, w*:V D -> x:T D", wgrad="tokens", tolerance=Tolerance.EXACT, paper="6.2"),
-    _op("rope_table", "positions~@i64:T -> cos~@acc:T C, sin~@acc:T C", paper="2.2"),
+    _op("rope_table", "positions~@i64:T -> cos~@acc:T c, sin~@acc:T c", paper="2.2"),
+    _op("yarn_rope_table", "positions~@i64:T -> cos~@acc:T c, sin~@acc:T c", tolerance=Tolerance.REDUCTION),
     # ---- attention half ------------------------------------------------------------------------------------
     _op(
         "rms_norm", "x:T D, w*:D -> y:T D, rstd~@acc:T",
@@ -183,18 +184,18 @@ _TABLE = (
         flops=lambda n: 2 * n.T * n.D * n.Q, tolerance=Tolerance.MATMUL, paper="2.2",
     ),
     _op(
-        "rotate", "qkv:T Q, cos~@acc:T C, sin~@acc:T C -> q:T H C, k:T G C, v:T G C",
+        "rotate", "qkv:T Q, cos~@acc:T c, sin~@acc:T c -> q:T H C, k:T G C, v:T G C",
         dgrad="cos sin", flops=lambda n: 3 * n.T * (n.H + n.G) * n.C, paper="2.2",
     ),
     _op(
         "norm_rotate",
-        "qkv:T Q, q_norm*:C, k_norm*:C, cos~@acc:T C, sin~@acc:T C -> q:T H C, k:T G C, v:T G C, rstd~@acc:T h",
+        "qkv:T Q, q_norm*:C, k_norm*:C, cos~@acc:T c, sin~@acc:T c -> q:T H C, k:T G C, v:T G C, rstd~@acc:T h",
         dgrad="qkv q_norm k_norm rstd cos sin", wgrad="qkv rstd cos sin",
         flops=lambda n: 7 * n.T * (n.H + n.G) * n.C, tolerance=Tolerance.REDUCTION, paper="2.2",
     ),
     _op(
         "wide_norm_rotate",
-        "qkv:T Q, q_norm*:A, k_norm*:g, cos~@acc:T C, sin~@acc:T C -> q:T H C, k:T G C, v:T G C, rstd~@acc:T 2",
+        "qkv:T Q, q_norm*:A, k_norm*:g, cos~@acc:T c, sin~@acc:T c -> q:T H C, k:T G C, v:T G C, rstd~@acc:T 2",
         dgrad="qkv q_norm k_norm rstd cos sin", wgrad="qkv rstd cos sin",
         flops=lambda n: 7 * n.T * (n.H + n.G) * n.C, tolerance=Tolerance.REDUCTION,
     ),
@@ -204,6 +205,11 @@ _TABLE = (
         "attention", "q:N J C, k:N K C, v:N K C, segments~@host: -> a:N J C, lse~@acc:J N",
         dgrad="q k v a lse segments",
         flops=lambda n: 2 * n.N * n.S * n.J * n.C, tolerance=Tolerance.ATTENTION, paper="2.2",
+    ),
+    _op(
+        "sink_attention", "q:N J C, k:N K C, v:N K C, sinks*:H, segments~@host: -> a:N J C, lse~@acc:J N",
+        dgrad="q k v a lse segments", wgrad="sinks a lse",
+        flops=lambda n: 2 * n.N * n.S * n.J * n.C, tolerance=Tolerance.ATTENTION,
     ),
     _op("join_heads", "p:N J C -> a:T A", dgrad="", tolerance=Tolerance.EXACT, paper="1.2"),
     _op(
@@ -224,8 +230,16 @@ _TABLE = (
         flops=lambda n: 2 * n.T * n.D * n.E, tolerance=Tolerance.MATMUL, paper="5",
     ),
     _op(
+        "biased_router_logits", "h:T D, w*:E D, b*:E -> logits@acc:T E", dgrad="w", wgrad="h",
+        flops=lambda n: 2 * n.T * n.D * n.E, tolerance=Tolerance.MATMUL,
+    ),
+    _op(
         "select_experts", "logits@acc:T E, bias~@acc:E -> weights@acc:T k, experts~@i64:T k",
         dgrad="logits experts", flops=lambda n: 5 * n.T * n.E, paper="5",
+    ),
+    _op(
+        "select_grouped_experts", "logits@acc:T E, bias~@acc:E -> weights@acc:T k, experts~@i64:T k",
+        dgrad="logits experts", flops=lambda n: 6 * n.T * n.E,
     ),
     _op(
         "replay_experts",
@@ -275,6 +289,19 @@ _TABLE = (
     _op(
         "expert_down", "s:R F, w*:L D F, ends~@i32:L -> d:R D", dgrad="w ends", wgrad="s ends",
         flops=lambda n: 2 * n.R * n.D * n.F, tolerance=Tolerance.MATMUL, paper="2.2",
+    ),
+    _op(
+        "add_expert_bias", "x:R 2F, b*:L 2F, ends~@i32:L -> y:R 2F", passes_grad=(("x", "y"),), wgrad="ends",
+        flops=lambda n: 2 * n.R * n.F, tolerance=Tolerance.REDUCTION,
+    ),
+    _op(
+        "clamped_swiglu", "u:R 2F, row_weights@acc:R -> s:R F", dgrad="u row_weights",
+        flops=lambda n: 9 * n.R * n.F,
+    ),
+    _op(
+        "add_weighted_bias", "x:R D, row_weights@acc:R, b*:L D, ends~@i32:L -> y:R D",
+        passes_grad=(("x", "y"),), dgrad="b ends", wgrad="row_weights ends",
+        flops=lambda n: 2 * n.R * n.D, tolerance=Tolerance.REDUCTION,
     ),
     _op("dense_swiglu", "u:T 2W -> s:T W", dgrad="u", flops=lambda n: 5 * n.T * n.W, paper="6.1"),
     _op(

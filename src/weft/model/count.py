@@ -109,10 +109,10 @@ def _count(shape: Shape, *, experts: int) -> Count:
     table = shape.vocab * shape.hidden
     return Count(
         embedding=table,
-        attention=shape.layers * (qkv + shape.attention_columns * shape.hidden),
+        attention=shape.layers * (qkv + shape.attention_columns * shape.hidden + _extra(shape)),
         norm=shape.layers * norms + shape.hidden,
-        router=moe * shape.experts * shape.hidden,
-        routed=moe * experts * _feed_forward(shape, shape.ffn_hidden),
+        router=moe * shape.experts * (shape.hidden + shape.family.router_offset),
+        routed=moe * experts * (_feed_forward(shape, shape.ffn_hidden) + _expert_bias(shape)),
         shared=moe * (_feed_forward(shape, shape.shared_hidden) + _gate(shape)),
         dense=dense * _feed_forward(shape, shape.dense_ffn_hidden),
         head=0 if shape.tied else table,
@@ -123,6 +123,17 @@ def _qk_norms(shape: Shape) -> int:
     """The weights of both norms: of one head each, or of all heads."""
     heads = shape.heads + shape.kv_heads if shape.family.wide_qk_norm else 2
     return heads * shape.head_dim
+
+
+def _extra(shape: Shape) -> int:
+    """The bias of the output of attention, and its sinks."""
+    family = shape.family
+    out = shape.hidden if shape.attention_bias and family.out_bias else 0
+    return out + (shape.heads if family.sinks else 0)
+
+
+def _expert_bias(shape: Shape) -> int:
+    return (2 * shape.ffn_hidden + shape.hidden) if shape.family.expert_bias else 0
 
 
 def _gate(shape: Shape) -> int:

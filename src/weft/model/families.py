@@ -10,7 +10,13 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
-from weft.model.layer import dense_layer, gated_moe_layer, moe_layer, shared_moe_layer
+from weft.model.layer import (
+    dense_layer,
+    gated_moe_layer,
+    moe_layer,
+    shared_moe_layer,
+    windowed_moe_layer,
+)
 
 
 class Kind(StrEnum):
@@ -19,6 +25,7 @@ class Kind(StrEnum):
     MOE = "moe"
     SHARED_MOE = "shared_moe"
     GATED_MOE = "gated_moe"
+    WINDOWED_MOE = "windowed_moe"
     DENSE = "dense"
 
 
@@ -27,6 +34,7 @@ LAYERS: Mapping[Kind, Callable[..., Any]] = MappingProxyType(
         Kind.MOE: moe_layer,
         Kind.SHARED_MOE: shared_moe_layer,
         Kind.GATED_MOE: gated_moe_layer,
+        Kind.WINDOWED_MOE: windowed_moe_layer,
         Kind.DENSE: dense_layer,
     }
 )
@@ -38,6 +46,11 @@ class Family:
 
     wide_qk_norm: bool = False  # where queries and keys are normed: over all heads together
     shared_gate: bool = False  # the shared expert is weighed by a sigmoid of its own
+    out_bias: bool = False  # where attention has biases, its output has one too
+    sinks: bool = False  # each head has a score that no key owns
+    router_offset: bool = False  # the router has a bias that is learned
+    expert_bias: bool = False  # both products of an expert have a bias
+    clamped: bool = False  # gate and up of an expert are clamped, and up is 1 more
 
 
 COMMON = Family()
@@ -49,6 +62,10 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "deepseek_moe": COMMON,
         "qwen2_moe": Family(shared_gate=True),
         "olmoe": Family(wide_qk_norm=True),
+        "glm4_moe": COMMON,
+        "gpt_oss": Family(
+            out_bias=True, sinks=True, router_offset=True, expert_bias=True, clamped=True
+        ),
     }
 )
 
@@ -76,6 +93,11 @@ class Shape:
     attention_bias: bool = False
     shared_ffn_hidden: int = 0
     dense_at: tuple[int, ...] = ()
+    rotary_dim: int = 0
+    groups: int = 1
+    top_groups: int = 1
+    window: int = 0
+    windowed: tuple[int, ...] = ()
 
     @property
     def qkv_columns(self) -> int:
@@ -90,6 +112,16 @@ class Shape:
         return self.shared_ffn_hidden or self.shared_experts * self.ffn_hidden
 
     @property
+    def rotated(self) -> int:
+        """The channels of a head that are rotated."""
+        return self.rotary_dim or self.head_dim
+
+    @property
+    def selection(self) -> str:
+        """The operator that chooses a token's experts."""
+        return "select_grouped_experts" if self.groups > 1 else "select_experts"
+
+    @property
     def rotation(self) -> str:
         """The operator that makes queries, keys and values of the projection."""
         if not self.qk_norm:
@@ -100,6 +132,8 @@ class Shape:
         """Which function a layer is: dense ones lead, or stand where the model says."""
         if layer < self.dense_layers or layer in self.dense_at:
             return Kind.DENSE
+        if layer in self.windowed:
+            return Kind.WINDOWED_MOE
         if not self.shared_experts:
             return Kind.MOE
         return Kind.GATED_MOE if self.family.shared_gate else Kind.SHARED_MOE

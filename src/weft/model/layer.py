@@ -16,9 +16,18 @@ def attention_half(o: Any, x: Values, w: Values) -> Values:
     qkv = o.qkv_project(h, w)
     q, k, v = o.rotate(qkv, w)  # RoPE (and QK norm where the family has it)
     q, k, v = o.seq_to_heads(q, k, v)  # all-to-all; identity when sp = 1
-    a = o.attention(q, k, v)
+    a = o.attention(q, k, v, w)
     a = o.heads_to_seq(a)  # all-to-all
-    return o.add_rms_norm(x, o.project(a, w.out), w.norm2)
+    return o.add_rms_norm(x, o.project(a, w), w.norm2)
+
+
+def windowed_attention_half(o: Any, x: Values, w: Values) -> Values:
+    """The same, where a token sees so many tokens of its document and no further."""
+    h = o.rms_norm(x, w.norm1)
+    q, k, v = o.rotate(o.qkv_project(h, w), w)
+    q, k, v = o.seq_to_heads(q, k, v)
+    a = o.heads_to_seq(o.window_attention(q, k, v, w))
+    return o.add_rms_norm(x, o.project(a, w), w.norm2)
 
 
 def moe_layer(o: Any, x: Values, w: Values) -> Values:
@@ -26,9 +35,9 @@ def moe_layer(o: Any, x: Values, w: Values) -> Values:
     y, h = attention_half(o, x, w)
     r = o.route(h, w)
     e = o.dispatch(h, r)  # all-to-all, or all-gather + scatter-and-drop
-    u = o.expert_up(e, w.up)  # FC1 and FC3, one grouped GEMM
+    u = o.expert_up(e, w)  # FC1 and FC3, one grouped GEMM
     s = o.swiglu(u, e)  # the gate weight multiplies here, before FC2
-    d = o.expert_down(s, w.down, e)
+    d = o.expert_down(s, w, e)
     z = o.combine(d, e)  # all-to-all, or fill-and-gather + reduce-scatter
     return o.add(y, z)
 
@@ -38,9 +47,9 @@ def shared_moe_layer(o: Any, x: Values, w: Values) -> Values:
     y, h = attention_half(o, x, w)
     r = o.route(h, w)
     e = o.dispatch(h, r)
-    u = o.expert_up(e, w.up)
+    u = o.expert_up(e, w)
     s = o.swiglu(u, e)
-    d = o.expert_down(s, w.down, e)
+    d = o.expert_down(s, w, e)
     f = o.shared_down(o.shared_swiglu(o.shared_up(h, w.shared_up)), w.shared_down)
     z = o.combine(d, e)
     return o.add(o.add(y, f), z)
@@ -51,13 +60,25 @@ def gated_moe_layer(o: Any, x: Values, w: Values) -> Values:
     y, h = attention_half(o, x, w)
     r = o.route(h, w)
     e = o.dispatch(h, r)
-    u = o.expert_up(e, w.up)
+    u = o.expert_up(e, w)
     s = o.swiglu(u, e)
-    d = o.expert_down(s, w.down, e)
+    d = o.expert_down(s, w, e)
     f = o.shared_down(o.shared_swiglu(o.shared_up(h, w.shared_up)), w.shared_down)
     f = o.shared_gate(f, h, w.shared_gate)
     z = o.combine(d, e)
     return o.add(o.add(y, f), z)
+
+
+def windowed_moe_layer(o: Any, x: Values, w: Values) -> Values:
+    """Attention through a window, then routed experts."""
+    y, h = windowed_attention_half(o, x, w)
+    r = o.route(h, w)
+    e = o.dispatch(h, r)
+    u = o.expert_up(e, w)
+    s = o.swiglu(u, e)
+    d = o.expert_down(s, w, e)
+    z = o.combine(d, e)
+    return o.add(y, z)
 
 
 def dense_layer(o: Any, x: Values, w: Values) -> Values:

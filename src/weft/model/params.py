@@ -81,6 +81,7 @@ def _layer(shape: Shape, index: int, experts: range) -> tuple[Parameter, ...]:
     kind = shape.kind(index)
     ffn = {
         Kind.MOE: lambda: _routed(shape, index, experts),
+        Kind.WINDOWED_MOE: lambda: _routed(shape, index, experts),
         Kind.SHARED_MOE: lambda: (*_routed(shape, index, experts), *_shared(shape, index)),
         Kind.GATED_MOE: lambda: (
             *_routed(shape, index, experts),
@@ -108,7 +109,9 @@ def _attention(shape: Shape, index: int) -> tuple[Parameter, ...]:
         qkv,
         *(_qkv_bias(shape, at) if shape.attention_bias else ()),
         *(_qk_norms(shape, at) if shape.qk_norm else ()),
+        *(_sinks(shape, at) if shape.family.sinks else ()),
         out,
+        *(_out_bias(shape, at) if shape.attention_bias and shape.family.out_bias else ()),
         _norm(f"{at}.norm2", at, d),
     )
 
@@ -117,6 +120,14 @@ def _qkv_bias(shape: Shape, at: str) -> Iterable[Parameter]:
     rows = (("q", shape.heads), ("k", shape.kv_heads), ("v", shape.kv_heads))
     parts = _stack((f"{at}.{n}_bias", (heads * shape.head_dim,)) for n, heads in rows)
     yield _bias(f"{at}.qkv_bias", at, (shape.qkv_columns,), parts)
+
+
+def _out_bias(shape: Shape, at: str) -> Iterable[Parameter]:
+    yield _bias(f"{at}.out_bias", at, (shape.hidden,))
+
+
+def _sinks(shape: Shape, at: str) -> Iterable[Parameter]:
+    yield _whole(f"{at}.sinks", at, (shape.heads,), decays=False)
 
 
 def _qk_norms(shape: Shape, at: str) -> Iterable[Parameter]:
@@ -137,8 +148,10 @@ def _routed(shape: Shape, index: int, experts: range) -> tuple[Parameter, ...]:
     d, f, local = shape.hidden, shape.ffn_hidden, len(experts)
     up = ((f"{at}.experts.{e}.{half}", (f, d)) for e in experts for half in ("gate", "up"))
     down = ((f"{at}.experts.{e}.down", (d, f)) for e in experts)
+    family = shape.family
     return (
         _whole(f"{at}.router", at, (shape.experts, d)),
+        *((_bias(f"{at}.router_offset", at, (shape.experts,)),) if family.router_offset else ()),
         Parameter(
             name=f"{at}.up",
             segment=at,
@@ -154,7 +167,17 @@ def _routed(shape: Shape, index: int, experts: range) -> tuple[Parameter, ...]:
             residence=Residence.EXPERT,
             init=Init.SCALED,
         ),
+        *(_expert_biases(shape, at, experts) if family.expert_bias else ()),
     )
+
+
+def _expert_biases(shape: Shape, at: str, experts: range) -> Iterable[Parameter]:
+    d, f, local = shape.hidden, shape.ffn_hidden, len(experts)
+    up = ((f"{at}.experts.{e}.{half}_bias", (f,)) for e in experts for half in ("gate", "up"))
+    down = ((f"{at}.experts.{e}.down_bias", (d,)) for e in experts)
+    for name, width, parts in (("up_bias", 2 * f, up), ("down_bias", d, down)):
+        made = _bias(f"{at}.{name}", at, (local, width), _stack(parts))
+        yield replace(made, residence=Residence.EXPERT)
 
 
 def _shared(shape: Shape, index: int) -> tuple[Parameter, ...]:

@@ -1,13 +1,16 @@
 """Rotary positions: the table, and the rotation of queries and keys: plain, normed
 by head, normed over all heads.
 
-Channels pair as (c, c + C/2), the "rotate half" convention of the published checkpoints:
+The first c channels of a head are rotated, which may be all of them. They pair as (i, i + c/2),
+the "rotate half" convention of the published checkpoints:
 
     y = x cos + half(x) sin        half([a, b]) = [-b, a]
     dx = dy cos + half'(dy sin)    half'([a, b]) = [b, -a]
 
 The columns of `qkv` are [query heads | key heads | value heads]; values pass through.
 """
+
+from math import ceil, floor, log, pi
 
 import torch
 from torch import Tensor
@@ -23,10 +26,54 @@ def rope_table(
     Numerics:
         Computed in `dtype` throughout, in the order of operations of the published models.
     """
-    real = {"float32": torch.float32, "float64": torch.float64}[dtype]
+    channels = torch.arange(0, head_dim, 2, device=positions.device).to(_real(dtype))
+    return _table(positions, 1.0 / theta ** (channels / head_dim))
+
+
+def yarn_rope_table(
+    positions: Tensor,
+    *,
+    theta: float,
+    head_dim: int,
+    dtype: str,
+    factor: float,
+    original: int,
+    beta_fast: float,
+    beta_slow: float,
+    truncate: bool,
+) -> tuple[Tensor, Tensor]:
+    """Returns the table with frequencies stretched by `factor` where a channel turns so seldom
+    within `original` positions that it was never seen whole, and all of it scaled.
+
+    YaRN (arXiv 2309.00071), sections 3.2 and 3.4: channels that turn more than `beta_fast` times
+    keep their frequency, those that turn less than `beta_slow` times have it divided, between them
+    it is a ramp.
+    """
+    real = _real(dtype)
     channels = torch.arange(0, head_dim, 2, device=positions.device).to(real)
-    frequencies = 1.0 / theta ** (channels / head_dim)
-    angles = positions.to(real).unsqueeze(-1) * frequencies
+    turns = theta ** (channels / head_dim)
+    low, high = (
+        head_dim * log(original / (beta * 2 * pi)) / (2 * log(theta))
+        for beta in (beta_fast, beta_slow)
+    )
+    if truncate:
+        low, high = floor(low), ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    high += 0.001 * (low == high)  # the published code's guard against a ramp of no length
+    place = torch.arange(head_dim // 2, device=positions.device).to(real)
+    kept = 1 - ((place - low) / (high - low)).clamp(0, 1)
+    frequencies = (1 / (factor * turns)) * (1 - kept) + (1 / turns) * kept
+    scale = 0.1 * log(factor) + 1 if factor > 1 else 1.0  # section 3.4, equation 22
+    cos, sin = _table(positions, frequencies)
+    return cos * scale, sin * scale
+
+
+def _real(dtype: str) -> torch.dtype:
+    return {"float32": torch.float32, "float64": torch.float64}[dtype]
+
+
+def _table(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+    angles = positions.to(frequencies.dtype).unsqueeze(-1) * frequencies
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
 
@@ -213,18 +260,20 @@ def _by_head(q_norm: Tensor, k_norm: Tensor, heads: int, kv_heads: int) -> Tenso
 def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotates x [T, heads, C] by the angles of its rows, in the dtype of the table."""
     wide, cos, sin = x.to(cos.dtype), cos.unsqueeze(1), sin.unsqueeze(1)
-    half = x.shape[-1] // 2
+    wide, rest = wide[..., : cos.shape[-1]], wide[..., cos.shape[-1] :]
+    half = wide.shape[-1] // 2
     y = wide * cos
     y[..., :half].addcmul_(wide[..., half:], sin[..., :half], value=-1)
     y[..., half:].addcmul_(wide[..., :half], sin[..., half:])
-    return y
+    return torch.cat((y, rest), dim=-1) if rest.shape[-1] else y
 
 
 def _turn_back(dy: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Applies the transpose of `_turn`."""
     wide, cos, sin = dy.to(cos.dtype), cos.unsqueeze(1), sin.unsqueeze(1)
-    half = dy.shape[-1] // 2
+    wide, rest = wide[..., : cos.shape[-1]], wide[..., cos.shape[-1] :]
+    half = wide.shape[-1] // 2
     dx = wide * cos
     dx[..., :half].addcmul_(wide[..., half:], sin[..., half:])
     dx[..., half:].addcmul_(wide[..., :half], sin[..., :half], value=-1)
-    return dx
+    return torch.cat((dx, rest), dim=-1) if rest.shape[-1] else dx

@@ -102,7 +102,7 @@ def work(task: Task, program: Program, n: Sizes, widths: Mapping[str, int] = BYT
         return Waiting(synchronises=True)
     if task.body in VIEWS:
         return Waiting(synchronises=False)
-    if task.op.name == "attention":
+    if task.op.tolerance is Tolerance.ATTENTION and task.phase != "wgrad":
         return Attend(length=n.S, phase=task.phase, flops=flops(task, n))
     moved = sum(value_bytes(v, program, n, widths) for v in (*task.inputs, *task.outputs))
     if task.op.tolerance is Tolerance.MATMUL:

@@ -132,15 +132,25 @@ def _attention() -> Table:
                 attrs={"theta": 1e4, "head_dim": C, "dtype": _real(m)},
             )
         },
+        "yarn_rope_table": lambda m: {
+            label: Case(
+                inputs=(m.ints([0, 1, 2, 0, 1, 9]),),
+                attrs={"theta": 1.5e5, "head_dim": 64, "dtype": _real(m), **stretch},
+                length=64,
+            )
+            for label, stretch in _stretches().items()
+        },
         "rotate": lambda m: {
-            "heads": Case(inputs=(m.act(T, (H + 2 * G) * C), *_angles(m)), attrs=names)
+            "heads": Case(inputs=(m.act(T, (H + 2 * G) * C), *_angles(m)), attrs=names),
+            "half": Case(inputs=(m.act(T, (H + 2 * G) * C), *_angles(m, C // 2)), attrs=names),
         },
         "norm_rotate": lambda m: {
-            "heads": Case(
-                inputs=(m.act(T, (H + 2 * G) * C), m.act(C), m.act(C), *_angles(m)),
+            label: Case(
+                inputs=(m.act(T, (H + 2 * G) * C), m.act(C), m.act(C), *_angles(m, turning)),
                 attrs={**names, "eps": 1e-6},
                 length=C,
             )
+            for label, turning in (("heads", C), ("half", C // 2))
         },
         "wide_norm_rotate": lambda m: {
             "heads": Case(
@@ -165,6 +175,11 @@ def _attention() -> Table:
             "ragged": _documents(m, (1, 2, 10, 18, 26, 37), G),
             "every_head_its_own": _documents(m, (9, 12), H),
         },
+        "sink_attention": lambda m: {
+            f"{label}_window_{window}": _with_sinks(m, _documents(m, ends, G), window)
+            for label, ends in (("one", (16,)), ("ragged", (1, 2, 10, 18, 26, 37)))
+            for window in (0, 1, 5)
+        },
     }
 
 
@@ -172,9 +187,25 @@ def _real(m: Maker) -> str:
     return str(accumulation_dtype(m.dtype)).removeprefix("torch.")
 
 
-def _angles(m: Maker) -> tuple[Tensor, Tensor]:
-    angles = m.acc(T, C // 2).repeat(1, 2)
+def _angles(m: Maker, turning: int = C) -> tuple[Tensor, Tensor]:
+    angles = m.acc(T, turning // 2).repeat(1, 2)
     return angles.cos(), angles.sin()
+
+
+def _stretches() -> Mapping[str, Mapping[str, object]]:
+    published = {"factor": 32.0, "original": 4096, "beta_fast": 32.0, "beta_slow": 1.0}
+    return {
+        "whole": {**published, "truncate": True},
+        "exact": {**published, "truncate": False},
+        "unstretched": {**published, "factor": 1.0, "truncate": False},
+        "no_ramp": {**published, "beta_slow": 32.0, "truncate": False},
+    }
+
+
+def _with_sinks(m: Maker, plain: Case, window: int) -> Case:
+    *operands, documents = plain.inputs  # the heads of the second of two ranks
+    inputs = (*operands, m.act(2 * H), documents)
+    return Case(inputs=inputs, attrs={"first": H, "window": window}, length=plain.length)
 
 
 def _documents(m: Maker, ends: tuple[int, ...], kv_heads: int) -> Case:
@@ -189,6 +220,25 @@ def _router() -> Table:
         "select_experts": lambda m: {
             label: Case(inputs=(logits, bias), attrs=attrs, length=E)
             for label, logits, bias, attrs in _selections(m)
+        },
+        "biased_router_logits": lambda m: {
+            "rows": Case(inputs=(m.act(T, D), m.act(E, D), m.act(E)), length=D)
+        },
+        "select_grouped_experts": lambda m: {
+            f"{score}_{groups}_{best}": Case(
+                inputs=(2 * m.acc(T, 12), 0.1 * m.acc(12)),
+                attrs={
+                    "top_k": K,
+                    "score": score,
+                    "renormalise": True,
+                    "scaling": 2.5,
+                    "groups": groups,
+                    "top_groups": best,
+                },
+                length=12,
+            )
+            for score in ("softmax", "sigmoid")
+            for groups, best in ((1, 1), (3, 1), (4, 2), (6, 6))
         },
         "replay_experts": lambda m: {
             label: Case(inputs=(logits, bias, routings(m)["random"]), attrs=attrs, length=E)
@@ -320,7 +370,26 @@ def _experts() -> Table:
             for label, load in loads.items()
         }
 
+    def biased(width: int, *, weighed: bool) -> Callable[[Maker], Mapping[str, Case]]:
+        def made(m: Maker, load: tuple[int, ...]) -> Case:
+            ends = m.ints(load).cumsum(0).to(torch.int32)
+            weights = (m.acc(sum(load)),) if weighed else ()
+            operands = m.act(sum(load), width), *weights, m.act(len(load), width), ends
+            return Case(inputs=operands, length=max(sum(load), width))
+
+        return lambda m: {label: made(m, load) for label, load in loads.items()}
+
     return {
+        "add_expert_bias": biased(2 * F, weighed=False),
+        "add_weighted_bias": biased(D, weighed=True),
+        "clamped_swiglu": lambda m: {
+            f"{rows}_rows": Case(
+                inputs=(2 * m.act(rows, 2 * F), m.acc(rows)),
+                attrs={"alpha": 1.702, "limit": 1.5},  # tight: many operands are clamped
+                length=F,
+            )
+            for rows in (18, 0)
+        },
         "expert_up": each_load(D, 2 * F),
         "expert_down": each_load(F, D),
         "swiglu": lambda m: {

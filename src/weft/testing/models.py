@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from weft.compose.plan import Arithmetic, Plan, Update
+from weft.compose.plan import Arithmetic, Plan, Update, Yarn
 from weft.data.batches import IGNORED, MicroBatch
 from weft.model import families
 from weft.model.families import Shape
@@ -65,6 +65,25 @@ def olmoe_like() -> Model:
     return Model(shape=shape, arithmetic=_ARITHMETIC)
 
 
+def glm4_like() -> Model:
+    """Half the channels rotated, QK norm, biases, a shared expert, experts chosen by groups."""
+    shape = replace(
+        _SHAPE, layers=3, shared_experts=1, attention_bias=True, qk_norm=True, dense_layers=1,
+        dense_ffn_hidden=44, rotary_dim=4, groups=4, top_groups=2,
+    )  # fmt: skip
+    return Model(shape=shape, arithmetic=replace(_ARITHMETIC, score="sigmoid", scaling=1.5))
+
+
+def gpt_oss_like() -> Model:
+    """Sinks, a window in every second layer, biases everywhere, clamped experts, YaRN."""
+    shape = replace(
+        _SHAPE, attention_bias=True, window=5, windowed=(0,), family=families.FAMILIES["gpt_oss"]
+    )
+    yarn = Yarn(factor=8.0, original=64, beta_fast=32.0, beta_slow=1.0, truncate=False)
+    rule = replace(_ARITHMETIC, swiglu_alpha=1.702, swiglu_limit=0.5, yarn=yarn)
+    return Model(shape=shape, arithmetic=rule)
+
+
 def large_mixtral() -> Model:
     """Two layers as wide as those of Mixtral 8x7B, for schedules: to be priced, not run."""
     return mixtral_like().with_shape(
@@ -106,7 +125,14 @@ FAMILIES: Mapping[str, Model] = MappingProxyType(
 
 
 # Checked on fewer layouts than those above: what they add lies inside one rank.
-VARIANTS: Mapping[str, Model] = MappingProxyType({"qwen2": qwen2_like(), "olmoe": olmoe_like()})
+VARIANTS: Mapping[str, Model] = MappingProxyType(
+    {
+        "qwen2": qwen2_like(),
+        "olmoe": olmoe_like(),
+        "glm4": glm4_like(),
+        "gpt_oss": gpt_oss_like(),
+    }
+)
 
 
 def plan(

@@ -11,7 +11,13 @@ from weft.config.presets import (
     tiny_mixtral,
     tiny_qwen3_moe,
 )
-from weft.config.releases import olmoe_1b_7b_0924, qwen1_5_moe_a2_7b
+from weft.config.releases import (
+    glm_4_5,
+    glm_4_5_air,
+    gpt_oss_20b,
+    olmoe_1b_7b_0924,
+    qwen1_5_moe_a2_7b,
+)
 from weft.errors import ConfigError
 
 # The configuration files of the releases, without lists of special tokens.
@@ -177,6 +183,84 @@ OLMOE_7B = {
     "use_cache": True,
     "vocab_size": 50304,
 }
+GLM_4_5_AIR = {
+    "architectures": ["Glm4MoeForCausalLM"],
+    "attention_bias": True,
+    "attention_dropout": 0.0,
+    "eos_token_id": [151329, 151336, 151338],
+    "first_k_dense_replace": 1,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "initializer_range": 0.02,
+    "intermediate_size": 10944,
+    "max_position_embeddings": 131072,
+    "model_type": "glm4_moe",
+    "moe_intermediate_size": 1408,
+    "n_group": 1,
+    "n_routed_experts": 128,
+    "n_shared_experts": 1,
+    "norm_topk_prob": True,
+    "num_attention_heads": 96,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 46,
+    "num_key_value_heads": 8,
+    "num_nextn_predict_layers": 1,
+    "pad_token_id": 151329,
+    "partial_rotary_factor": 0.5,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": None,
+    "rope_theta": 1000000,
+    "routed_scaling_factor": 1.0,
+    "tie_word_embeddings": False,
+    "topk_group": 1,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.54.0",
+    "use_cache": True,
+    "use_qk_norm": False,
+    "vocab_size": 151552,
+}
+GPT_OSS_20B = {
+    "architectures": ["GptOssForCausalLM"],
+    "attention_bias": True,
+    "attention_dropout": 0.0,
+    "eos_token_id": 200002,
+    "experts_per_token": 4,
+    "head_dim": 64,
+    "hidden_act": "silu",
+    "hidden_size": 2880,
+    "initial_context_length": 4096,
+    "initializer_range": 0.02,
+    "intermediate_size": 2880,
+    "layer_types": ["sliding_attention", "full_attention"] * 12,
+    "max_position_embeddings": 131072,
+    "model_type": "gpt_oss",
+    "num_attention_heads": 64,
+    "num_experts_per_tok": 4,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 8,
+    "num_local_experts": 32,
+    "output_router_logits": False,
+    "pad_token_id": 199999,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": {
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "factor": 32.0,
+        "original_max_position_embeddings": 4096,
+        "rope_type": "yarn",
+        "truncate": False,
+    },
+    "rope_theta": 150000,
+    "router_aux_loss_coef": 0.9,
+    "sliding_window": 128,
+    "swiglu_limit": 7.0,
+    "tie_word_embeddings": False,
+    "transformers_version": "4.55.0.dev0",
+    "use_cache": True,
+    "vocab_size": 201088,
+}
+MXFP4 = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
 
 
@@ -201,6 +285,8 @@ def read(config, **changes):
         (DEEPSEEK_16B, deepseek_moe_16b),
         (QWEN15_MOE, qwen1_5_moe_a2_7b),
         (OLMOE_7B, olmoe_1b_7b_0924),
+        (GLM_4_5_AIR, glm_4_5_air),
+        (GPT_OSS_20B, gpt_oss_20b),
     ],
 )
 def test_a_release_is_the_preset_of_its_name(config, preset):
@@ -230,6 +316,16 @@ def test_a_release_is_the_preset_of_its_name(config, preset):
         (QWEN3_30B, {"attention_dropout": 0.1}, "attention_dropout = 0.1"),
         (QWEN3_30B, {"decoder_sparse_step": 0}, "decoder_sparse_step = 0"),
         (QWEN3_30B, {"decoder_sparse_step": 49}, "dense_layers.*leave at least one"),
+        (GLM_4_5_AIR, {"n_group": 128}, "model.groups = 128.*two of the 128"),
+        (GLM_4_5_AIR, {"n_group": 32, "topk_group": 1}, "model.top_groups = 1.*must be 2 to 32"),
+        (GLM_4_5_AIR, {"partial_rotary_factor": 0.51}, "model.rotary_dim = 65.*even"),
+        (GLM_4_5_AIR, {"rope_scaling": YARN}, "rope_scaling.*not scaled"),
+        (GPT_OSS_20B, {"quantization_config": MXFP4}, "quantization_config.*dequantize=True"),
+        (GPT_OSS_20B, {"layer_types": ["full_attention"]}, "layer_types.*for each layer"),
+        (GPT_OSS_20B, {"layer_types": ["chunked_attention"] * 24}, "layer_types"),
+        (GPT_OSS_20B, {"rope_scaling": {**YARN, "mscale": 2.0}}, "rope_parameters.mscale = 2.0"),
+        (GPT_OSS_20B, {"rope_scaling": {"rope_type": "longrope"}}, "longrope.*packed documents"),
+        (GPT_OSS_20B, {"attention_dropout": 0.1}, "attention_dropout = 0.1"),
         (OLMOE_7B, {"clip_qkv": 8.0}, "clip_qkv = 8.0.*not clipped"),
         (OLMOE_7B, {"attention_bias": True}, "attention_bias = true.*no bias"),
         (QWEN3_30B, {"use_sliding_window": True, "sliding_window": 4096}, "sliding_window"),
@@ -267,6 +363,22 @@ def test_a_window_no_layer_looks_through_is_no_reason_to_refuse():
     assert read(config, **window, max_window_layers=62) == dots1_model()
     assert read(MIXTRAL_8X7B, sliding_window=32768) == mixtral_8x7b_v0_1()
     assert read(QWEN3_30B, sliding_window=4096) == qwen3_30b_a3b()
+
+
+@pytest.mark.parametrize("release", [glm_4_5, glm_4_5_air, gpt_oss_20b, olmoe_1b_7b_0924])
+def test_a_release_survives_its_own_file(release):
+    _, config = write_config(release())
+    assert read(config) == release()
+
+
+def test_windows_are_where_the_layers_say():
+    full = read(GPT_OSS_20B, layer_types=["full_attention"] * 24)
+    assert (full.window, full.windowed) == (0, ())
+    assert read(GPT_OSS_20B, layer_types=None) == gpt_oss_20b()
+    odd = read(GPT_OSS_20B, layer_types=["full_attention", "sliding_attention"] * 12)
+    assert odd.windowed == tuple(range(1, 24, 2))
+    _, again = write_config(odd)
+    assert read(again) == odd
 
 
 def test_every_layer_that_a_step_leaves_out_is_dense():

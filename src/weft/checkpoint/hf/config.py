@@ -11,6 +11,7 @@ from typing import Any
 from weft.checkpoint.hf.dialect import DIALECTS, Dialect
 from weft.config.branch import written
 from weft.config.model import ModelConfig
+from weft.config.yarn import YarnConfig
 from weft.errors import ConfigError
 
 Json = Mapping[str, Any]
@@ -21,8 +22,6 @@ _REFUSED: Mapping[str, str] = MappingProxyType(
     {
         "deepseek_v2": "multi-head latent attention",
         "deepseek_v3": "multi-head latent attention",
-        "glm4_moe": "rotation of half the channels of a head",
-        "gpt_oss": "attention sinks, and biases of experts",
         "phimoe": "layer norms, and another router",
     }
 )
@@ -30,12 +29,15 @@ _REFUSED: Mapping[str, str] = MappingProxyType(
 # Keys that change nothing about logits, or that are looked at by name below.
 _KNOWN = frozenset({
     "_name_or_path", "architectures", "auto_map", "bos_token_id", "chunk_size_feed_forward",
-    "dtype", "eos_token_id", "head_dim", "id2label", "is_encoder_decoder", "label2id",
+    "dtype", "eos_token_id", "experts_per_token", "head_dim", "id2label",
+    "initial_context_length", "is_encoder_decoder", "label2id",
     "layer_types", "max_position_embeddings", "max_window_layers", "model_type",
     "output_attentions", "output_hidden_states", "output_router_logits", "pad_token_id",
-    "pretraining_tp", "problem_type", "return_dict", "rope_parameters", "rope_scaling",
-    "rope_theta", "seq_aux", "sliding_window", "torch_dtype", "transformers_version", "use_cache",
+    "partial_rotary_factor", "pretraining_tp", "problem_type", "return_dict", "rope_parameters",
+    "rope_scaling", "rope_theta", "seq_aux", "sliding_window", "torch_dtype",
+    "transformers_version", "use_cache",
 })  # fmt: skip
+_WINDOW = 128  # where a file says none: the class of gpt-oss in transformers
 _TRAINING_ONLY = frozenset({"z_coef"})  # no file has a key for it, and no logit depends on it
 
 
@@ -50,7 +52,8 @@ def read_config(config: Json, *, report: Report) -> tuple[Dialect, ModelConfig]:
         value = config.get(demand.key)
         if value is not None and value not in demand.legal:
             raise _refusal(demand.key, value, demand.rule, *demand.legal[:1])
-    _check_window(config, dialect)
+    if not dialect.has_windows:
+        _check_window(config, dialect)
     unknown = set(config) - _known_keys(dialect)
     if unknown:
         report(
@@ -111,7 +114,8 @@ def _dialect(config: Json) -> Dialect:
 def _known_keys(dialect: Dialect) -> set[str]:
     keys = {*_KNOWN, *dialect.keys.values(), *dialect.synonyms.values()}
     keys.update(demand.key for demand in dialect.demands)
-    keys.update(k for k in (dialect.dense_key, dialect.step_key, dialect.window_switch) if k)
+    named = (dialect.dense_key, dialect.step_key, dialect.window_switch, dialect.next_key)
+    keys.update(key for key in named if key)
     if dialect.dense_key:
         keys.add("intermediate_size")
     return keys
@@ -121,7 +125,9 @@ def _model(config: Json, dialect: Dialect) -> ModelConfig:
     values = {field: _value(config, dialect, field) for field in dialect.keys}
     head_dim = config.get("head_dim") if dialect.has_head_dim else None
     values["head_dim"] = head_dim or _quotient(values["hidden"], values["heads"])
-    values["rope_theta"] = _rope_theta(config)
+    values.update(_rotation(config, dialect, values["head_dim"]))
+    if dialect.has_windows:
+        values.update(_windows(config, values["layers"]))
     dense = _dense_layers(config, dialect, values["layers"])
     values["dense_layers"] = _leading(dense)
     values["dense_at"] = tuple(dense[values["dense_layers"] :])
@@ -140,9 +146,20 @@ def _config(model: ModelConfig, dialect: Dialect) -> dict[str, Any]:
         **{key: getattr(model, field) for field, key in dialect.keys.items()},
         # both the old place of the base and the new one, so that any version reads it
         "rope_theta": model.rope_theta,
-        "rope_parameters": {"rope_theta": model.rope_theta, "rope_type": "default"},
-        "sliding_window": None,
+        "rope_parameters": _rope_parameters(model, dialect),
+        # the class of gpt-oss wants a length even where no layer has a window
+        "sliding_window": model.window or (_WINDOW if dialect.has_windows else None),
     }
+    if dialect.rotary_share is not None:
+        config["partial_rotary_factor"] = config["rope_parameters"]["partial_rotary_factor"]
+    if dialect.has_yarn:
+        scaled = {k: v for k, v in config["rope_parameters"].items() if k != "rope_theta"}
+        config["rope_scaling"] = scaled if model.yarn else None
+    if dialect.has_windows:
+        names = ("full_attention", "sliding_attention")
+        config["layer_types"] = [names[i in model.windowed] for i in range(model.layers)]
+    if dialect.next_key:
+        config[dialect.next_key] = 0  # layers that predict a second token are not trained
     if not model.shared_experts:
         config.pop("n_shared_experts", None)  # 0 would be one of no width
     if dialect.has_head_dim:
@@ -156,6 +173,16 @@ def _config(model: ModelConfig, dialect: Dialect) -> dict[str, Any]:
     if dialect.dense_key:  # no layer has this width where none is dense, but the key must be there
         config["intermediate_size"] = model.dense_ffn_hidden or model.top_k * model.ffn_hidden
     return config
+
+
+def _rope_parameters(model: ModelConfig, dialect: Dialect) -> dict[str, Any]:
+    found: dict[str, Any] = {"rope_theta": model.rope_theta, "rope_type": "default"}
+    if dialect.rotary_share is not None:
+        found["partial_rotary_factor"] = (model.rotary_dim or model.head_dim) / model.head_dim
+    if model.yarn:
+        named = {key: getattr(model.yarn, field) for key, field in _YARN.items()}
+        found.update({"rope_type": "yarn", **named})
+    return found
 
 
 def _value(config: Json, dialect: Dialect, field: str) -> Any:
@@ -186,19 +213,77 @@ def _quotient(hidden: Any, heads: Any) -> int:
     return hidden // heads
 
 
-def _rope_theta(config: Json) -> Any:
-    """The base of the rotary frequencies, from where new versions keep it or old ones did."""
-    plain = {"rope_type": "default", "type": "default", "partial_rotary_factor": 1.0}
-    for key in ("rope_parameters", "rope_scaling"):
+def _rotation(config: Json, dialect: Dialect, head_dim: object) -> dict[str, Any]:
+    """The base of the rotary frequencies, what is rotated and how it is stretched, from where new
+    versions keep them or old ones did.
+    """
+    given: dict[str, Any] = {}
+    for key in ("rope_scaling", "rope_parameters"):
         found = config.get(key) or {}
-        legal = {**plain, "rope_theta": found.get("rope_theta")} if isinstance(found, dict) else {}
-        if not isinstance(found, dict) or any(
-            k not in legal or legal[k] != found[k] for k in found
-        ):
+        if not isinstance(found, dict):
+            raise _refusal(key, found, "it is a table", {"rope_type": "default"})
+        given.update({k: v for k, v in found.items() if v is not None})
+        kind = found.get("rope_type", found.get("type", "default"))
+        legal = ("default", "yarn") if dialect.has_yarn else ("default",)
+        if kind not in legal:
             rule = "rotary frequencies are not scaled"
-            raise _refusal(key, found, rule, {"rope_type": "default"})
-    inner = (config.get("rope_parameters") or {}).get("rope_theta")
-    return inner if inner is not None else _required(config, "rope_theta")
+            if kind == "longrope":
+                rule += " by the length of a sequence, which packed documents have none of"
+            raise _refusal(key, found, rule, *({"rope_type": k} for k in legal))
+    kind = given.pop("type", "default")
+    kind = given.pop("rope_type", kind)
+    theta = given.pop("rope_theta", config.get("rope_theta") or dialect.theta)
+    share = given.pop("partial_rotary_factor", config.get("partial_rotary_factor"))
+    return {
+        "rope_theta": _required(config, "rope_theta") if theta is None else theta,
+        "rotary_dim": _rotary_dim(share, dialect, head_dim),
+        "yarn": _yarn(given, kind),
+    }
+
+
+def _rotary_dim(share: Any, dialect: Dialect, head_dim: object) -> int:
+    share = (dialect.rotary_share or 1.0) if share is None else share
+    if dialect.rotary_share is None and share != 1:
+        raise _refusal("partial_rotary_factor", share, "all channels of a head are rotated", 1.0)
+    if not isinstance(head_dim, int) or share == 1:
+        return 0
+    return int(head_dim * share)
+
+
+# The keys of YaRN, and the fields that they are.
+_YARN = MappingProxyType(
+    {
+        "factor": "factor",
+        "original_max_position_embeddings": "original",
+        "beta_fast": "beta_fast",
+        "beta_slow": "beta_slow",
+        "truncate": "truncate",
+    }
+)
+
+
+def _yarn(given: Mapping[str, Any], kind: str) -> YarnConfig | None:
+    """How frequencies are stretched; a key of another scaling is refused."""
+    odd = set(given) - (set(_YARN) if kind == "yarn" else set())
+    if odd:
+        name = min(odd)
+        raise _refusal(f"rope_parameters.{name}", given[name], f"not computed for {kind} positions")
+    if kind == "default":
+        return None
+    return YarnConfig.model_validate({_YARN[key]: value for key, value in given.items()})
+
+
+def _windows(config: Json, layers: object) -> dict[str, Any]:
+    """Which layers see a window, and how long it is; every second one where no key says it."""
+    kinds = config.get("layer_types")
+    if kinds is None and isinstance(layers, int):
+        kinds = [("sliding_attention", "full_attention")[i % 2] for i in range(layers)]
+    legal = {"sliding_attention", "full_attention"}
+    if not isinstance(kinds, list) or len(kinds) != layers or not set(map(str, kinds)) <= legal:
+        raise _refusal("layer_types", kinds, f"one of {sorted(legal)} for each layer")
+    windowed = tuple(i for i, kind in enumerate(kinds) if kind == "sliding_attention")
+    window = config.get("sliding_window", _WINDOW) if windowed else 0
+    return {"window": window or 0, "windowed": windowed if window else ()}
 
 
 def _dense_layers(config: Json, dialect: Dialect, layers: object) -> list[int]:

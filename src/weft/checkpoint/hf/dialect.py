@@ -3,7 +3,8 @@
 A dialect is a declaration. `tensors` says how a logical parameter is called on the disk ({i} is the
 layer, {e} the expert), `keys` how a field of the model is called in `config.json`, `constants` what
 the fields are that have no key there, and `demands` which keys must hold what weft computes. On the
-disk every expert is a tensor of its own, whatever the classes of transformers hold in memory.
+disk every expert is a tensor of its own, whatever the classes of transformers hold in memory; where
+all experts are one tensor, a `Packed` says where in it a parameter lies.
 
 The coefficient of the balance loss is taken over as a number. The loss it scales is weft's own:
 that of DeepSeek, over micro-batches; Mixtral's and Qwen's pool all layers and count each choice.
@@ -14,6 +15,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from types import MappingProxyType
+
+from torch import Tensor
 
 from weft.compose.recipe import shape
 from weft.config.model import FamilyName, ModelConfig
@@ -32,13 +35,25 @@ class Demand:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Packed:
+    """A place in a tensor of all experts: of one of them, or of its transpose where the tensor
+    holds that, every `step`-th row from `start` on.
+    """
+
+    disk: str
+    start: int = 0
+    step: int = 1
+    transposed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Dialect:
     """How checkpoints of one `model_type` are written."""
 
     model_type: str
     architecture: str
     family: FamilyName
-    tensors: Mapping[str, str]
+    tensors: Mapping[str, str | Packed]
     keys: Mapping[str, str]
     constants: Mapping[str, object]
     demands: tuple[Demand, ...]
@@ -49,15 +64,37 @@ class Dialect:
     has_head_dim: bool = True
     window_switch: str | None = None  # what must be true for a sliding window to be in effect
     window_start: str | None = None  # the first layer that has a window
+    has_windows: bool = False  # whether layers may have one
+    has_yarn: bool = False  # whether rotary frequencies may be stretched
+    rotary_share: float | None = None  # of the channels of a head, where it is a key
+    theta: float | None = None  # the base of the frequencies where no key says it
+    next_key: str | None = None  # how many layers follow that predict a second token
     renormalises_one: bool = True  # whether the weight of a single choice is normalised too
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """One tensor on the disk: its name there, and the logical parameter that it is."""
+    """A logical parameter, and the tensor on the disk that it is, or that it lies in."""
 
     disk: str
     part: Logical
+    packed: Packed | None = None
+    expert: int = 0
+
+    def size(self, experts: int) -> tuple[int, ...]:
+        """The shape of the tensor on the disk."""
+        if self.packed is None:
+            return self.part.shape
+        rows, *columns = self.part.shape
+        whole = (rows * self.packed.step, *columns)
+        return (experts, *(reversed(whole) if self.packed.transposed else whole))
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The view of the parameter in what the file holds of its expert, or of it alone."""
+        if self.packed is None:
+            return tensor
+        turned = tensor.T if self.packed.transposed else tensor
+        return turned[self.packed.start :: self.packed.step]
 
 
 _TRUNK = {
@@ -138,17 +175,12 @@ _DEMANDS = (
     Demand(key="mlp_bias", legal=(False,), rule="experts have no bias", is_written=False),
     Demand(key="attention_dropout", legal=(0.0,), rule="nothing is dropped"),
     Demand(
-        key="partial_rotary_factor",
-        legal=(1.0,),
-        rule="all channels of a head are rotated",
-        is_written=False,
-    ),
-    Demand(
         key="kv_lora_rank", rule="multi-head latent attention is not computed", is_written=False
     ),
     Demand(
         key="quantization_config",
-        rule="weights are read in the dtype they are used in",
+        rule="weights are read in the dtype they are used in (transformers writes them so: "
+        "from_pretrained with Mxfp4Config(dequantize=True) for MXFP4, then save_pretrained)",
         is_written=False,
     ),
 )
@@ -174,6 +206,28 @@ MIXTRAL = Dialect(
         Demand(key="router_jitter_noise", legal=(0.0,), rule="routers see no noise"),
     ),
 )
+
+_ALL_EXPERTS = "model.layers.{i}.mlp.experts."
+_GPT_OSS = {
+    **_TRUNK,
+    **_QKV_BIAS,
+    "layers.{i}.out_bias": "model.layers.{i}.self_attn.o_proj.bias",
+    "layers.{i}.sinks": "model.layers.{i}.self_attn.sinks",
+    "layers.{i}.router": "model.layers.{i}.mlp.router.weight",
+    "layers.{i}.router_offset": "model.layers.{i}.mlp.router.bias",
+    "layers.{i}.experts.{e}.gate": Packed(
+        disk=f"{_ALL_EXPERTS}gate_up_proj", step=2, transposed=True
+    ),
+    "layers.{i}.experts.{e}.up": Packed(
+        disk=f"{_ALL_EXPERTS}gate_up_proj", start=1, step=2, transposed=True
+    ),
+    "layers.{i}.experts.{e}.down": Packed(disk=f"{_ALL_EXPERTS}down_proj", transposed=True),
+    "layers.{i}.experts.{e}.gate_bias": Packed(disk=f"{_ALL_EXPERTS}gate_up_proj_bias", step=2),
+    "layers.{i}.experts.{e}.up_bias": Packed(
+        disk=f"{_ALL_EXPERTS}gate_up_proj_bias", start=1, step=2
+    ),
+    "layers.{i}.experts.{e}.down_bias": Packed(disk=f"{_ALL_EXPERTS}down_proj_bias"),
+}
 
 QWEN3_MOE = Dialect(
     model_type="qwen3_moe",
@@ -302,8 +356,82 @@ DOTS1 = Dialect(
     window_start="max_window_layers",
 )
 
+GLM4_MOE = Dialect(
+    model_type="glm4_moe",
+    architecture="Glm4MoeForCausalLM",
+    family="glm4_moe",
+    tensors=MappingProxyType(
+        {**_TRUNK, **_QKV_BIAS, **_QK_NORM, **_ROUTED, **_DENSE, **_SHARED, **_BIAS}
+    ),
+    keys=MappingProxyType(
+        {
+            **{field: key for field, key in _DEEPSEEK.items() if field != "aux_coef"},
+            "scaling": "routed_scaling_factor",
+            "groups": "n_group",
+            "top_groups": "topk_group",
+            "attention_bias": "attention_bias",
+            "qk_norm": "use_qk_norm",
+        }
+    ),
+    synonyms=MappingProxyType({"n_routed_experts": "num_local_experts"}),
+    defaults=MappingProxyType(
+        {
+            **_DEFAULTS,
+            "renormalise": True,
+            "scaling": 1.0,
+            "groups": 1,
+            "top_groups": 1,
+            "attention_bias": False,
+            "qk_norm": False,
+            "shared_experts": 1,
+        }
+    ),
+    # no balance loss: the bias of the router is there instead of it
+    constants=MappingProxyType({"score": "sigmoid", "router_bias": True, "aux_coef": 0.0}),
+    demands=tuple(d for d in _DEMANDS if d.key != "attention_bias"),
+    dense_key="first_k_dense_replace",
+    rotary_share=0.5,
+    next_key="num_nextn_predict_layers",
+)
+
+GPT_OSS = Dialect(
+    model_type="gpt_oss",
+    architecture="GptOssForCausalLM",
+    family="gpt_oss",
+    tensors=MappingProxyType(_GPT_OSS),
+    keys=MappingProxyType(
+        {
+            **_SHAPE,
+            "ffn_hidden": "intermediate_size",
+            "experts": "num_local_experts",
+            "aux_coef": "router_aux_loss_coef",
+            "attention_bias": "attention_bias",
+            "swiglu_alpha": "swiglu_alpha",
+            "swiglu_limit": "swiglu_limit",
+        }
+    ),
+    synonyms=MappingProxyType({"num_local_experts": "num_experts"}),
+    defaults=MappingProxyType(
+        {
+            **_DEFAULTS,
+            "aux_coef": 0.001,
+            "attention_bias": True,
+            "swiglu_alpha": 1.702,
+            "swiglu_limit": 7.0,
+        }
+    ),
+    constants=MappingProxyType({}),
+    demands=tuple(d for d in _DEMANDS if d.key != "attention_bias"),
+    has_windows=True,
+    has_yarn=True,
+    theta=150000.0,
+)
+
 DIALECTS: Mapping[str, Dialect] = MappingProxyType(
-    {d.model_type: d for d in (MIXTRAL, QWEN3_MOE, QWEN2_MOE, OLMOE, DEEPSEEK, DOTS1)}
+    {
+        d.model_type: d
+        for d in (MIXTRAL, QWEN3_MOE, QWEN2_MOE, OLMOE, GLM4_MOE, GPT_OSS, DEEPSEEK, DOTS1)
+    }
 )
 
 _NUMBERS = re.compile(r"(?:layers\.(\d+)\.)?(?:experts\.(\d+)\.)?(.+)")
@@ -316,24 +444,33 @@ def disk_name(dialect: Dialect, name: str) -> str:
         >>> disk_name(MIXTRAL, "layers.3.experts.7.up")
         'model.layers.3.block_sparse_moe.experts.7.w3.weight'
     """
-    match = _NUMBERS.fullmatch(name)
-    assert match, f"{name=}"
+    return place(dialect, Logical(name=name, start=0, shape=())).disk
+
+
+def place(dialect: Dialect, part: Logical) -> Entry:
+    """Where a logical parameter lies on the disk."""
+    match = _NUMBERS.fullmatch(part.name)
+    assert match, f"{part.name=}"
     layer, expert, last = match.groups()
     prefix = ("layers.{i}." if layer else "") + ("experts.{e}." if expert else "")
-    return dialect.tensors[prefix + last].format(i=layer, e=expert)
+    found = dialect.tensors[prefix + last]
+    if isinstance(found, Packed):
+        disk = found.disk.format(i=layer)
+        return Entry(disk=disk, part=part, packed=found, expert=int(expert))
+    return Entry(disk=found.format(i=layer, e=expert), part=part)
 
 
 def entries(dialect: Dialect, model: ModelConfig) -> Iterator[Entry]:
-    """Every tensor of a checkpoint of this model, in order of use; biases of routers last."""
+    """Every parameter of a checkpoint of this model, in order of use; biases of routers last."""
     of = shape(model)
     for parameter in parameters(of):
         for part in parameter.parts:
-            yield Entry(disk=disk_name(dialect, part.name), part=part)
+            yield place(dialect, part)
     if model.router_bias:
         for layer in range(model.layers):
             if of.kind(layer) is not Kind.DENSE:
                 bias = router_bias(layer, model.experts)
-                yield Entry(disk=disk_name(dialect, bias.name), part=bias)
+                yield place(dialect, bias)
 
 
 def router_bias(layer: int, experts: int) -> Logical:

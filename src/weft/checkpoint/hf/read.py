@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from weft.checkpoint.hf.config import Report, read_config
-from weft.checkpoint.hf.dialect import Dialect, entries, router_bias
+from weft.checkpoint.hf.dialect import Dialect, Entry, entries, router_bias
 from weft.compose.plan import Plan
 from weft.compose.recipe import arithmetic, shape
 from weft.config.branch import closest_name
@@ -56,7 +56,7 @@ class Pretrained:
         *,
         model: ModelConfig,
         config: Mapping[str, Any],
-        places: Mapping[str, tuple[str, str]],
+        places: Mapping[str, tuple[str, Entry]],
     ) -> None:
         self.folder = folder
         self.model = model
@@ -89,11 +89,13 @@ class Pretrained:
                 f"{self.folder}: the model there has no {part.name}; expected one of its "
                 f"{len(self._places)} tensors; take the [model] of its own config.json"
             )
-        file, disk = self._places[part.name]
+        file, entry = self._places[part.name]
         try:
             if file not in self._files:
                 self._files[file] = safe_open(self.folder / file, framework="pt")
-            return self._files[file].get_tensor(disk)
+            if entry.packed is None:
+                return self._files[file].get_tensor(entry.disk)
+            return entry.of(self._files[file].get_slice(entry.disk)[entry.expert]).contiguous()
         except (SafetensorError, OSError) as error:
             raise _unreadable(self.folder / file, error) from None
 
@@ -117,6 +119,8 @@ def open_pretrained(folder: Path, *, report: Report = warn) -> Pretrained:
                 "it; fetch the checkpoint again"
             )
         found.update({name: (file, size, dtype) for name, (size, dtype) in held.items()})
+    for name in _set_aside(found, dialect, config, model, report):
+        del found[name]
     places = _match(folder, dialect, model, found)
     return Pretrained(
         folder, model=model, config=MappingProxyType(config), places=MappingProxyType(places)
@@ -170,12 +174,34 @@ def check_same_model(plan: Plan, pretrained: Pretrained) -> None:
                 )
 
 
+def _set_aside(
+    found: Mapping[str, object],
+    dialect: Dialect,
+    config: Mapping[str, Any],
+    model: ModelConfig,
+    report: Report,
+) -> list[str]:
+    """The tensors of layers behind the last, which predict a second token; that they stay behind is
+    reported.
+    """
+    following = config.get(dialect.next_key) if dialect.next_key else 0
+    layers = range(model.layers, model.layers + (following or 0))
+    prefixes = tuple(f"model.layers.{i}." for i in layers)
+    names = [name for name in found if name.startswith(prefixes)]
+    if names:
+        report(
+            f"config.json: {dialect.next_key} = {following}: found {len(names)} tensors of layers "
+            "that predict a second token; expected none, they are left out; train without them"
+        )
+    return names
+
+
 def _match(
     folder: Path,
     dialect: Dialect,
     model: ModelConfig,
     found: Mapping[str, tuple[str, Shape, str]],
-) -> dict[str, tuple[str, str]]:
+) -> dict[str, tuple[str, Entry]]:
     """Where each logical parameter lies, if tensors and parameters are the same set.
 
     Raises:
@@ -183,7 +209,7 @@ def _match(
     """
     left, places = dict(found), {}
     for entry in entries(dialect, model):
-        if entry.disk not in left:
+        if entry.disk not in found:
             meant = closest_name(entry.disk, left)
             hint = f"; nearest in the files: {meant}" if meant else ""
             raise CheckpointError(
@@ -191,14 +217,16 @@ def _match(
                 f"config.json needs it for {entry.part.name}{hint}; write the checkpoint with "
                 "save_pretrained"
             )
-        file, size, dtype = left.pop(entry.disk)
-        if size != entry.part.shape or dtype not in READABLE:
+        left.pop(entry.disk, None)
+        file, size, dtype = found[entry.disk]
+        wanted = entry.size(model.experts)
+        if size != wanted or dtype not in READABLE:
             raise CheckpointError(
                 f"{folder / file}: {entry.disk} has shape {list(size)} and dtype {dtype}; expected "
-                f"{list(entry.part.shape)} in one of {', '.join(READABLE)}; take config.json and "
+                f"{list(wanted)} in one of {', '.join(READABLE)}; take config.json and "
                 "weights of the same release"
             )
-        places[entry.part.name] = (file, entry.disk)
+        places[entry.part.name] = (file, entry)
     if left:
         name, (file, size, _) = next(iter(sorted(left.items())))
         raise CheckpointError(

@@ -58,17 +58,19 @@ def export(
         raise CheckpointError(f"{folder} exists; expected a new folder; export to another one")
     dialect, config = write_config(model)
     config = _completed(config, dtype, also or {})
-    shards = _shards(list(entries(dialect, model)), DTYPES[dtype], shard_bytes)
+    held = _by_tensor(entries(dialect, model))
+    shards = _shards(held, DTYPES[dtype], shard_bytes)
     partial = folder.with_name(folder.name + ".partial")
     try:
         if partial.exists():
             shutil.rmtree(partial)
         partial.mkdir(parents=True)
-        for file, held in shards.items():
-            save_file(_tensors(held, read, DTYPES[dtype]), partial / file, {"format": "pt"})
+        for file, names in shards.items():
+            made = {disk: _whole(held[disk], model, read, DTYPES[dtype]) for disk in names}
+            save_file(made, partial / file, {"format": "pt"})
             sync_file(partial / file)
         if len(shards) > 1:
-            write_durably(partial / INDEX, _encoded(_index(shards, DTYPES[dtype])))
+            write_durably(partial / INDEX, _encoded(_index(shards, held, DTYPES[dtype])))
         write_durably(partial / CONFIG, _encoded(config))
         sync_folder(partial)
         partial.rename(folder)
@@ -120,16 +122,26 @@ def _completed(config: dict[str, Any], dtype: str, also: Mapping[str, object]) -
     return {**whole, **also}
 
 
-def _shards(held: list[Entry], dtype: torch.dtype, shard_bytes: int) -> dict[str, list[Entry]]:
+def _by_tensor(found: Iterable[Entry]) -> dict[str, list[Entry]]:
+    """The parameters of each tensor on the disk, in order of use."""
+    held: dict[str, list[Entry]] = {}
+    for entry in found:
+        held.setdefault(entry.disk, []).append(entry)
+    return held
+
+
+def _shards(
+    held: Mapping[str, list[Entry]], dtype: torch.dtype, shard_bytes: int
+) -> dict[str, list[str]]:
     """The tensors of each file: in order, until the next one would not fit."""
-    groups: list[list[Entry]] = [[]]
+    groups: list[list[str]] = [[]]
     filled = 0
-    for entry in held:
-        size = _bytes(entry, dtype)
+    for disk, parts in held.items():
+        size = _bytes(parts, dtype)
         if groups[-1] and filled + size > shard_bytes:
             groups.append([])
             filled = 0
-        groups[-1].append(entry)
+        groups[-1].append(disk)
         filled += size
     if len(groups) == 1:
         return {SINGLE: groups[0]}
@@ -138,8 +150,15 @@ def _shards(held: list[Entry], dtype: torch.dtype, shard_bytes: int) -> dict[str
     }
 
 
-def _tensors(held: Iterable[Entry], read: Read, dtype: torch.dtype) -> dict[str, Tensor]:
-    return {entry.disk: _converted(entry, read(entry.part), dtype) for entry in held}
+def _whole(parts: list[Entry], model: ModelConfig, read: Read, dtype: torch.dtype) -> Tensor:
+    """A tensor as it is on the disk: one parameter, or those of all experts, each in its place."""
+    first = parts[0]
+    if first.packed is None:
+        return _converted(first, read(first.part), dtype)
+    whole = torch.empty(first.size(model.experts), dtype=_dtype(first, dtype))
+    for entry in parts:
+        entry.of(whole[entry.expert]).copy_(_converted(entry, read(entry.part), dtype))
+    return whole
 
 
 def _converted(entry: Entry, tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -163,13 +182,15 @@ def _dtype(entry: Entry, dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32) if steers else dtype
 
 
-def _bytes(entry: Entry, dtype: torch.dtype) -> int:
-    return numel(entry.part) * _dtype(entry, dtype).itemsize
+def _bytes(parts: Iterable[Entry], dtype: torch.dtype) -> int:
+    return sum(numel(entry.part) * _dtype(entry, dtype).itemsize for entry in parts)
 
 
-def _index(shards: Mapping[str, list[Entry]], dtype: torch.dtype) -> dict[str, Any]:
-    total = sum(_bytes(entry, dtype) for held in shards.values() for entry in held)
-    where = {entry.disk: file for file, held in shards.items() for entry in held}
+def _index(
+    shards: Mapping[str, list[str]], held: Mapping[str, list[Entry]], dtype: torch.dtype
+) -> dict[str, Any]:
+    total = sum(_bytes(parts, dtype) for parts in held.values())
+    where = {disk: file for file, names in shards.items() for disk in names}
     return {"metadata": {"total_size": total}, "weight_map": where}
 
 
