@@ -20,6 +20,8 @@ def make_call(collective, shape, *, dtype=torch.float32, send=(), receive=()):
         (Collective.REDUCE_SCATTER, lambda n, b: b * (n - 1) // n),
         (Collective.ALL_GATHER, lambda n, b: b * (n - 1)),
         (Collective.ALL_REDUCE, lambda n, b: 2 * b * (n - 1) // n),
+        (Collective.SEND, lambda _n, _b: 0),
+        (Collective.RECEIVE, lambda _n, b: b),
     ],
 )
 @pytest.mark.parametrize("n", [1, 2, 4, 8])
@@ -47,6 +49,8 @@ def test_output_shapes_follow_the_collective():
         Collective.ALL_GATHER: (8, 3),
         Collective.REDUCE_SCATTER: (2, 3),
         Collective.ALL_REDUCE: (4, 3),
+        Collective.SEND: (4, 3),
+        Collective.RECEIVE: (4, 3),
     }
 
 

@@ -26,7 +26,8 @@ def test_group_sizes_are_the_degrees(dp, sp, ep):
     world = dp * sp
     sizes = {axis: {len(group) for group in groups(mesh, axis)} for axis in AXES}
     assert sizes == {
-        "sp": {sp}, "ep": {ep}, "edp": {world // ep}, "dense": {world}, "world": {world}
+        "sp": {sp}, "ep": {ep}, "edp": {world // ep}, "dense": {world}, "world": {world},
+        "pp": {1}, "ends": {1},
     }  # fmt: skip
 
 
@@ -42,6 +43,22 @@ def test_position_points_back_at_the_rank(dp, sp, ep):
     mesh = Mesh(dp=dp, sp=sp, ep=ep)
     for rank in range(mesh.world):
         assert all(m.ranks[m.position] == rank for m in memberships(mesh, rank).values())
+
+
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("pp", [2, 3, 4])
+def test_groups_of_a_pipeline_partition_the_ranks(pp, axis):
+    mesh = Mesh(pp=pp, dp=2, sp=2, ep=2)
+    members = [rank for group in groups(mesh, axis) for rank in group]
+    assert sorted(members) == list(range(mesh.world))
+
+
+def test_a_pipeline_is_outermost_and_only_it_crosses_stages():
+    mesh = Mesh(pp=3, dp=2, sp=2, ep=2)
+    assert groups(mesh, "pp") == ((0, 4, 8), (1, 5, 9), (2, 6, 10), (3, 7, 11))
+    assert groups(mesh, "ends")[:4] == ((0, 8), (1, 9), (2, 10), (3, 11))
+    for axis in ("sp", "ep", "edp", "dense"):
+        assert all(len({rank // 4 for rank in group}) == 1 for group in groups(mesh, axis))
 
 
 def test_sp_is_the_fastest_axis():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from weft.comm.mesh import AXES, Mesh, memberships
-from weft.comm.transport import LANES
+from weft.comm.transport import LANES, LINKS
 from weft.comm.wire import close_groups, open_groups
 from weft.errors import VerificationError
 from weft.testing.ranks import run_ranks
@@ -12,7 +12,12 @@ from weft.testing.ranks import run_ranks
 
 def open_here(rank, mesh):
     opened = open_groups(
-        mesh, backend="gloo", lanes=LANES, timeout_seconds=10, device=torch.device("cpu")
+        mesh,
+        backend="gloo",
+        lanes=LANES,
+        links=LINKS[:2],
+        timeout_seconds=10,
+        device=torch.device("cpu"),
     )
     sizes = {"/".join(key): group.size() for key, group in opened.items()}
     close_groups(opened)
@@ -27,8 +32,14 @@ def test_every_rank_has_a_group_for_each_axis_and_lane_except_groups_of_one():
             f"{axis}/{lane}": len(members[axis].ranks)
             for axis in AXES
             for lane in LANES
-            if axis != "sp"
+            if axis not in ("sp", "pp", "ends")
         }
+
+
+def test_messages_have_a_group_for_each_link_and_other_axes_none():
+    for sizes in run_ranks(2, open_here, Mesh(pp=2)):
+        assert {key for key in sizes if "/forward" in key} == {"pp/forward"}
+        assert {key for key in sizes if key.startswith("pp/")} == {"pp/forward", "pp/backward"}
 
 
 def test_layout_of_another_world_is_refused():

@@ -6,6 +6,8 @@
     all_gather         joined along dim 0         b (n-1)
     reduce_scatter     own block of the sum       b (n-1) / n
     all_reduce         the sum                    2 b (n-1) / n, rounded down
+    send               to one peer                0
+    receive            from one peer              b, of the result
 
 These are the bytes of the algorithm, not of an implementation of it: `planner` predicts them and
 `counting` counts them, and the two are compared for equality.
@@ -21,19 +23,21 @@ from torch import Tensor
 
 
 class Collective(StrEnum):
-    """The closed set of collectives."""
+    """The closed set of collectives, and the two halves of a message between two members."""
 
     ALL_TO_ALL = "all_to_all"
     ALL_TO_ALL_ROWS = "all_to_all_rows"
     ALL_GATHER = "all_gather"
     REDUCE_SCATTER = "reduce_scatter"
     ALL_REDUCE = "all_reduce"
+    SEND = "send"
+    RECEIVE = "receive"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Call:
     """One rank's part in one collective. `send` and `receive` are the rows to and from each member
-    of the group.
+    of the group, `peer` is the position of the other end of a message.
     """
 
     collective: Collective
@@ -44,16 +48,25 @@ class Call:
     dtype: torch.dtype
     send: tuple[int, ...] = ()
     receive: tuple[int, ...] = ()
+    peer: int = 0
+
+    @property
+    def is_message(self) -> bool:
+        """Whether two members take part and not all."""
+        return self.collective in (Collective.SEND, Collective.RECEIVE)
 
     def __str__(self) -> str:
-        rows = f" send {self.send} receive {self.receive}" if self.send else ""
-        return f"{self.collective} {self.label!r} of {self.dtype} {list(self.shape)}{rows}"
+        detail = f" send {self.send} receive {self.receive}" if self.send else ""
+        if self.is_message:
+            way = "to" if self.collective is Collective.SEND else "from"
+            detail = f" {way} position {self.peer}"
+        return f"{self.collective} {self.label!r} of {self.dtype} {list(self.shape)}{detail}"
 
 
 def output_shape(call: Call, size: int) -> tuple[int, ...]:
     """The shape of the result on this rank, in a group of `size`."""
     match call.collective:
-        case Collective.ALL_TO_ALL | Collective.ALL_REDUCE:
+        case Collective.ALL_TO_ALL | Collective.ALL_REDUCE | Collective.SEND | Collective.RECEIVE:
             return call.shape
         case Collective.ALL_TO_ALL_ROWS:
             return (sum(call.receive), *call.shape[1:])
@@ -83,6 +96,10 @@ def received_bytes(call: Call, *, size: int, position: int) -> int:
             return x_bytes * (size - 1)
         case Collective.ALL_REDUCE:
             return 2 * x_bytes * (size - 1) // size
+        case Collective.SEND:
+            return 0
+        case Collective.RECEIVE:
+            return x_bytes
 
 
 def sum_in_rank_order(parts: Iterable[Tensor], out: Tensor) -> Tensor:

@@ -1,23 +1,25 @@
 """Which ranks form a group: the arithmetic of the axes, and nothing that communicates.
 
-    world = dp x sp, sp fastest:   rank = dp_rank * sp + sp_rank
+    world = pp x dp x sp, sp fastest:   rank = (pp_rank * dp + dp_rank) * sp + sp_rank
 
-    axis     its groups                                    (dp, sp, ep) = (2, 2, 2)
-    sp       consecutive blocks of sp                      (0 1) (2 3)
-    ep       consecutive blocks of ep                      (0 1) (2 3)
-    edp      ranks that hold the same experts: rank % ep   (0 2) (1 3)
-    dense    dp x sp, the replicas of the dense weights    (0 1 2 3)
-    world    everybody                                     (0 1 2 3)
+    axis     its groups                                   (pp, dp, sp, ep) = (2, 2, 2, 2)
+    sp       consecutive blocks of sp                     (0 1) (2 3) (4 5) (6 7)
+    ep       consecutive blocks of ep                     (0 1) (2 3) (4 5) (6 7)
+    edp      ranks of a stage with the same experts       (0 2) (1 3) (4 6) (5 7)
+    dense    dp x sp, one stage of the pipeline           (0 1 2 3) (4 5 6 7)
+    pp       one rank of each stage                       (0 4) (1 5) (2 6) (3 7)
+    ends     the same of the first stage and the last     (0 4) (1 5) (2 6) (3 7)
+    world    everybody                                    (0 1 2 3 4 5 6 7)
 
-    with nodes of consecutive ranks (here 2) two axes more lie inside `dense` and two inside `edp`:
+    with nodes of consecutive ranks (here 2) two axes more lie inside `dense`, two inside `edp`:
 
-    dense_intra  ranks of one node                         (0 1) (2 3)
-    dense_inter  equal places of all nodes                 (0 2) (1 3)
-    edp_intra    the replicas of one node                  (0) (1) (2) (3)
-    edp_inter    equal replicas of all nodes               (0 2) (1 3)
+    dense_intra  ranks of one node                        (0 1) (2 3)
+    dense_inter  equal places of all nodes                (0 2) (1 3)
+    edp_intra    the replicas of one node                 (0) (1) (2) (3)
+    edp_inter    equal replicas of all nodes              (0 2) (1 3)
 
-`dense` and `world` have the same members as long as there is no pipeline; they stay two axes
-because what travels on them is ordered separately.
+`dense` and `world` have the same members where there is no pipeline; they are two axes because what
+travels on them is ordered separately.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,7 +27,7 @@ from dataclasses import dataclass
 
 from weft.errors import LayoutError
 
-AXES = ("sp", "ep", "dense", "edp", "world")
+AXES = ("sp", "ep", "dense", "edp", "pp", "ends", "world")
 NODE_AXES = ("dense_intra", "dense_inter", "edp_intra", "edp_inter")
 
 Group = tuple[int, ...]
@@ -33,7 +35,8 @@ Group = tuple[int, ...]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mesh:
-    """Degrees of data, sequence and expert parallelism, and the ranks of a node (0: one wire).
+    """Degrees of pipeline, data, sequence and expert parallelism, and the ranks of a node (0: one
+    wire).
 
     Raises:
         LayoutError: a degree below one, ep does not divide dp x sp, or nodes do not fit.
@@ -43,20 +46,21 @@ class Mesh:
         8
     """
 
+    pp: int = 1
     dp: int = 1
     sp: int = 1
     ep: int = 1
     node: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.dp, self.sp, self.ep) < 1:
+        if min(self.pp, self.dp, self.sp, self.ep) < 1:
             raise LayoutError(
-                f"dp = {self.dp}, sp = {self.sp}, ep = {self.ep}: a degree is at least 1; "
-                "use 1 for an axis that is not cut"
+                f"pp = {self.pp}, dp = {self.dp}, sp = {self.sp}, ep = {self.ep}: "
+                "a degree is at least 1; use 1 for an axis that is not cut"
             )
-        if self.world % self.ep:
+        if self.stage % self.ep:
             raise LayoutError(
-                f"ep = {self.ep} does not divide dp x sp = {self.dp} x {self.sp} = {self.world}; "
+                f"ep = {self.ep} does not divide dp x sp = {self.dp} x {self.sp} = {self.stage}; "
                 f"try ep = {self.sp}"
             )
         if self.node and (self.world % self.node or min(self.node % self.ep, self.ep % self.node)):
@@ -67,6 +71,11 @@ class Mesh:
 
     @property
     def world(self) -> int:
+        return self.pp * self.stage
+
+    @property
+    def stage(self) -> int:
+        """Ranks of one pipeline stage."""
         return self.dp * self.sp
 
     @property
@@ -103,8 +112,18 @@ def groups(mesh: Mesh, axis: str) -> tuple[Group, ...]:
         case "ep":
             return _blocks(mesh.world, mesh.ep)
         case "edp":
-            return tuple(tuple(range(r, mesh.world, mesh.ep)) for r in range(mesh.ep))
-        case "dense" | "world":
+            return tuple(
+                tuple(range(stage + r, stage + mesh.stage, mesh.ep))
+                for stage in range(0, mesh.world, mesh.stage)
+                for r in range(mesh.ep)
+            )
+        case "dense":
+            return _blocks(mesh.world, mesh.stage)
+        case "pp":
+            return tuple(tuple(range(r, mesh.world, mesh.stage)) for r in range(mesh.stage))
+        case "ends":
+            return _ends(mesh)
+        case "world":
             return _blocks(mesh.world, mesh.world)
         case "dense_intra" | "edp_intra" if mesh.node:
             whole = groups(mesh, axis.removesuffix("_intra"))
@@ -133,7 +152,7 @@ def memberships(mesh: Mesh, rank: int) -> Mapping[str, Membership]:
 
     Example:
         >>> {axis: m.position for axis, m in memberships(Mesh(dp=2, sp=2, ep=2), 3).items()}
-        {'sp': 1, 'ep': 1, 'dense': 3, 'edp': 1, 'world': 3}
+        {'sp': 1, 'ep': 1, 'dense': 3, 'edp': 1, 'pp': 0, 'ends': 0, 'world': 3}
     """
     return {axis: membership(mesh, axis, rank) for axis in mesh.axes}
 
@@ -145,6 +164,13 @@ def _split(whole: tuple[Group, ...], *, near: Callable[[int], int]) -> tuple[Gro
         for group in whole
         for place in dict.fromkeys(map(near, group))
     )
+
+
+def _ends(mesh: Mesh) -> tuple[Group, ...]:
+    """Pairs over the first and the last stage; every rank between them is alone."""
+    last = mesh.world - mesh.stage
+    pairs = tuple((r, r + last) if last else (r,) for r in range(mesh.stage))
+    return (*pairs, *((r,) for r in range(mesh.stage, last)))
 
 
 def _blocks(world: int, size: int) -> tuple[Group, ...]:

@@ -1,9 +1,11 @@
-"""The only door to the wire: six collectives over named axes, and what a transport provides.
+"""The only door to the wire: collectives over named axes, messages, and what transports provide.
 
-A caller uses the six methods. They check the arguments, settle groups of one locally, make room
+A caller uses these methods. They check the arguments, settle groups of one locally, make room
 for the result and hand a `Call` to `post`, which is all that a transport implements besides its
 bookkeeping. A group is a pair of an axis and a lane; calls of one group complete in the order in
 which they were posted, the same on every member, and calls of different groups are independent.
+Messages go from one member of a group to another: the i-th send of a pair on a link meets its i-th
+receive, whatever else either of them has posted.
 
 The bytes in the Communicates sections are those that a rank receives; `n` is the size of the
 group, `b` the bytes of `x`. Tensors whose dtype a wire does not know (8-bit floats) travel as a
@@ -13,6 +15,7 @@ group, `b` the bytes of `x`. Tensors whose dtype a wire does not know (8-bit flo
 from abc import ABC, abstractmethod
 from typing import final
 
+import torch
 from torch import Tensor
 
 from weft.comm.call import Call, Collective, output_shape
@@ -20,6 +23,7 @@ from weft.comm.handle import Finished, Handle
 from weft.errors import CommunicationError
 
 LANES = ("comm", "sync")
+LINKS = ("forward", "backward", "forward_wrap", "backward_wrap")  # of messages: axis pp only
 
 
 class Transport(ABC):
@@ -180,6 +184,60 @@ class Transport(ABC):
             lane=lane,
             out=bucket.detach(),
         )
+
+    @final
+    def send(self, x: Tensor, *, peer: int, axis: str, label: str, lane: str) -> Handle:
+        """Sends `x` to the member at position `peer`; the handle returns `x` once it has left.
+
+        Communicates: a message over `axis`, no bytes received.
+
+        Raises:
+            CommunicationError: the peer is this rank, or there is no such member.
+        """
+        x = x.detach().contiguous()
+        call = _message(self, Collective.SEND, x, peer=peer, axis=axis, label=label, lane=lane)
+        return self.post(call, x, x)
+
+    @final
+    def receive(self, like: Tensor, *, peer: int, axis: str, label: str, lane: str) -> Handle:
+        """Receives what the member at position `peer` sends: shape, dtype and device of `like`.
+
+        Communicates: a message over `axis`, all its bytes.
+
+        Raises:
+            CommunicationError: the peer is this rank, or there is no such member.
+        """
+        out = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+        call = _message(self, Collective.RECEIVE, out, peer=peer, axis=axis, label=label, lane=lane)
+        return self.post(call, out, out)
+
+
+def _message(
+    transport: Transport,
+    collective: Collective,
+    x: Tensor,
+    *,
+    peer: int,
+    axis: str,
+    label: str,
+    lane: str,
+) -> Call:
+    assert lane in LINKS, f"{lane=} is not one of {LINKS}"
+    n, own = transport.group_size(axis), transport.group_rank(axis)
+    if peer == own or not 0 <= peer < n:
+        raise CommunicationError(
+            f"{label!r} over {axis}: position {own} of {n} cannot exchange a message with position "
+            f"{peer}; name another member"
+        )
+    return Call(
+        collective=collective,
+        axis=axis,
+        lane=lane,
+        label=label,
+        shape=tuple(x.shape),
+        dtype=x.dtype,
+        peer=peer,
+    )
 
 
 def _issue(

@@ -1,6 +1,7 @@
 """What the two real wires share: their process groups, and the collectives that only move data.
 
-A process group exists for each pair of a lane and a group of the mesh, made in the same order on
+A process group exists for each pair of a lane and a group of the mesh (on `pp`, where messages go,
+of a link and a group), made in the same order on
 every rank and used once at once: a wrong address or a missing rank shows at the start, while
 memory is free, and not inside a step.
 """
@@ -25,6 +26,7 @@ def open_groups(
     *,
     backend: str,
     lanes: tuple[str, ...],
+    links: tuple[str, ...],
     timeout_seconds: float,
     device: torch.device,
 ) -> Mapping[GroupKey, ProcessGroup]:
@@ -37,21 +39,22 @@ def open_groups(
     """
     if dist.get_world_size() != mesh.world:
         raise CommunicationError(
-            f"{dist.get_world_size()} ranks are running, the layout dp x sp = "
-            f"{mesh.dp} x {mesh.sp} needs {mesh.world}; start that many, or change the layout"
+            f"{dist.get_world_size()} ranks are running, the layout pp x dp x sp = "
+            f"{mesh.pp} x {mesh.dp} x {mesh.sp} needs {mesh.world}; "
+            "start that many, or change the layout"
         )
     opened: dict[GroupKey, ProcessGroup] = {}
-    for lane in lanes:
-        for axis in mesh.axes:
-            for ranks in _of_several(groups(mesh, axis)):
-                # NOTE: every rank makes every group, also those of others: one order for all
-                group = dist.new_group(
-                    list(ranks), timeout=timedelta(seconds=timeout_seconds), backend=backend
-                )
-                if dist.get_rank() in ranks:
-                    assert isinstance(group, ProcessGroup), f"{ranks=} {group=}"
-                    opened[axis, lane] = group
-                    _prove(group, len(ranks), device)
+    keys = [(axis, lane) for lane in lanes for axis in mesh.axes if axis != "pp"]
+    for axis, lane in (*keys, *(("pp", link) for link in links)):
+        for ranks in _of_several(groups(mesh, axis)):
+            # NOTE: every rank makes every group, also those of others: one order for all
+            group = dist.new_group(
+                list(ranks), timeout=timedelta(seconds=timeout_seconds), backend=backend
+            )
+            if dist.get_rank() in ranks:
+                assert isinstance(group, ProcessGroup), f"{ranks=} {group=}"
+                opened[axis, lane] = group
+                _prove(group, len(ranks), device)
     return opened
 
 
@@ -64,7 +67,7 @@ def close_groups(opened: Mapping[GroupKey, ProcessGroup]) -> None:
 def move(
     call: Call, x: Tensor, out: Tensor, group: ProcessGroup, *, asynchronous: bool
 ) -> Work | None:
-    """Starts a collective that only moves data; the work, or None if the stream orders it."""
+    """Starts what only moves data; the work, or None if the stream orders it."""
     match call.collective:
         case Collective.ALL_TO_ALL:
             return dist.all_to_all_single(out, x, group=group, async_op=asynchronous)
@@ -74,6 +77,16 @@ def move(
             )
         case Collective.ALL_GATHER:
             return gather(out, x, group, asynchronous=asynchronous)
+        case Collective.SEND if asynchronous:
+            return dist.isend(x, group=group, group_dst=call.peer)
+        case Collective.RECEIVE if asynchronous:
+            return dist.irecv(out, group=group, group_src=call.peer)
+        case Collective.SEND:
+            dist.send(x, group=group, group_dst=call.peer)
+            return None
+        case Collective.RECEIVE:
+            dist.recv(out, group=group, group_src=call.peer)
+            return None
         case Collective.REDUCE_SCATTER | Collective.ALL_REDUCE:
             raise AssertionError(f"{call} adds as well as moves")
 

@@ -13,7 +13,7 @@ Whatever else a collective reads is alive as long as its handle.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from weft.compose.instance import Instance
+from weft.compose.instance import Instance, is_shape
 from weft.errors import ProgramError
 from weft.graph.program import Program
 from weft.parallel.zero import Bucket
@@ -117,4 +117,7 @@ def _buffers(buckets: tuple[Bucket, ...]) -> Mapping[str, frozenset[str]]:
 
 
 def _held(key: str, buffers: Mapping[str, frozenset[str]]) -> frozenset[str]:
+    """The buffers behind a key; behind a shape there is none."""
+    if is_shape(key):
+        return frozenset()
     return buffers.get(key, frozenset({key}))

@@ -36,6 +36,11 @@ def is_static(name: str) -> bool:
     return name.startswith(("w.", "acc.", "s."))
 
 
+def is_shape(key: str) -> bool:
+    """Whether a static tensor is there for its shape and dtype alone: nobody reads an element."""
+    return key.startswith("shape:")
+
+
 def static_key(name: str, at: str) -> str:
     """The run's name for a template's static input: `w.qkv` of layer 3 is `param:layers.3.qkv`."""
     prefix = f"{at}." if at else ""
@@ -48,6 +53,8 @@ def static_key(name: str, at: str) -> str:
             return f"state:{prefix}router_bias"
         case ["s", "tally"]:
             return f"stats:tally.{at}"
+        case ["s", "boundary"]:
+            return "shape:boundary"
         case ["s", ("loss" | "losses" | "norm2" | "stats") as what]:
             return f"stats:{what}"
         case ["s", ("master" | "mean" | "square" | "decay") as what, *bucket]:

@@ -77,6 +77,8 @@ def wire_bytes(task: Task, program: Program, n: Sizes, widths: Mapping[str, int]
         case "gather":
             own = n.count(program.values[task.inputs[0]].dims)
             return result - own * widths[program.values[task.outputs[0]].kind]
+        case "send" | "receive":
+            return size
         case "reduce":
             return 2 * size * (degree - 1) / degree
         case _:

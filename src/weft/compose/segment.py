@@ -11,6 +11,7 @@ from types import MappingProxyType, SimpleNamespace
 
 from weft.compose.lower import Context, Lowering
 from weft.compose.plan import Plan
+from weft.compose.stage import is_copy, is_shared
 from weft.graph.backward import differentiate
 from weft.graph.program import Program, Value, join
 from weft.graph.record import Recorder
@@ -136,7 +137,11 @@ def update(plan: Plan, owned: Sequence[Bucket]) -> Program:
         shards[bucket.name] = sync.reduce(
             o, grad, bucket.legs, wire=plan.sync.gradients, place=place
         )
-    for bucket in owned:
+    for bucket in (b for b in owned if is_shared(plan, b.name)):
+        (shards[bucket.name],) = o.call(
+            "sum_ends", shards[bucket.name], axis="ends", label="tied", renames=_lengths(bucket)
+        )
+    for bucket in (b for b in owned if not is_copy(plan, b.name)):
         (norm2,) = o.call("square_sum", shards[bucket.name], norm2, renames=_lengths(bucket))
     (stats,) = o.call("sum_statistics", stats, norm2, axis="world", label="statistics")
     (verdict,) = o.call("decide", stats, clip_norm=settings.clip_norm)

@@ -4,15 +4,17 @@ Virtual stage `c pp + r` of the model is chunk `c` of rank `r` of the pipeline. 
 front of the first one, the final norm and the head behind the last.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from weft.compose.plan import Plan
 from weft.errors import LayoutError
 from weft.model.count import head_flops, layer_flops
 from weft.model.params import Parameter, parameters
 from weft.parallel.pipeline import cut_layers, spans
-from weft.schedule.pipeline import Pipeline
+from weft.schedule.pipeline import Order, Pipeline, forwards, order_of
 from weft.schedule.pipeline import validate as validate_pipeline
+from weft.schedule.transfer import Piece, check, pieces
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +66,41 @@ def owned(plan: Plan) -> tuple[Parameter, ...]:
     mine |= {"head", *(("embed",) if shape.tied else ())} if chunks[-1].last else set()
     every = parameters(shape, ep=layout.ep, ep_rank=layout.ep_rank(plan.rank))
     return tuple(parameter for parameter in every if parameter.segment in mine)
+
+
+def pieces_of(plan: Plan) -> tuple[Piece, ...]:
+    """What a plan's rank does in a step: work, and the moves around it.
+
+    Raises:
+        DeadlockError: the ranks of the pipeline would stand still.
+    """
+    pipeline = plan.schedule
+    orders = [order_of(pipeline, rank) for rank in range(pipeline.stages)]
+    return _played(pipeline, orders, plan.layout.pp_rank(plan.rank))
+
+
+def forward_pieces_of(plan: Plan) -> tuple[Piece, ...]:
+    """The same of the forward of one micro-batch."""
+    pipeline = replace(plan.schedule, micro_batches=1)
+    orders = [forwards(pipeline)] * pipeline.stages
+    return _played(pipeline, orders, plan.layout.pp_rank(plan.rank))
+
+
+def _played(pipeline: Pipeline, orders: Sequence[Order], rank: int) -> tuple[Piece, ...]:
+    """The pieces of a rank, after all ranks have been played against each other."""
+    ranks = [pieces(pipeline, orders, r) for r in range(pipeline.stages)]
+    check(ranks)
+    return ranks[rank]
+
+
+def is_shared(plan: Plan, bucket: str) -> bool:
+    """Whether a bucket is at both ends of the pipeline: that of an embedding tied to the head."""
+    return plan.shape.tied and plan.layout.pp > 1 and bucket.partition(".")[0] == "embed"
+
+
+def is_copy(plan: Plan, bucket: str) -> bool:
+    """Whether another stage answers for a bucket: it counts in the norm and in files there."""
+    return is_shared(plan, bucket) and plan.layout.pp_rank(plan.rank) > 0
 
 
 def validate(plan: Plan) -> Pipeline:

@@ -1,6 +1,7 @@
 """The schedule of one training step: templates, and their instances in the order of a rank.
 
-    for each piece of work, in the order of the rank's pipeline: its instances (`compose.work`)
+    for each piece of work, in the order of the rank's pipeline: its instances (`compose.work`),
+    and around it what is received and sent (`compose.edge`)
     then: update
 
 One stage runs the forward and the backward of a micro-batch after one another.
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from weft.compose import segment, stage, templates, work
+from weft.compose import edge, segment, stage, templates, work
 from weft.compose.check import check_edges
 from weft.compose.instance import Instance, with_drops
 from weft.compose.plan import Plan, sizes, validate
@@ -19,10 +20,10 @@ from weft.graph.program import Program
 from weft.model.families import Kind
 from weft.model.params import Parameter
 from weft.parallel.zero import Bucket, buckets
-from weft.schedule import pipeline
 from weft.schedule.action import Ordered
 from weft.schedule.check import check
 from weft.schedule.layer import overlapped, serial
+from weft.schedule.transfer import Move, Piece
 
 Order = Callable[[Program], Ordered]
 
@@ -43,8 +44,7 @@ def training_step(plan: Plan, order: Order | None = None, *, record_routing: boo
     """The whole step of one rank; `record_routing` adds every token's choices to its results."""
     stage.validate(validate(plan))
     programs = templates.training_programs(plan)
-    rank = plan.layout.pp_rank(plan.rank)
-    pieces = pipeline.order_of(plan.schedule, rank)
+    pieces = stage.pieces_of(plan)
     programs["update"] = segment.update(plan, owned_parameters(plan)[1])
     instances = _instances(plan, programs, pieces)
     instances.append(work.update(programs["update"]))
@@ -56,8 +56,8 @@ def evaluation_step(plan: Plan, order: Order | None = None) -> Step:
     """The forward of one micro-batch, its loss added to the statistics."""
     plan = replace(plan, replay=False)
     programs = templates.evaluation_programs(plan)
-    pieces = pipeline.forwards(replace(plan.schedule, micro_batches=1))
-    return _checked(plan, programs, _instances(plan, programs, pieces), (), order)
+    instances = _instances(plan, programs, stage.forward_pieces_of(plan))
+    return _checked(plan, programs, instances, (), order)
 
 
 def gathering_step(plan: Plan, order: Order | None = None) -> Step:
@@ -72,11 +72,17 @@ def owned_parameters(plan: Plan) -> tuple[tuple[Parameter, ...], tuple[Bucket, .
     return owned, buckets(owned, plan.layout, most=plan.sync.bucket)
 
 
-def _instances(
-    plan: Plan, programs: Mapping[str, Program], pieces: Iterable[pipeline.Work]
-) -> list[Instance]:
+def _instances(plan: Plan, programs: dict[str, Program], pieces: Sequence[Piece]) -> list[Instance]:
+    """The instances of a rank's pieces; the programs of its edges join the others."""
     parts = work.Parts(shape=plan.shape, programs=programs, chunks=stage.chunks_of(plan))
-    return [instance for piece in pieces for instance in work.instances_of(parts, piece)]
+    programs.update(edge.edge_programs(plan, (p for p in pieces if isinstance(p, Move))))
+    found: list[Instance] = []
+    for piece in pieces:
+        if isinstance(piece, Move):
+            found.append(edge.edge_instance(plan, programs[edge.name(piece)], piece))
+        else:
+            found += work.instances_of(parts, piece)
+    return found
 
 
 def _checked(

@@ -327,6 +327,9 @@ _TABLE = (
     _comm("reduce_scatter_weights", "all@acc:U k -> weights@acc:T k", adjoint="all_gather_weights", wire="scatter", paper="1.3", tolerance=Tolerance.REDUCTION),
     _comm("all_gather_experts", "experts~@i64:T k -> all~@i64:U k", wire="gather", paper="1.3"),
     _comm("sum_load", "load~@i64:E -> total~@i64:E", wire="reduce", paper="5"),
+    # ---- messages between pipeline stages ------------------------------------------------------------------
+    _comm("send", "x~:T D -> sent~:T D", wire="send", paper="1.5"),
+    _comm("receive", "like~:T D -> x~:T D", wire="receive", paper="1.5"),
     # ---- named host synchronisations -----------------------------------------------------------------------
     _op("splits_to_host", "sent~@i64:E, received~@i64:Y L -> splits~@host:", lane=Lane.HOST, tolerance=Tolerance.EXACT, paper="5"),
     _op("rows_to_host", "counts~@i64:L -> rows~@host:", lane=Lane.HOST, tolerance=Tolerance.EXACT, paper="5"),
@@ -343,6 +346,7 @@ _TABLE = (
     _op("add_block", "arrived~@bf16:z, sent~@bf16:Z -> partial~@bf16:z", flops=lambda n: n.z, paper="4.1"),
     _op("widen_grad", "partial~@bf16:z -> shard~@acc:z", tolerance=Tolerance.EXACT, paper="4.1"),
     _op("square_sum", "shard~@acc:z, norm2~@acc:1 -> total~@acc:1", flops=lambda n: 2 * n.z, tolerance=Tolerance.REDUCTION),
+    _comm("sum_ends", "shard~@acc:z -> total~@acc:z", wire="reduce", paper="1.5", tolerance=Tolerance.REDUCTION),
     _comm("sum_statistics", "stats~@acc:I, norm2~@acc:1 -> total~@acc:I", wire="reduce", tolerance=Tolerance.REDUCTION),
     _op("decide", "stats~@acc:I -> verdict~@acc:2"),
     _op(

@@ -61,6 +61,7 @@ class Task:
     @property
     def channel(self) -> str:
         """What a collective is ordered on: its axis, and its lane where that is not the usual one.
+        Sends and receives on a link are not ordered against each other.
 
         Example:
             >>> where = {"axis": "dense", "lane": "sync"}
@@ -68,7 +69,8 @@ class Task:
             'dense/sync'
         """
         lane = self.attributes.get("lane", USUAL_LANE)
-        return self.group if lane == USUAL_LANE else f"{self.group}/{lane}"
+        way = f" {self.body}" if "peer" in self.attributes else ""
+        return self.group if lane == USUAL_LANE else f"{self.group}/{lane}{way}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

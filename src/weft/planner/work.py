@@ -37,6 +37,8 @@ ALGORITHMS: Mapping[str, str] = MappingProxyType(
         "shift": "all_to_all",
         "gather": "all_gather",
         "reduce": "all_reduce",
+        "send": "all_to_all",  # which is made of messages
+        "receive": "all_to_all",
     }
 )
 

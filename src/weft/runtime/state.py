@@ -9,7 +9,7 @@ device: they depend on no layout, but on the kind of device.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any
@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weft.compose.plan import AUX, LOADS, LOSS, NORM2, statistics_size
+from weft.compose.plan import AUX, LOADS, LOSS, NORM2, sizes, statistics_size
+from weft.compose.stage import is_copy
 from weft.compose.step import Step
 from weft.model.params import Init, Logical, Parameter
 from weft.parallel.zero import Bucket, Buffer, Piece, decayed, pieces
@@ -54,9 +55,17 @@ class State:
             tensor.zero_()
 
     def shards(self) -> Iterator[tuple[str, Piece, Tensor]]:
-        """Every piece of optimizer state this rank owns: kind, logical range, its elements."""
+        """Every piece of optimizer state this rank answers for: kind, logical range, elements."""
+        plan = self.step.plan
+        return self._pieces_of(b for b in self.step.buckets if not is_copy(plan, b.name))
+
+    def held(self) -> Iterator[tuple[str, Piece, Tensor]]:
+        """The same, and what it holds a copy of: all that is to be filled."""
+        return self._pieces_of(self.step.buckets)
+
+    def _pieces_of(self, buckets: Iterable[Bucket]) -> Iterator[tuple[str, Piece, Tensor]]:
         layout, rank = self.step.plan.layout, self.step.plan.rank
-        for bucket in self.step.buckets:
+        for bucket in buckets:
             for piece in pieces(bucket, layout.replica(bucket.axis, rank)):
                 for kind in KINDS:
                     flat = self.statics[f"{kind}:{bucket.name}"]
@@ -82,6 +91,9 @@ def allocate(step: Step, *, device: torch.device) -> State:
     for i in range(plan.shape.layers):
         bias = torch.zeros(plan.shape.experts, dtype=dtypes.acc, device=device)
         statics[f"state:layers.{i}.router_bias"] = bias
+    # what a stage receives, its shape and dtype alone: one element seen as all
+    boundary = torch.zeros((), dtype=dtypes.act, device=device)
+    statics["shape:boundary"] = boundary.expand(sizes(plan).shape("T D"))
     return State(step=step, statics=statics, stats=stats, zeroed=tuple(zeroed))
 
 

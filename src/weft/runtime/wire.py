@@ -83,6 +83,9 @@ def collective_bodies(transport: Transport) -> Mapping[str, Callable[..., Handle
         return transport.all_gather_into(bucket, updated, axis=axis, label=label, lane=lane)
 
     return {
+        "send": transport.send,
+        "receive": transport.receive,
+        "sum_ends": reduce,
         "all_to_all": even,
         "all_to_all_counts": counts,
         "all_to_all_rows": rows,

@@ -12,7 +12,7 @@ strictest wire, where a send is not done before its receive is posted.
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from weft.errors import DeadlockError
@@ -158,13 +158,12 @@ def check(ranks: Sequence[Sequence[Piece]]) -> None:
         DeadlockError: no rank can advance; each is named with what it waits for.
     """
     position = [0] * len(ranks)
-    links: dict[Link, tuple[list[Message], list[Message]]] = {}
+    links: dict[Link, _Traffic] = {}
     moved = True
     while moved:
         moved = False
         for rank, row in enumerate(ranks):
-            while position[rank] < len(row) and _can_go(rank, row[position[rank]], links):
-                _go(rank, row[position[rank]], links)
+            while position[rank] < len(row) and _goes(rank, row[position[rank]], links):
                 position[rank] += 1
                 moved = True
     stuck = [
@@ -176,22 +175,30 @@ def check(ranks: Sequence[Sequence[Piece]]) -> None:
         raise DeadlockError(f"the pipeline stands still: {', '.join(stuck)}")
 
 
-def _can_go(
-    rank: int, piece: Piece, links: Mapping[Link, tuple[list[Message], list[Message]]]
-) -> bool:
-    """Whether a wait would be over: the i-th send of a link meets its i-th receive."""
-    if isinstance(piece, Work) or piece.verb in (Verb.SEND, Verb.RECEIVE):
+@dataclass(frozen=True, slots=True)
+class _Traffic:
+    """The messages of a link so far, each with its place among those sent, and those received."""
+
+    sent: dict[Message, int] = field(default_factory=dict[Message, int])
+    received: dict[Message, int] = field(default_factory=dict[Message, int])
+
+
+def _goes(rank: int, piece: Piece, links: dict[Link, _Traffic]) -> bool:
+    """Whether a rank can go on: work can, a post does, a wait where the i-th send is met by the
+    i-th receive.
+    """
+    if isinstance(piece, Work):
         return True
-    sent, received = links.get(_link(rank, piece), ([], []))
-    met = list(zip(sent, received, strict=False))
-    return (piece.message, piece.message) in met
-
-
-def _go(rank: int, piece: Piece, links: dict[Link, tuple[list[Message], list[Message]]]) -> None:
-    if isinstance(piece, Work) or piece.verb in (Verb.ARRIVE, Verb.SENT):
-        return
-    sent, received = links.setdefault(_link(rank, piece), ([], []))
-    (sent if piece.verb is Verb.SEND else received).append(piece.message)
+    traffic = links.setdefault(_link(rank, piece), _Traffic())
+    match piece.verb:
+        case Verb.SEND:
+            traffic.sent[piece.message] = len(traffic.sent)
+        case Verb.RECEIVE:
+            traffic.received[piece.message] = len(traffic.received)
+        case Verb.ARRIVE | Verb.SENT:
+            place = traffic.sent.get(piece.message)
+            return place is not None and place == traffic.received.get(piece.message)
+    return True
 
 
 def _link(rank: int, move: Move) -> Link:

@@ -114,7 +114,8 @@ def stack(
     wire: Callable[[Transport], Transport] = lambda transport: transport,
 ) -> Stack:
     """Builds and initialises every rank; `wire` may wrap the stacked transport of each."""
-    world = StackedWorld(Mesh(dp=layout.dp, sp=layout.sp, ep=layout.ep, node=layout.node))
+    mesh = Mesh(pp=layout.pp, dp=layout.dp, sp=layout.sp, ep=layout.ep, node=layout.node)
+    world = StackedWorld(mesh)
     stages = []
     for rank in range(layout.world):
         plan = plan_of(layout, rank)

@@ -121,7 +121,7 @@ class _Diary:
 
 def mesh_of(layout: Layout) -> Mesh:
     """The mesh of a layout."""
-    return Mesh(dp=layout.dp, sp=layout.sp, ep=layout.ep, node=layout.node)
+    return Mesh(pp=layout.pp, dp=layout.dp, sp=layout.sp, ep=layout.ep, node=layout.node)
 
 
 def stacked_crew(layout: Layout) -> Crew:

@@ -7,6 +7,7 @@
     scatter   reduce-scatter                 x (n-1) / n
     shift     one hop of a ring              x
     reduce    all-reduce                     2 x (n-1) / n
+    receive   one half of a message          x
 
 Sizes come from the letters of the programs of a step, from flat buckets and from the choices of its
 tokens; what a transport counts is not asked. `forward_payload` is the same quantity from the
@@ -45,6 +46,8 @@ COLLECTIVES: Mapping[str, str] = MappingProxyType(
         "scatter": "reduce_scatter",
         "shift": "all_to_all_rows",
         "reduce": "all_reduce",
+        "send": "send",
+        "receive": "receive",
     }
 )
 WIDTHS: Mapping[str, Mapping[str, int]] = MappingProxyType(
@@ -107,8 +110,10 @@ def _share(wire: str, n: int) -> Fraction:
             return Fraction(n - 1)
         case "reduce":
             return Fraction(2 * (n - 1), n)
-        case "rows" | "shift":
+        case "rows" | "shift" | "receive":
             return Fraction(1)
+        case "send":
+            return Fraction(0)
         case _:
             raise AssertionError(f"{wire=}")
 
@@ -139,7 +144,7 @@ def rows_between(plan: Plan, index: int, layer: int, choices: Choices) -> NDArra
     `index` counts the micro-batches of one rank.
     """
     ep = plan.layout.ep
-    first = plan.rank // ep * ep
+    first = plan.rank // ep * ep  # groups are blocks, of a stage and so of the world
     between = np.zeros((ep, ep), np.int64)
     for source in range(ep):
         experts = own_choices(plan, first + source, index, choices, layer)
@@ -151,7 +156,7 @@ def own_choices(
     plan: Plan, rank: int, index: int, choices: Choices, layer: int
 ) -> NDArray[np.int64]:
     """The choices of the tokens that a rank holds of its micro-batch `index`."""
-    dp_rank, sp_rank = divmod(rank, plan.layout.sp)
+    dp_rank, sp_rank = plan.layout.dp_rank(rank), plan.layout.sp_rank(rank)
     count = plan.tokens // plan.layout.sp
     whole = choices(dp_rank * plan.local_micro_batches + index, layer)
     return whole[sp_rank * count : (sp_rank + 1) * count]

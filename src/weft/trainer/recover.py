@@ -24,7 +24,6 @@ from weft.checkpoint.verify import read_manifest, verify
 from weft.compose.recipe import plan
 from weft.config.run import RunConfig
 from weft.errors import CheckpointError
-from weft.parallel.zero import Piece as Slice
 from weft.runtime.state import State, initialise
 from weft.telemetry import events, metrics
 from weft.trainer.session import Session
@@ -120,9 +119,9 @@ def state_pieces(session: Session) -> Iterator[Piece]:
     all ranks have.
     """
     state = session.stage.state
-    for kind, piece, tensor in _shards(state):
+    for kind, piece, tensor in state.shards():
         yield Piece(
-            kind=kind,
+            kind=cast("Kind", kind),  # the kinds a state has are kinds of a checkpoint
             name=piece.name,
             shape=piece.shape,
             start=piece.start,
@@ -140,7 +139,8 @@ def _on_host(pieces: Iterable[Piece]) -> list[Piece]:
 
 
 def _load(state: State, checkpoint: Checkpoint) -> None:
-    for kind, piece, tensor in _shards(state):
+    for word, piece, tensor in state.held():
+        kind = cast("Kind", word)
         found = checkpoint.shape(kind, piece.name)
         if found != piece.shape:
             raise CheckpointError(
@@ -150,12 +150,6 @@ def _load(state: State, checkpoint: Checkpoint) -> None:
         tensor.copy_(checkpoint.read(kind, piece.name, piece.start, piece.stop))
     for name, tensor in _biases(state):
         tensor.copy_(checkpoint.read("state", name))
-
-
-def _shards(state: State) -> Iterator[tuple[Kind, Slice, Tensor]]:
-    """The shards of a state; the kinds it has are kinds of a checkpoint."""
-    for kind, piece, tensor in state.shards():
-        yield cast("Kind", kind), piece, tensor
 
 
 def _biases(state: State) -> Iterator[tuple[str, Tensor]]:

@@ -88,3 +88,13 @@ def test_log_keeps_the_last_calls_with_their_sequence():
         ("ep", 1, "c", (4,)),
     ]
     assert str(first.log()[1]) == "ep/comm 1: all_gather 'c' of torch.float32 [4]"
+
+
+def test_a_message_counts_where_it_is_received():
+    world = StackedWorld(Mesh(pp=2))
+    ranks = [CountingTransport(world.transport(rank)) for rank in range(2)]
+    where = {"axis": "pp", "label": "activations", "lane": "forward"}
+    ranks[0].send(torch.ones(4, 2), peer=1, **where)
+    ranks[1].receive(torch.ones(4, 2), peer=0, **where)
+    assert ranks[0].counts() == {("pp", "send", "activations"): 0}
+    assert ranks[1].counts() == {("pp", "receive", "activations"): 32}

@@ -156,3 +156,29 @@ def test_a_collective_past_the_users_timeout_is_an_error_that_names_it():
     (message, seconds), _ = run_ranks(2, miss_a_collective, timeout=20)
     assert re.match(r"rank 0: all_reduce 'load' .* call 1 of axis ep lane comm, failed", message)
     assert 0.4 < seconds < 1.5
+
+
+def pass_messages(rank, mesh):
+    """Both directions and the wrap at once, receives posted before and after their sends."""
+    t = GlooTransport(mesh, timeout_seconds=20)
+    n, like = mesh.pp, torch.zeros(2**16, 2)
+    up, down = (rank + 1) % n, (rank - 1) % n
+    early = [t.receive(like, peer=down, axis="pp", label="x", lane="forward") for _ in range(2)]
+    sends = [
+        t.send(like + 10 * rank + i, peer=up, axis="pp", label="x", lane="forward")
+        for i in range(2)
+    ]
+    sends.append(t.send(like - rank, peer=down, axis="pp", label="d", lane="backward"))
+    late = t.receive(like, peer=up, axis="pp", label="d", lane="backward")
+    found = [float(handle.wait()[0, 0]) for handle in (*early, late)]
+    for handle in sends:
+        handle.wait()
+    t.close()
+    return found
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_messages_arrive_in_order_and_directions_do_not_mix(n):
+    for rank, found in enumerate(run_ranks(n, pass_messages, Mesh(pp=n))):
+        below, above = (rank - 1) % n, (rank + 1) % n
+        assert found == [10.0 * below, 10.0 * below + 1, -float(above)]

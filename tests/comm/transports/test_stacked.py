@@ -257,3 +257,62 @@ def test_swapped_order_on_one_rank_is_a_mismatch():
         first.all_reduce(torch.ones(1), axis="sp", label=label)
     with pytest.raises(CommunicationError, match="'a'.*'b'"):
         second.all_reduce(torch.ones(1), axis="sp", label="b")
+
+
+# ---- messages ----
+
+
+def make_pipeline(pp):
+    world = StackedWorld(Mesh(pp=pp))
+    return world, [world.transport(rank) for rank in range(pp)]
+
+
+FORWARD = {"axis": "pp", "label": "activations", "lane": "forward"}
+
+
+def test_the_ith_send_of_a_pair_meets_its_ith_receive():
+    _, (a, b, c) = make_pipeline(3)
+    like, made = torch.zeros(2), [torch.full((2,), float(i)) for i in range(4)]
+    received = [b.receive(like, peer=0, **FORWARD) for _ in range(2)]
+    from_b = c.receive(like, peer=1, **FORWARD)
+    sent = [a.send(x, peer=1, **FORWARD) for x in made[:2]]
+    assert not from_b.ready()
+    b.send(made[3], peer=2, **FORWARD)
+    assert [float(handle.wait()[0]) for handle in (*received, from_b)] == [0.0, 1.0, 3.0]
+    assert all(handle.ready() for handle in sent)
+
+
+def test_a_send_is_done_when_its_receive_is_posted_and_not_before():
+    world, (a, b) = make_pipeline(2)
+    handle = a.send(torch.ones(2), peer=1, **FORWARD)
+    assert not handle.ready()
+    assert "send 'activations' of torch.float32 [2] to position 1 posted by ranks [0]" in str(
+        world.pending()[0]
+    )
+    b.receive(torch.zeros(2), peer=0, **FORWARD)
+    assert handle.ready()
+    assert world.pending() == ()
+
+
+def test_both_ways_of_a_link_do_not_mix():
+    _, (a, b) = make_pipeline(2)
+    there, back = (
+        b.receive(torch.zeros(1), peer=0, **FORWARD),
+        a.receive(torch.zeros(1), peer=1, **FORWARD),
+    )
+    a.send(torch.ones(1), peer=1, **FORWARD)
+    b.send(torch.full((1,), 2.0), peer=0, **FORWARD)
+    assert (there.wait().item(), back.wait().item()) == (1.0, 2.0)
+
+
+def test_a_message_of_another_shape_is_a_mismatch():
+    _, (a, b) = make_pipeline(2)
+    a.send(torch.ones(3), peer=1, **FORWARD)
+    with pytest.raises(CommunicationError, match="differs between its members"):
+        b.receive(torch.zeros(2), peer=0, **FORWARD)
+
+
+def test_a_message_to_oneself_is_refused():
+    _, (a, _) = make_pipeline(2)
+    with pytest.raises(CommunicationError, match="position 0 of 2 cannot exchange a message"):
+        a.send(torch.ones(3), peer=0, **FORWARD)

@@ -141,7 +141,7 @@ def load(state: State, pretrained: Pretrained) -> None:
     fill(state, pretrained.read)
     dtypes = precision(plan.precision)
     if dtypes.act != dtypes.acc:
-        for kind, piece, tensor in state.shards():
+        for kind, piece, tensor in state.held():
             if kind == "master":
                 values = pretrained.read(piece).view(-1)
                 tensor.copy_(values[piece.start : piece.stop])

@@ -20,7 +20,7 @@ from torch.distributed import ProcessGroup, Work
 from weft.comm.call import Call, Collective, sum_in_rank_order
 from weft.comm.handle import Handle
 from weft.comm.mesh import Mesh, memberships
-from weft.comm.transport import LANES, Transport
+from weft.comm.transport import LANES, LINKS, Transport
 from weft.comm.wire import close_groups, failure, gather, move, open_groups
 
 
@@ -36,13 +36,19 @@ class GlooTransport(Transport):
     """
 
     def __init__(
-        self, mesh: Mesh, *, timeout_seconds: float, lanes: tuple[str, ...] = LANES
+        self,
+        mesh: Mesh,
+        *,
+        timeout_seconds: float,
+        lanes: tuple[str, ...] = LANES,
+        links: tuple[str, ...] = LINKS,
     ) -> None:
         self._rank = dist.get_rank()
         self._groups = open_groups(
             mesh,
             backend="gloo",
             lanes=lanes,
+            links=links,
             timeout_seconds=timeout_seconds,
             device=torch.device("cpu"),
         )

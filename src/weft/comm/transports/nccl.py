@@ -15,7 +15,7 @@ from torch import Tensor
 from weft.comm.call import Call, Collective
 from weft.comm.handle import Finished, Handle
 from weft.comm.mesh import Mesh, memberships
-from weft.comm.transport import LANES, Transport
+from weft.comm.transport import LANES, LINKS, Transport
 from weft.comm.wire import close_groups, move, open_groups, scatter_sum
 
 
@@ -35,10 +35,16 @@ class NcclTransport(Transport):
         device: torch.device,
         timeout_seconds: float,
         lanes: tuple[str, ...] = LANES,
+        links: tuple[str, ...] = LINKS,
     ) -> None:
         self._device = device
         self._groups = open_groups(
-            mesh, backend="nccl", lanes=lanes, timeout_seconds=timeout_seconds, device=device
+            mesh,
+            backend="nccl",
+            lanes=lanes,
+            links=links,
+            timeout_seconds=timeout_seconds,
+            device=device,
         )
         self._members = memberships(mesh, dist.get_rank())
 

@@ -10,6 +10,7 @@ cross the data silently.
     all_gather           y[i] = join_j  x[j]
     reduce_scatter       y[i] = sum_j   split(x[j], n equal)[i]        in rank order
     all_reduce           y[i] = sum_j   x[j]                           in rank order
+    send, receive        y[receiver] = x[sender]                       a meeting of two
 """
 
 from collections import Counter
@@ -79,7 +80,7 @@ class StackedWorld:
 
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh
-        self._posted: Counter[tuple[str, str, int]] = Counter()  # axis, lane, rank
+        self._posted: Counter[tuple[str, str, Group, int]] = Counter()  # axis, lane, members, rank
         self._meetings: dict[tuple[str, str, Group, int], _Meeting] = {}
 
     def transport(self, rank: int) -> "StackedTransport":
@@ -98,11 +99,11 @@ class StackedWorld:
             CommunicationError: another member has posted a different call in this place.
         """
         call = part.call
-        sequence = self._posted[call.axis, call.lane, rank]
+        sequence = self._posted[call.axis, call.lane, ranks, rank]
         key = (call.axis, call.lane, ranks, sequence)
         meeting = self._meetings.setdefault(key, _Meeting(ranks=ranks, sequence=sequence))
         _check_agreement(meeting, rank, call)
-        self._posted[call.axis, call.lane, rank] += 1
+        self._posted[call.axis, call.lane, ranks, rank] += 1
         meeting.parts[rank] = part
         if len(meeting.parts) == len(ranks):
             _complete([meeting.parts[member] for member in ranks])
@@ -140,8 +141,19 @@ class StackedTransport(Transport):
         return
 
     def post(self, call: Call, x: Tensor, out: Tensor) -> Handle:
-        ranks = self._members[call.axis].ranks
+        ranks = _meeting_of(call, self._rank, self._members[call.axis].ranks)
         return _Awaited(self._world.post(self._rank, ranks, _Part(call=call, x=x, out=out)), out)
+
+
+def _meeting_of(call: Call, rank: int, ranks: Group) -> Group:
+    """Who takes part: all members, or the sender and the receiver of a message, in that order."""
+    match call.collective:
+        case Collective.SEND:
+            return (rank, ranks[call.peer])
+        case Collective.RECEIVE:
+            return (ranks[call.peer], rank)
+        case _:
+            return ranks
 
 
 @final
@@ -176,6 +188,8 @@ def _check_agreement(meeting: _Meeting, rank: int, call: Call) -> None:
 
 
 def _agree(one: Call, other: Call, positions: tuple[int, int]) -> bool:
+    if one.is_message and other.is_message:
+        return (one.label, one.dtype, one.shape) == (other.label, other.dtype, other.shape)
     if (one.collective, one.label, one.dtype) != (other.collective, other.label, other.dtype):
         return False
     if one.collective is not Collective.ALL_TO_ALL_ROWS:
@@ -214,6 +228,9 @@ def _complete(parts: list[_Part]) -> None:
         case Collective.ALL_REDUCE:
             for out in outputs:
                 sum_in_rank_order(inputs, out)
+        case Collective.SEND | Collective.RECEIVE:
+            sent, received = inputs[0], outputs[1]
+            received.copy_(sent)
 
 
 def _exchange(
