@@ -29,6 +29,7 @@ KERNELS = {
     "cudnn": (gpu.attention_cudnn, gpu.attention_cudnn_dgrad),
     "flash": (gpu.attention_flash, gpu.attention_flash_dgrad),
     "flash, repeatable": (gpu.attention_flash, gpu.attention_flash_dgrad_repeatable),
+    "default": (gpu.attention_mixed, gpu.attention_flash_dgrad_repeatable),
 }
 
 

@@ -2,10 +2,10 @@
 
 `attention_flash` takes documents of any lengths in one call, through their cumulative lengths.
 `attention_cudnn` is about twice as fast (docs/log.md) and takes documents of one length only. Both
-give the gradients of `attention`.
+give the gradients of `attention`. `attention_mixed` takes cuDNN's forward for flash's backward.
 
-The log-sum-exp that a body returns is for its own gradient body: cuDNN keeps it in a layout of its
-choice.
+The log-sum-exp that a body returns is for the gradient body that belongs to it: cuDNN keeps it in a
+layout of its choice.
 
 NOTE: the backward of both adds partial sums in no fixed order. The flash kernel has another mode
 that does, at some cost, and reads it from `torch.use_deterministic_algorithms(True)`;
@@ -71,6 +71,18 @@ def attention_cudnn_dgrad(
         run.length, run.length, 0.0, True,
     )  # fmt: skip
     return flat(dq), flat(dk), flat(dv)
+
+
+def attention_mixed(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
+    """Returns the attention output, by cuDNN where it can, for a backward of flash attention.
+
+    Numerics:
+        cuDNN's forward repeats its bits. Its log-sum-exp is handed over as flash keeps it, [J, N].
+    """
+    if not _is_uniform(segments):
+        return attention_flash(q, k, v, segments)
+    out, lse = attention_cudnn(q, k, v, segments)
+    return out, lse.view(lse.shape[:3]).transpose(0, 1).reshape(q.shape[1], q.shape[0])
 
 
 def attention_cudnn_or_flash(

@@ -181,7 +181,9 @@ def cuda_bodies() -> Bodies:
         faster["router_logits"] = linear.router_logits_narrow
         faster["router_logits.dgrad"] = linear.router_logits_dgrad_narrow
     if _has("_flash_attention_forward"):
-        faster["attention"] = attention_cuda.attention_flash
+        has_cudnn = _has("_scaled_dot_product_cudnn_attention")
+        forward = attention_cuda.attention_mixed if has_cudnn else attention_cuda.attention_flash
+        faster["attention"] = forward
         faster["attention.dgrad"] = attention_cuda.attention_flash_dgrad_repeatable
     if _has("_fused_adamw_"):
         faster["adamw"] = optimizer.adamw_fused

@@ -49,12 +49,14 @@ def plan_received(counts: Tensor, splits: Splits) -> tuple[Tensor, Tensor, Tenso
     Shapes:
         counts [Y, L] -> order [R], inverse [R], ends [L]
     """
-    local = torch.arange(counts.shape[1], device=counts.device).expand(counts.shape)
-    expert_of_row = local.flatten().repeat_interleave(
-        counts.flatten(), output_size=sum(splits.receive)
+    arrived = (counts.flatten().cumsum(0) - counts.flatten()).view(counts.shape)
+    sorted_starts = (counts.T.flatten().cumsum(0) - counts.T.flatten()).view(counts.T.shape).T
+    total = sum(splits.receive)
+    moved = (sorted_starts - arrived).flatten()  # by how much each run of rows is shifted
+    inverse = torch.arange(total, device=counts.device) + moved.repeat_interleave(
+        counts.flatten(), output_size=total
     )
-    order = expert_of_row.argsort(stable=True)
-    return order, _inverse(order), counts.sum(0).cumsum(0).to(torch.int32)
+    return _inverse(inverse), inverse, counts.sum(0).cumsum(0).to(torch.int32)
 
 
 def count_local(chosen: Tensor, *, first: int, local: int) -> Tensor:

@@ -43,6 +43,7 @@ _REASONS: Mapping[str, str] = MappingProxyType(
         "attention_cpu": "SDPA's own CPU kernel; skips the masked half",
         "attention_cpu_dgrad": "SDPA's own CPU kernel",
         "attention_flash": "documents of any length in one launch",
+        "attention_mixed": "cuDNN where all documents have one length, else flash attention",
         "attention_flash_dgrad_repeatable": "flash attention in its deterministic mode",
         "swiglu_dgrad_cpu": "blocks of rows whose passes stay in the cache",
         "embed_wgrad_cpu": "index_add_ walks its rows in order on a CPU",

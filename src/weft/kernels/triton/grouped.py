@@ -23,7 +23,7 @@ class Tile:
     n: int = 256
     rows: int = 64
     warps: int = 8
-    stages: int = 3
+    stages: int = 4
     reduce: bool = True
 
 

@@ -16,33 +16,52 @@ _PART, _STEP = 1024, 64  # choices of a program, and of one step: 64 x 128 cells
 
 def count_load(chosen: Tensor, *, experts: int) -> Tensor:
     """Returns how many choices fell on each expert."""
-    return _counts(chosen, experts).sum(0, dtype=torch.int64)
+    return _counts(chosen, 0, experts).sum(0, dtype=torch.int64)
+
+
+def count_local(chosen: Tensor, *, first: int, local: int) -> Tensor:
+    """Returns how many choices fell on each of the experts [first, first + local)."""
+    return _counts(chosen, first, local).sum(0, dtype=torch.int64)
 
 
 def plan_rows(chosen: Tensor, *, experts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns the map of all choices sorted by expert: order, slot_row, counts and ends."""
-    partial = _counts(chosen, experts)
+    return _plan(chosen, chosen.numel(), 0, experts)
+
+
+def plan_local(
+    chosen: Tensor, rows: int, *, first: int, local: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the map of the choices on this rank's experts: order, slot_row and ends."""
+    order, slot_row, _, ends = _plan(chosen, rows, first, local)
+    return order, slot_row, ends
+
+
+def _plan(
+    chosen: Tensor, rows: int, first: int, experts: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    partial = _counts(chosen, first, experts)
     through = partial.cumsum(0)  # int64: this part's and those before it
     counts = through[-1] if partial.shape[0] else through.new_zeros(experts)
     ends = counts.cumsum(0)
-    first = through - partial + (ends - counts)
-    order = torch.empty(chosen.numel(), dtype=torch.int64, device=chosen.device)
+    start = through - partial + (ends - counts)
+    order = torch.empty(rows, dtype=torch.int64, device=chosen.device)
     slot_row = torch.empty_like(chosen)
     if partial.shape[0]:
         _place[partial.shape[0],](
-            chosen, first, order, slot_row, chosen.numel(), experts,
+            chosen, start, order, slot_row, chosen.numel(), first, experts,
             PART=_PART, STEP=_STEP, COLUMNS=triton.next_power_of_2(experts), num_warps=4,
         )  # fmt: skip
     return order, slot_row, counts, ends.to(torch.int32)
 
 
-def _counts(chosen: Tensor, experts: int) -> Tensor:
-    """The choices of each part on each expert [parts, E]."""
+def _counts(chosen: Tensor, first: int, experts: int) -> Tensor:
+    """The choices of each part on each of the experts from `first` on [parts, experts]."""
     parts = triton.cdiv(chosen.numel(), _PART)
     partial = torch.empty(parts, experts, dtype=torch.int32, device=chosen.device)
     if parts:
         _count[parts,](
-            chosen, partial, chosen.numel(), experts,
+            chosen, partial, chosen.numel(), first, experts,
             PART=_PART, STEP=_STEP, COLUMNS=triton.next_power_of_2(experts), num_warps=4,
         )  # fmt: skip
     return partial
@@ -50,34 +69,35 @@ def _counts(chosen: Tensor, experts: int) -> Tensor:
 
 @triton.jit
 def _count(
-    chosen, partial, choices, experts,
+    chosen, partial, choices, first, experts,
     PART: tl.constexpr, STEP: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     part = tl.program_id(0)
     c = tl.arange(0, COLUMNS)
     total = tl.zeros((COLUMNS,), tl.int32)
-    for start in range(0, PART, STEP):
-        at = part * PART + start + tl.arange(0, STEP)
-        expert = tl.load(chosen + at, mask=at < choices, other=-1).to(tl.int32)
+    for begin in range(0, PART, STEP):
+        at = part * PART + begin + tl.arange(0, STEP)
+        expert = tl.load(chosen + at, mask=at < choices, other=-1).to(tl.int32) - first
         total += tl.sum((expert[:, None] == c[None, :]).to(tl.int32), axis=0)
     tl.store(partial + part * experts + c, total, mask=c < experts)
 
 
 @triton.jit
 def _place(
-    chosen, first, order, slot_row, choices, experts,
+    chosen, start, order, slot_row, choices, first, experts,
     PART: tl.constexpr, STEP: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     part = tl.program_id(0)
     c = tl.arange(0, COLUMNS)
-    row = tl.load(first + part * experts + c, mask=c < experts, other=0).to(tl.int32)
-    for start in range(0, PART, STEP):
-        at = part * PART + start + tl.arange(0, STEP)
+    row = tl.load(start + part * experts + c, mask=c < experts, other=0).to(tl.int32)
+    for begin in range(0, PART, STEP):
+        at = part * PART + begin + tl.arange(0, STEP)
         inside = at < choices
-        expert = tl.load(chosen + at, mask=inside, other=-1).to(tl.int32)
-        here = (expert[:, None] == c[None, :]).to(tl.int32)
+        expert = tl.load(chosen + at, mask=inside, other=-1).to(tl.int32) - first
+        local = inside & (expert >= 0) & (expert < experts)
+        here = ((expert[:, None] == c[None, :]) & local[:, None]).to(tl.int32)
         before = tl.cumsum(here, axis=0) - 1 + row[None, :]
         place = tl.sum(before * here, axis=1)
-        tl.store(order + place, at.to(tl.int64), mask=inside)
-        tl.store(slot_row + at, place.to(tl.int64), mask=inside)
+        tl.store(order + place, at.to(tl.int64), mask=local)
+        tl.store(slot_row + at, tl.where(local, place, -1).to(tl.int64), mask=inside)
         row += tl.sum(here, axis=0)
