@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from weft.bench.ceilings import Ceilings
 from weft.config.load import build
 from weft.config.run import RunConfig
 from weft.trainer.session import Place
@@ -46,3 +47,11 @@ def recipe() -> Callable[..., RunConfig]:
 @pytest.fixture
 def place() -> Place:
     return Place(rank=0, world=1, device=torch.device("cpu"), meeting=None)
+
+
+@pytest.fixture
+def ceilings() -> Ceilings:
+    return Ceilings(
+        device="cpu-2", dtype="float32", torch=torch.__version__,
+        product=1e11, attention=5e10, attention_dgrad=4e10, copy=1e10,
+    )  # fmt: skip

@@ -11,9 +11,9 @@ from weft.compose.step import training_step
 from weft.model.count import token_flops, total
 
 
-def test_every_task_of_the_step_is_in_a_row(recipe, place) -> None:
+def test_every_task_of_the_step_is_in_a_row(recipe, place, ceilings) -> None:
     with rigged(recipe(), place) as rig:
-        found = profile(rig, steps=2)
+        found = profile(rig, steps=2, ceilings=ceilings)
         step = rig.stage.step
     calls = Counter(
         task.body for i in step.instances for task in step.templates[i.template].program.tasks
@@ -53,13 +53,13 @@ def test_what_no_body_explains_is_a_row_and_collectives_beside_compute_explain_n
         "all_to_all": Sum(calls=1, ms=50.0),
         "wait.sp": Sum(calls=1, ms=4.0),
     }
-    found = summarise([one], {"add": 7}, {"add": 8}, beside=True)
+    found = summarise([one], {"add": 7}, {"add": 8}, {"add": 1.0}, beside=True)
     rows = {row.name: row for row in found.rows}
     assert rows[REST].ms == pytest.approx(53.0)
     assert found.exposed_ms == pytest.approx(4.0)
     assert (rows["add"].flops, rows["add"].moved_bytes, rows["add"].calls) == (7, 8, 2)
     assert [row.name for row in found.rows] == [REST, "all_to_all", "wait.sp", "add"]
-    posted = summarise([one], {}, {}, beside=False)
+    posted = summarise([one], {}, {}, {}, beside=False)
     assert {row.name: row.ms for row in posted.rows}[REST] == pytest.approx(3.0)
 
 
@@ -71,7 +71,7 @@ def test_rates_are_of_products_or_of_bytes() -> None:
         ZERO: Sum(calls=1, ms=1.0),
     }
     flops, moved = {"project": 2_000_000, "add": 5}, {"project": 7, "add": 3_000_000}
-    rates = {row.name: row.rate() for row in summarise([one], flops, moved, beside=True).rows}
+    rates = {row.name: row.rate() for row in summarise([one], flops, moved, {}, beside=True).rows}
     assert rates == {"project": "2.0 GFLOP/s", "add": "3.0 GB/s", ZERO: "", REST: ""}
 
 

@@ -2,7 +2,9 @@
 
 The FLOPs are those of `compose.price` (routed rows at balance); the bytes are those of the tensors
 that the body was given and gave back, and of a collective on CUDA those on the wire. A rate is what
-was reached: FLOP/s where a body is bound by its products, bytes a second elsewhere.
+was reached: FLOP/s where a body is bound by its products, bytes a second elsewhere. The floor is
+what the same work takes at the device's ceilings (`bench.floor`); the rows farthest from theirs
+come first, so the table is the list of what to do next.
 """
 
 import statistics
@@ -11,6 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
+from weft.bench.ceilings import Ceilings
+from weft.bench.floor import floors
 from weft.bench.rig import Rig
 from weft.bench.tap import Call, Scales, Tap
 from weft.compose.plan import sizes
@@ -36,6 +40,12 @@ class Row:
     ms: float
     flops: int
     moved_bytes: int
+    floor_ms: float = 0.0
+
+    @property
+    def gap_ms(self) -> float:
+        """What a perfect body would save."""
+        return self.ms - self.floor_ms
 
     def rate(self) -> str:
         """What was reached, or nothing where nobody counts."""
@@ -48,7 +58,9 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Profile:
-    """The rows of a tapped step, longest first, and its own time, which the taps lengthen."""
+    """The rows of a tapped step, the farthest from its floor first, and its own time, which the
+    taps lengthen.
+    """
 
     rows: tuple[Row, ...]
     tapped_ms: float
@@ -58,8 +70,18 @@ class Profile:
         """How long compute stood still for a collective."""
         return sum(row.ms for row in self.rows if row.lane == "wait")
 
+    @property
+    def floor_ms(self) -> float:
+        """The least that all bodies together can take."""
+        return sum(row.floor_ms for row in self.rows)
 
-def profile(rig: Rig, *, steps: int) -> Profile:
+    @property
+    def compute_ms(self) -> float:
+        """The time of all bodies on the compute lane."""
+        return sum(row.ms for row in self.rows if row.lane == Lane.COMPUTE or row.name == ZERO)
+
+
+def profile(rig: Rig, *, steps: int, ceilings: Ceilings) -> Profile:
     """Times every body of `steps` steps; each row is the median over the steps."""
     scales, tap = Scales(), Tap(rig.place.device)
     rig.bound(scales.bodies, lambda lanes: lanes).run(rig.environment())
@@ -72,7 +94,8 @@ def profile(rig: Rig, *, steps: int) -> Profile:
         recorded.append(_by_name(tap.empty()))
     step, cuda = rig.stage.step, rig.place.device.type == "cuda"
     moved = {**scales.moved, **wire(step, on_device=cuda)}
-    return summarise(recorded[1:], work(step), moved, beside=cuda)
+    least = floors(step, sizes(step.plan), widths(step.plan.precision), ceilings)
+    return summarise(recorded[1:], work(step), moved, least, beside=cuda)
 
 
 HELD_CYCLES = 200_000_000  # a tenth of a second at 2 GHz, longer than a tapped step takes to issue
@@ -98,14 +121,19 @@ def wire(step: Step, *, on_device: bool) -> Mapping[str, int]:
 
     None on a host, where the time of a posted body is not that of its transfer.
     """
-    n, dtypes = sizes(step.plan), precision(step.plan.precision)
-    widths = {**BYTES, "act": dtypes.act.itemsize, "acc": dtypes.acc.itemsize}
+    n, bytes_of = sizes(step.plan), widths(step.plan.precision)
     brought: dict[str, int] = {}
     for task, program in tasks(step):
         if is_collective(task):
-            size = round(wire_bytes(task, program, n, widths)) if on_device else 0
+            size = round(wire_bytes(task, program, n, bytes_of)) if on_device else 0
             brought[task.body] = brought.get(task.body, 0) + size
     return brought
+
+
+def widths(name: str) -> Mapping[str, int]:
+    """Bytes of an element of each kind of value, in a precision."""
+    dtypes = precision(name)
+    return {**BYTES, "act": dtypes.act.itemsize, "acc": dtypes.acc.itemsize}
 
 
 def tasks(step: Step) -> Iterator[tuple[Task, Program]]:
@@ -137,6 +165,7 @@ def summarise(
     steps: Sequence[Mapping[str, Sum]],
     done: Mapping[str, int],
     moved: Mapping[str, int],
+    least: Mapping[str, float],
     *,
     beside: bool,
 ) -> Profile:
@@ -152,6 +181,7 @@ def summarise(
             ms=statistics.median(step[name].ms for step in steps),
             flops=done.get(name, 0),
             moved_bytes=moved.get(name, 0),
+            floor_ms=least.get(name, 0.0),
         )
         for name, one in steps[-1].items()
         if name != STEP
@@ -159,7 +189,7 @@ def summarise(
     rest = statistics.median(step[STEP].ms - _serial_ms(step, beside=beside) for step in steps)
     rows.append(Row(name=REST, lane="", calls=0, ms=rest, flops=0, moved_bytes=0))
     return Profile(
-        rows=tuple(sorted(rows, key=lambda row: -row.ms)),
+        rows=tuple(sorted(rows, key=lambda row: -row.gap_ms)),
         tapped_ms=statistics.median(step[STEP].ms for step in steps),
     )
 
@@ -186,15 +216,18 @@ def is_product(name: str) -> bool:
 
 def render(found: Profile) -> str:
     """The rows as a table."""
-    lines = [
-        f"  {'body':<24} {'lane':<8} {'calls':>5} {'ms':>9} {'share':>6} {'GFLOP':>9}  reached"
-    ]
+    head = (
+        f"  {'body':<24} {'lane':<8} {'calls':>5} {'ms':>9} {'share':>6} {'floor':>9} {'ratio':>6} "
+    )
+    lines = [f"{head}{'GFLOP':>9}  reached"]
     for row in found.rows:
         share = row.ms / found.tapped_ms
+        floor = f"{row.floor_ms:.3f}" if row.floor_ms else ""
+        ratio = f"{row.ms / row.floor_ms:.2f}" if row.floor_ms else ""
         work_done = f"{row.flops / 1e9:,.2f}" if row.flops else ""
         lines.append(
             f"  {row.name:<24} {row.lane:<8} {row.calls or '':>5} {row.ms:>9.3f} {share:>6.1%} "
-            f"{work_done:>9}  {row.rate()}"
+            f"{floor:>9} {ratio:>6} {work_done:>9}  {row.rate()}"
         )
     lines.append(f"  {STEP + ', tapped':<39} {found.tapped_ms:>9.3f}")
     return "\n".join(lines)

@@ -8,10 +8,12 @@ from pathlib import Path
 from torch.multiprocessing.spawn import spawn
 
 from weft.bench import step
+from weft.bench.ceilings import stored
 from weft.bench.record import append, entry
 from weft.config.load import dump
 from weft.config.run import RunConfig
 from weft.runtime.backends import pick_device
+from weft.runtime.state import precision
 from weft.trainer.session import Place
 
 
@@ -43,7 +45,10 @@ def measure_rank(
     """Measures one rank; the first prints and appends."""
     device = pick_device(order.config.train.device, rank if local_rank is None else local_rank)
     place = Place(rank=rank, world=world, device=device, meeting=meeting, neighbours=world)
-    report = step.measure(order.config, place, steps=order.steps, documents=order.documents)
+    ceilings = stored(device, precision(order.config.train.precision).act)
+    report = step.measure(
+        order.config, place, steps=order.steps, ceilings=ceilings, documents=order.documents
+    )
     if rank:
         return
     order.say(step.render(report))

@@ -10,11 +10,12 @@ waits     on CUDA: whether the host waits for the device outside named host task
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 
 from weft.bench import profile as profiling
+from weft.bench.ceilings import Ceilings
 from weft.bench.profile import Profile
 from weft.bench.rig import Rig, rigged
 from weft.bench.spread import Spread, spread
@@ -43,10 +44,16 @@ class Report:
     peak_flops: float | None
     synchronisations: Synchronisations | None
     profile: Profile
+    ceilings: Ceilings
 
     @property
     def tokens_per_s(self) -> float:
         return self.tokens / self.step_ms.median * 1e3
+
+    @property
+    def idle(self) -> float:
+        """The share of a step in which the device computes nothing."""
+        return max(1 - self.profile.compute_ms / self.step_ms.median, 0.0)
 
     @property
     def tflops(self) -> float:
@@ -54,7 +61,9 @@ class Report:
         return self.tokens_per_s * self.flops_a_token / self.ranks / 1e12
 
 
-def measure(config: RunConfig, place: Place, *, steps: int, documents: int = 1) -> Report:
+def measure(
+    config: RunConfig, place: Place, *, steps: int, ceilings: Ceilings, documents: int = 1
+) -> Report:
     """Measures one rank of a recipe on random tokens; every rank calls it."""
     with rigged(config, place, documents=documents) as rig:
         cuda = place.device.type == "cuda"
@@ -64,7 +73,7 @@ def measure(config: RunConfig, place: Place, *, steps: int, documents: int = 1) 
         peak = peak_bytes(place.device)
         issue = _issue_times(rig, steps) if cuda else None
         waited = _exposed_ms(rig) if not cuda else None
-        found = profiling.profile(rig, steps=max(steps // 2, 1))
+        found = profiling.profile(rig, steps=max(steps // 2, 1), ceilings=ceilings)
         return Report(
             title=_title(rig, documents),
             tokens=rig.tokens,
@@ -77,6 +86,7 @@ def measure(config: RunConfig, place: Place, *, steps: int, documents: int = 1) 
             peak_flops=peak_flops(place.device) if rig.plan.precision == "bfloat16" else None,
             synchronisations=synchronisations(rig) if cuda else None,
             profile=found,
+            ceilings=ceilings,
         )
 
 
@@ -145,6 +155,10 @@ def _lines(report: Report) -> Iterator[str]:
     yield f"model FLOPs   {report.tflops:,.3f} TFLOP/s a rank{_utilisation(report)}"
     yield f"memory        {report.peak_bytes / 2**20:,.0f} MiB at the peak"
     yield f"exposed       {report.exposed_ms:.2f} ms of communication"
+    floor = report.profile.floor_ms
+    ratio = times.median / floor
+    yield f"floor         {floor:.2f} ms at the ceilings; the step takes {ratio:.2f} times that"
+    yield f"idle          {report.idle:.1%} of the step outside any body on the compute lane"
     if issue is not None:
         share = issue.median / times.median
         yield f"issue         {issue.text()} ms of host time, {share:.0%} of the step"
@@ -174,12 +188,16 @@ def record(report: Report) -> dict[str, object]:
         "peak_bytes": report.peak_bytes,
         "host_waits": {"named": waits.named, "unnamed": waits.unnamed} if waits else None,
         "tapped_ms": report.profile.tapped_ms,
+        "floor_ms": report.profile.floor_ms,
+        "idle": report.idle,
+        "ceilings": asdict(report.ceilings),
         "bodies": [
             {
                 "body": row.name,
                 "lane": row.lane,
                 "calls": row.calls,
                 "ms": row.ms,
+                "floor_ms": row.floor_ms,
                 "flops": row.flops,
                 "moved_bytes": row.moved_bytes,
             }

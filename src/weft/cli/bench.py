@@ -1,4 +1,4 @@
-"""`weft bench executor|step`: how fast this machine runs a schedule."""
+"""`weft bench ceilings|executor|step`: how fast this machine runs a schedule."""
 
 import os
 from pathlib import Path
@@ -34,6 +34,29 @@ def bench_executor(
     print(executor.render(found))
     if json is not None:
         append(json, entry("executor", where, executor.record(found)))
+
+
+@app.command("ceilings")
+def bench_ceilings(
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    json: JsonFile = None,
+) -> None:
+    """What a device reaches at best, measured and stored: `weft bench step` divides by it."""
+    from dataclasses import asdict
+
+    import torch  # takes seconds to import
+
+    from weft.bench import ceilings
+    from weft.bench.record import append, entry
+    from weft.runtime.backends import pick_device, prepare
+
+    where = pick_device(device, 0)
+    prepare(where, threads=None, neighbours=1)
+    dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
+    found = ceilings.measure(where, dtype)
+    print(found.text())
+    if json is not None:
+        append(json, entry("ceilings", where, asdict(found)))
 
 
 @app.command("step")
