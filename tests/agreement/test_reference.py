@@ -351,7 +351,7 @@ def decide(stats, *, clip_norm):
     return real([factor, float(not finite or loss * loss_bound > 1 or norm2 * norm2_bound > 1)])
 
 
-def adamw(shard, verdict, rates, master, mean, square, decay, *, beta1, beta2, eps):
+def adamw(shard, verdict, rates, master, mean, square, own, decay, *, beta1, beta2, eps):
     lr, weight_decay, step = rates
     found = []
     rows = zip(*(x.tolist() for x in (shard, master, mean, square)), strict=True)
@@ -363,6 +363,10 @@ def adamw(shard, verdict, rates, master, mean, square, decay, *, beta1, beta2, e
         decayed = p * (1 - lr * weight_decay) if i < decay else p
         found.append(decayed - lr * first / (root + eps))
     return master if verdict[1] else real(found)
+
+
+def round_params(master, own):
+    return master
 
 
 WRITTEN_OUT = {
@@ -414,6 +418,7 @@ WRITTEN_OUT = {
     "square_sum": lambda shard, norm2: norm2 + sum(v * v for v in shard.tolist()),
     "decide": decide,
     "adamw": adamw,
+    "round_params": round_params,
 }  # fmt: skip
 CASES = [(name, label) for name in WRITTEN_OUT for label in cases(name, torch.float64)]
 

@@ -22,11 +22,11 @@ def test_every_body_of_a_rank_alone_has_a_floor(recipe, ceilings) -> None:
     assert without == {"gather_params", "reduce_scatter_grad", "sum_statistics"}
 
 
-def test_adamw_reads_four_tensors_and_writes_three(recipe, ceilings) -> None:
+def test_adamw_reads_four_tensors_and_writes_four(recipe, ceilings) -> None:
     step = training_step(plan(recipe(), 0))
     elements = sum(bucket.shard for bucket in step.buckets)
     least = found(recipe, ceilings)["adamw"]
-    # what it returns, the master weights, is one of the three
+    # and the parameters
     assert least == pytest.approx(32 * elements / ceilings.copy * 1e3, rel=1e-3)  # and a verdict
 
 

@@ -22,6 +22,7 @@ def test_ten_steps_are_those_of_torch(body, decay):
     generator = torch.Generator().manual_seed(3)
     master = torch.randn(12, dtype=torch.float64, generator=generator)
     mean, square = torch.zeros_like(master), torch.zeros_like(master)
+    own = torch.zeros_like(master, dtype=torch.float32)
     decayed = master[:decay].clone().requires_grad_()
     plain = master[decay:].clone().requires_grad_()
     groups = [{"params": [decayed], "weight_decay": 0.1}, {"params": [plain], "weight_decay": 0.0}]
@@ -32,7 +33,9 @@ def test_ten_steps_are_those_of_torch(body, decay):
         peer.step()
         verdict = torch.tensor([0.5, 0.0], dtype=torch.float64)
         rates = (1e-2, 0.1, step)
-        assert body(gradient, verdict, rates, master, mean, square, decay, **BETAS) is master
+        state = master, mean, square, own
+        assert body(gradient, verdict, rates, *state, decay, **BETAS) is own
+        assert torch.equal(own, master.to(own.dtype))
     require_close(master, torch.cat((decayed, plain)).detach(), GRADIENT_FLOAT64, "master")
 
 
@@ -42,7 +45,7 @@ def test_a_refused_step_leaves_every_bit(body, poison):
     state = [torch.tensor([-0.0, 0.0, 1.5, -2.5]) for _ in range(3)]
     before = [x.view(torch.int32).clone() for x in state]
     shard, verdict = torch.full((4,), poison), torch.tensor([float("nan"), 1.0])
-    body(shard, verdict, (1e-2, 0.1, 3), *state, 2, **BETAS)
+    body(shard, verdict, (1e-2, 0.1, 3), *state, torch.empty(4), 2, **BETAS)
     assert all(torch.equal(x.view(torch.int32), y) for x, y in zip(state, before, strict=True))
 
 

@@ -18,6 +18,11 @@ from weft.planner.work import Attend, Passing, Products, work
 # Operands that a body rewrites and does not return: their bytes count once more.
 REWRITTEN: Mapping[str, tuple[str, ...]] = MappingProxyType({"adamw": ("master", "mean", "square")})
 
+# Operands that a body writes and does not read: their bytes count once less.
+FILLED: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"adamw": ("own",), "round_params": ("own",)}
+)
+
 
 def floor_ms(
     task: Task, program: Program, n: Sizes, widths: Mapping[str, int], ceilings: Ceilings
@@ -50,8 +55,11 @@ def floors(
 
 
 def _rewritten(task: Task, program: Program, n: Sizes, widths: Mapping[str, int]) -> int:
-    if task.body not in REWRITTEN:
+    if task.body not in FILLED:
         return 0
     ports = dict(zip((p.name for p in task.op.inputs), task.inputs, strict=True))
-    again = [ports[name] for name in REWRITTEN[task.body]]
-    return sum(value_bytes(value, program, n, widths) for value in again)
+
+    def count(names: tuple[str, ...]) -> int:
+        return sum(value_bytes(ports[name], program, n, widths) for name in names)
+
+    return count(REWRITTEN.get(task.body, ())) - count(FILLED[task.body])

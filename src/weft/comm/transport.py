@@ -272,7 +272,7 @@ def _issue(
 
 def _alone(collective: Collective, x: Tensor, out: Tensor | None) -> Tensor:
     if out is not None:
-        return out.copy_(x)
+        return out if out.data_ptr() == x.data_ptr() else out.copy_(x)
     return x.clone() if collective is Collective.ALL_REDUCE else x
 
 

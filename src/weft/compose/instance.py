@@ -57,7 +57,7 @@ def static_key(name: str, at: str) -> str:
             return "shape:boundary"
         case ["s", ("loss" | "losses" | "norm2" | "stats") as what]:
             return f"stats:{what}"
-        case ["s", ("master" | "mean" | "square" | "decay") as what, *bucket]:
+        case ["s", ("master" | "mean" | "square" | "own" | "decay") as what, *bucket]:
             return f"{what}:{'.'.join(bucket)}"
         case ["acc", *bucket]:
             return f"gradients:{'.'.join(bucket)}"

@@ -152,9 +152,10 @@ def update(plan: Plan, owned: Sequence[Bucket]) -> Program:
             o.input(f"s.{kind}.{bucket.name}", str(bucket.shard), "acc")
             for kind in ("master", "mean", "square")
         ]
+        own = o.input(f"s.own.{bucket.name}", str(bucket.shard))
         decay = o.input(f"s.decay.{bucket.name}", "", "host")
         (updated,) = o.call(
-            "adamw", shards[bucket.name], verdict, rates, *state, decay,
+            "adamw", shards[bucket.name], verdict, rates, *state, own, decay,
             beta1=settings.beta1, beta2=settings.beta2, eps=settings.eps, renames=_lengths(bucket),
         )  # fmt: skip
         flat = o.input(f"w.{bucket.name}", str(bucket.numel))
@@ -169,9 +170,11 @@ def gather(plan: Plan, owned: Sequence[Bucket]) -> Program:
     gathered: list[Value] = []
     for bucket in owned:
         master = o.input(f"s.master.{bucket.name}", str(bucket.shard), "acc")
+        own = o.input(f"s.own.{bucket.name}", str(bucket.shard))
+        (updated,) = o.call("round_params", master, own, renames=_lengths(bucket))
         flat = o.input(f"w.{bucket.name}", str(bucket.numel))
         place = plan.layout.replica(bucket.axis, plan.rank)
-        gathered.append(sync.gather(o, master, flat, bucket.legs, place=place))
+        gathered.append(sync.gather(o, updated, flat, bucket.legs, place=place))
     return o.finish(*gathered)
 
 

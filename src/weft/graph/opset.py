@@ -351,11 +351,13 @@ _TABLE = (
     _op("decide", "stats~@acc:I -> verdict~@acc:2"),
     _op(
         "adamw",
-        "shard~@acc:z, verdict~@acc:2, rates~@host:, master~@acc:z, mean~@acc:z, square~@acc:z, decay~@host: -> updated~@acc:z",
+        "shard~@acc:z, verdict~@acc:2, rates~@host:, master~@acc:z, mean~@acc:z, square~@acc:z, own~:z, decay~@host: "
+        "-> updated~:z",
         flops=lambda n: 12 * n.z,
     ),
-    _comm("gather_block", "updated~@acc:z, bucket~:Z -> block~:y", wire="gather", paper="1.4"),
-    _comm("gather_params", "updated~@acc:z, bucket~:Z -> gathered~:Z", wire="gather", paper="1.4"),
+    _op("round_params", "master~@acc:z, own~:z -> updated~:z", paper="1.4"),
+    _comm("gather_block", "updated~:z, bucket~:Z -> block~:y", wire="gather", paper="1.4"),
+    _comm("gather_params", "updated~:z, bucket~:Z -> gathered~:Z", wire="gather", paper="1.4"),
 )
 # fmt: on
 

@@ -59,13 +59,19 @@ def adamw(
     master: Tensor,
     mean: Tensor,
     square: Tensor,
+    own: Tensor,
     decay: int,
     *,
     beta1: float,
     beta2: float,
     eps: float,
 ) -> Tensor:
-    """Updates the state in place unless the verdict refuses the step, and returns master."""
+    """Updates the state in place unless the verdict refuses the step; returns the parameters.
+
+    Numerics:
+        `own`, the shard of the parameters, is the new master rounded once; in the dtype of the
+        master it may be the same memory.
+    """
     lr, weight_decay, step = rates
     refused = verdict[1] != 0
     gradient = shard * verdict[0]
@@ -77,7 +83,7 @@ def adamw(
     new_master.addcdiv_(new_mean, denominator, value=-lr / (1 - beta1**step))
     for state, new in ((mean, new_mean), (square, new_square), (master, new_master)):
         torch.where(refused, state, new, out=state)
-    return master
+    return round_params(master, own)
 
 
 def adamw_fused(
@@ -87,6 +93,7 @@ def adamw_fused(
     master: Tensor,
     mean: Tensor,
     square: Tensor,
+    own: Tensor,
     decay: int,
     *,
     beta1: float,
@@ -117,4 +124,9 @@ def adamw_fused(
             grad_scale=None,
             found_inf=verdict[1].to(torch.float32),
         )
-    return master
+    return round_params(master, own)
+
+
+def round_params(master: Tensor, own: Tensor) -> Tensor:
+    """Puts the master weights into the shard of the parameters, and returns that."""
+    return own if own.data_ptr() == master.data_ptr() else own.copy_(master)

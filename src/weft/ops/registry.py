@@ -138,6 +138,7 @@ def reference_bodies() -> Bodies:
             "square_sum": optimizer.square_sum,
             "decide": optimizer.decide,
             "adamw": optimizer.adamw,
+            "round_params": optimizer.round_params,
         }
     )
 

@@ -119,6 +119,7 @@ def _allocate_shard(
     own = slice(owned.start, owned.stop)
     statics[f"bucket:{bucket.name}"] = flat[whole]
     statics[f"gradients:{bucket.name}"] = grads[whole]
+    statics[f"own:{bucket.name}"] = flat[own]
     statics[f"decay:{bucket.name}"] = decayed(bucket, place)
     statics[f"master:{bucket.name}"] = flat[own].to(grads.dtype)  # a view where the dtypes agree
     for kind in ("mean", "square"):

@@ -406,7 +406,8 @@ def _step() -> Table:
         wide = accumulation_dtype(m.dtype)
         state = m.acc(21), m.acc(21), m.acc(21).square()
         signals = m.acc(21), torch.tensor(verdict, dtype=wide, device=m.device)
-        return Case(inputs=(*signals, (3e-3, 0.1, step), *state, decay), attrs=betas)
+        own = state[0].to(m.dtype)
+        return Case(inputs=(*signals, (3e-3, 0.1, step), *state, own, decay), attrs=betas)
 
     def stats(m: Maker, loss: float, norm2: float, bounds: tuple[float, float] = (0, 0)) -> Case:
         sums = [loss, 0.1, 0.2, norm2, 0.0, *bounds, 3.0, 4.0]
@@ -428,6 +429,7 @@ def _step() -> Table:
             "loss_above_its_bound": stats(m, 2.0, 9.0, (1.0, 0.0625)),
             "norm_above_its_bound": stats(m, 2.0, 9.0, (0.25, 0.25)),
         },
+        "round_params": lambda m: {"shard": Case(inputs=(m.acc(21), m.act(21)))},
         "adamw": lambda m: {
             "first_step": update(m, [1.0, 0.0], 8, 1),
             "clipped": update(m, [0.25, 0.0], 8, 7),

@@ -1,7 +1,8 @@
 """The end of a step in one pass each: the gradient's sum of squares, and AdamW.
 
 `adamw` clips, updates and refuses on the device: it reads the verdict itself, so that no gradient
-is copied to be scaled, and a refused step writes nothing.
+is copied to be scaled, and a refused step writes nothing. The new parameters are written in the
+same pass, rounded, where the gather reads them.
 """
 
 import triton
@@ -38,22 +39,23 @@ def adamw(
     master: Tensor,
     mean: Tensor,
     square: Tensor,
+    own: Tensor,
     decay: int,
     *,
     beta1: float,
     beta2: float,
     eps: float,
 ) -> Tensor:
-    """Updates the state in place unless the verdict refuses the step, and returns master."""
+    """Updates the state in place unless the verdict refuses the step; returns the parameters."""
     lr, weight_decay, step = rates
     count = master.numel()
     if count:
         _adamw[triton.cdiv(count, _LANES),](
-            shard, verdict, master, mean, square, count, decay,
+            shard, verdict, master, mean, square, own, count, decay,
             lr / (1 - beta1**step), 1 - lr * weight_decay, (1 - beta2**step) ** -0.5,
             BETA1=beta1, BETA2=beta2, EPS=eps, BLOCK=_LANES, num_warps=4,
         )  # fmt: skip
-    return master
+    return own
 
 
 @triton.jit
@@ -69,7 +71,7 @@ def _square_sum(shard, partial, count, blocks, BLOCK: tl.constexpr):
 
 @triton.jit
 def _adamw(
-    shard, verdict, master, mean, square, count, decay, rate, kept, correction,
+    shard, verdict, master, mean, square, own, count, decay, rate, kept, correction,
     BETA1: tl.constexpr, BETA2: tl.constexpr, EPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     if tl.load(verdict + 1) == 0:
@@ -85,3 +87,4 @@ def _adamw(
         tl.store(mean + at, m, mask=inside)
         tl.store(square + at, s, mask=inside)
         tl.store(master + at, w, mask=inside)
+        tl.store(own + at, w, mask=inside)
