@@ -1,6 +1,7 @@
 """Rotary positions with and without QK norm, one program a token.
 
-Channels pair as (c, c + C/2); both halves of a head are in one program, so nothing is moved but
+The channels of a head lie in three blocks: the two halves of those that turn, paired channel by
+channel, and the rest, which may be none. All of a head is in one program, so nothing is moved but
 what is read and written. The columns of `qkv` are [query heads | key heads | value heads].
 """
 
@@ -111,7 +112,7 @@ def _forward(
         _turn[tokens,](
             qkv, q_norm, k_norm, cos, sin, turned, rstd, qkv.shape[1], heads, turning, eps,
             NORM=q_norm is not None, HEADS=triton.next_power_of_2(turning),
-            HALF=channels // 2, num_warps=4,
+            **_blocks(channels, cos), num_warps=4,
         )  # fmt: skip
     values = qkv.unflatten(-1, (turning + kv_heads, channels))[:, turning:]
     return turned[:, :heads], turned[:, heads:], values, rstd
@@ -138,7 +139,7 @@ def _backward(
             dq, dk, dv, qkv, q_norm, k_norm, rstd, cos, sin, dqkv,
             dq.stride(0), dk.stride(0), dv.stride(0), heads, kv_heads,
             NORM=qkv is not None, HEADS=triton.next_power_of_2(every),
-            HALF=channels // 2, num_warps=4,
+            **_blocks(channels, cos), num_warps=4,
         )  # fmt: skip
     return dqkv
 
@@ -155,9 +156,17 @@ def _weight(
     _norm_weight[parts,](
         dy, qkv, rstd, cos, sin, partial, dy.stride(0), qkv.stride(0), rstd.stride(0),
         tokens, heads, first, triton.cdiv(tokens, parts),
-        HEADS=triton.next_power_of_2(heads), HALF=channels // 2, num_warps=4,
+        HEADS=triton.next_power_of_2(heads), **_blocks(channels, cos), num_warps=4,
     )  # fmt: skip
     add_partial_sums(acc, partial)
+
+
+def _blocks(channels: int, cos: Tensor) -> dict[str, int]:
+    """The channels of a head, those of a half that turns, and powers of two above half and rest."""
+    half = cos.shape[1] // 2
+    rest = channels - 2 * half
+    blocks = {"BLOCK": triton.next_power_of_2(half), "REST": triton.next_power_of_2(max(rest, 1))}
+    return {"CHANNELS": channels, "HALF": half, **blocks}
 
 
 def _dense_heads(x: Tensor) -> Tensor:
@@ -168,113 +177,132 @@ def _dense_heads(x: Tensor) -> Tensor:
 @triton.jit
 def _turn(
     qkv, q_norm, k_norm, cos, sin, turned, rstd, stride, heads, turning, eps,
-    NORM: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr,
+    NORM: tl.constexpr, HEADS: tl.constexpr, CHANNELS: tl.constexpr, HALF: tl.constexpr,
+    BLOCK: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     head = tl.arange(0, HEADS)
-    c = tl.arange(0, HALF)
-    at = head[:, None] * (2 * HALF) + c[None, :]
-    inside = (head < turning)[:, None] & (c < HALF)[None, :]
-    a = tl.load(qkv + token * stride + at, mask=inside, other=0.0).to(tl.float32)
-    b = tl.load(qkv + token * stride + at + HALF, mask=inside, other=0.0).to(tl.float32)
+    c, d = tl.arange(0, BLOCK), 2 * HALF + tl.arange(0, REST)
+    present = (head < turning)[:, None]
+    half, rest = present & (c < HALF)[None, :], present & (d < CHANNELS)[None, :]
+    at = head[:, None] * CHANNELS
+    source = qkv + token * stride + at
+    a = tl.load(source + c[None, :], mask=half, other=0.0).to(tl.float32)
+    b = tl.load(source + HALF + c[None, :], mask=half, other=0.0).to(tl.float32)
+    r = tl.load(source + d[None, :], mask=rest, other=0.0).to(tl.float32)
     if NORM:
-        mean = (tl.sum(a * a, axis=1) + tl.sum(b * b, axis=1)) / (2 * HALF)
-        inverse = tl.rsqrt(mean + eps)
+        square = tl.sum(a * a, axis=1) + tl.sum(b * b, axis=1) + tl.sum(r * r, axis=1)
+        inverse = tl.rsqrt(square / CHANNELS + eps)
         tl.store(rstd + token * turning + head, inverse, mask=head < turning)
         is_query = (head < heads)[:, None]
-        low = tl.where(is_query, tl.load(q_norm + c)[None, :], tl.load(k_norm + c)[None, :])
-        high = tl.where(
-            is_query, tl.load(q_norm + HALF + c)[None, :], tl.load(k_norm + HALF + c)[None, :]
-        )
-        a *= inverse[:, None] * low
-        b *= inverse[:, None] * high
-    angle = token * (2 * HALF) + c  # the table holds every angle twice
-    cosine, sine = tl.load(cos + angle)[None, :], tl.load(sin + angle)[None, :]
-    out = turned + token * turning * (2 * HALF) + at
-    tl.store(out, a * cosine - b * sine, mask=inside)
-    tl.store(out + HALF, b * cosine + a * sine, mask=inside)
+        a *= inverse[:, None] * _weights(q_norm, k_norm, is_query, c, HALF)
+        b *= inverse[:, None] * _weights(q_norm, k_norm, is_query, HALF + c, 2 * HALF)
+        r *= inverse[:, None] * _weights(q_norm, k_norm, is_query, d, CHANNELS)
+    cosine, sine = _angles(cos, sin, token, c, HALF)
+    out = turned + token * turning * CHANNELS + at
+    tl.store(out + c[None, :], a * cosine - b * sine, mask=half)
+    tl.store(out + HALF + c[None, :], b * cosine + a * sine, mask=half)
+    tl.store(out + d[None, :], r, mask=rest)
 
 
 @triton.jit
 def _turn_back(
     dq, dk, dv, qkv, q_norm, k_norm, rstd, cos, sin, dqkv,
     q_stride, k_stride, v_stride, heads, kv_heads,
-    NORM: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr,
+    NORM: tl.constexpr, HEADS: tl.constexpr, CHANNELS: tl.constexpr, HALF: tl.constexpr,
+    BLOCK: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     head = tl.arange(0, HEADS)
-    c = tl.arange(0, HALF)
+    c, d = tl.arange(0, BLOCK), 2 * HALF + tl.arange(0, REST)
     turning = heads + kv_heads
-    is_query = head < heads
-    inside = (head < turning + kv_heads)[:, None] & (c < HALF)[None, :]
-    a, b = _grad_halves(dq + token * q_stride, head, 0, heads, c, HALF)
-    ka, kb = _grad_halves(dk + token * k_stride, head, heads, turning, c, HALF)
-    va, vb = _grad_halves(dv + token * v_stride, head, turning, turning + kv_heads, c, HALF)
-    a += ka
-    b += kb
-    angle = token * (2 * HALF) + c
-    cosine, sine = tl.load(cos + angle)[None, :], tl.load(sin + angle)[None, :]
-    da = a * cosine + b * sine + va
-    db = b * cosine - a * sine + vb
-    at = token * (turning + kv_heads) * (2 * HALF) + head[:, None] * (2 * HALF) + c[None, :]
+    every = turning + kv_heads
+    q, k, v = dq + token * q_stride, dk + token * k_stride, dv + token * v_stride
+    a = _of(q, head, 0, heads, c, HALF, CHANNELS) + _of(k, head, heads, turning, c, HALF, CHANNELS)
+    e = HALF + c
+    b = _of(q, head, 0, heads, e, 2 * HALF, CHANNELS)
+    b += _of(k, head, heads, turning, e, 2 * HALF, CHANNELS)
+    r = _of(q, head, 0, heads, d, CHANNELS, CHANNELS)
+    r += _of(k, head, heads, turning, d, CHANNELS, CHANNELS)
+    cosine, sine = _angles(cos, sin, token, c, HALF)
+    da, db = a * cosine + b * sine, b * cosine - a * sine
     if NORM:
-        normed = (head < turning)[:, None]
-        low = tl.where(
-            is_query[:, None], tl.load(q_norm + c)[None, :], tl.load(k_norm + c)[None, :]
-        )
-        high = tl.where(
-            is_query[:, None],
-            tl.load(q_norm + HALF + c)[None, :],
-            tl.load(k_norm + HALF + c)[None, :],
-        )
-        x = tl.load(qkv + at, mask=inside & normed, other=0.0).to(tl.float32)
-        y = tl.load(qkv + at + HALF, mask=inside & normed, other=0.0).to(tl.float32)
+        row = qkv + token * every * CHANNELS
+        x = _of(row, head, 0, turning, c, HALF, CHANNELS)
+        y = _of(row, head, 0, turning, e, 2 * HALF, CHANNELS)
+        z = _of(row, head, 0, turning, d, CHANNELS, CHANNELS)
         inverse = tl.load(rstd + token * turning + head, mask=head < turning, other=0.0)
-        ga, gb = da * low, db * high
-        dot = tl.sum(ga * x, axis=1) + tl.sum(gb * y, axis=1)
-        share = (dot * inverse * inverse / (2 * HALF))[:, None]
-        da = tl.where(normed, inverse[:, None] * (ga - x * share), da)
-        db = tl.where(normed, inverse[:, None] * (gb - y * share), db)
-    tl.store(dqkv + at, da, mask=inside)
-    tl.store(dqkv + at + HALF, db, mask=inside)
+        is_query = (head < heads)[:, None]
+        da *= _weights(q_norm, k_norm, is_query, c, HALF)
+        db *= _weights(q_norm, k_norm, is_query, e, 2 * HALF)
+        r *= _weights(q_norm, k_norm, is_query, d, CHANNELS)
+        dot = tl.sum(da * x, axis=1) + tl.sum(db * y, axis=1) + tl.sum(r * z, axis=1)
+        share = (dot * inverse * inverse / CHANNELS)[:, None]
+        da = inverse[:, None] * (da - x * share)
+        db = inverse[:, None] * (db - y * share)
+        r = inverse[:, None] * (r - z * share)
+    da += _of(v, head, turning, every, c, HALF, CHANNELS)
+    db += _of(v, head, turning, every, e, 2 * HALF, CHANNELS)
+    r += _of(v, head, turning, every, d, CHANNELS, CHANNELS)
+    out = dqkv + token * every * CHANNELS + head[:, None] * CHANNELS
+    half = (head < every)[:, None] & (c < HALF)[None, :]
+    tl.store(out + c[None, :], da, mask=half)
+    tl.store(out + e[None, :], db, mask=half)
+    tl.store(out + d[None, :], r, mask=(head < every)[:, None] & (d < CHANNELS)[None, :])
 
 
 @triton.jit
-def _grad_halves(source, head, first, last, c, HALF: tl.constexpr):
-    """The two halves of the heads [first, last) of a token; 0 for every other head."""
-    inside = ((head >= first) & (head < last))[:, None] & (c < HALF)[None, :]
-    at = (head - first)[:, None] * (2 * HALF) + c[None, :]
-    low = tl.load(source + at, mask=inside, other=0.0).to(tl.float32)
-    return low, tl.load(source + at + HALF, mask=inside, other=0.0).to(tl.float32)
+def _of(source, head, first, last, c, limit, CHANNELS: tl.constexpr):
+    """The channels c below a limit of the heads [first, last) of a token; 0 everywhere else."""
+    inside = ((head >= first) & (head < last))[:, None] & (c < limit)[None, :]
+    at = (head - first)[:, None] * CHANNELS + c[None, :]
+    return tl.load(source + at, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _weights(q_norm, k_norm, is_query, c, limit):
+    """The weights of the norm at some channels, those of queries or of keys by head."""
+    of_query = tl.load(q_norm + c, mask=c < limit, other=0.0)[None, :]
+    of_key = tl.load(k_norm + c, mask=c < limit, other=0.0)[None, :]
+    return tl.where(is_query, of_query, of_key).to(tl.float32)
+
+
+@triton.jit
+def _angles(cos, sin, token, c, HALF: tl.constexpr):
+    """Cosine and sine of a token's angles, of which the table holds each twice."""
+    at = token * (2 * HALF) + c
+    cosine = tl.load(cos + at, mask=c < HALF, other=0.0)
+    return cosine[None, :], tl.load(sin + at, mask=c < HALF, other=0.0)[None, :]
 
 
 @triton.jit
 def _norm_weight(
     dy, qkv, rstd, cos, sin, partial, y_stride, x_stride, rstd_stride,
     tokens, heads, first, share,
-    HEADS: tl.constexpr, HALF: tl.constexpr,
+    HEADS: tl.constexpr, CHANNELS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr,
+    REST: tl.constexpr,
 ):  # fmt: skip
     part = tl.program_id(0)
     head = tl.arange(0, HEADS)
-    c = tl.arange(0, HALF)
-    inside = (head < heads)[:, None] & (c < HALF)[None, :]
-    at = head[:, None] * (2 * HALF) + c[None, :]
-    low = tl.zeros((HEADS, HALF), tl.float32)
-    high = tl.zeros((HEADS, HALF), tl.float32)
+    c, d = tl.arange(0, BLOCK), 2 * HALF + tl.arange(0, REST)
+    low = tl.zeros((HEADS, BLOCK), tl.float32)
+    high = tl.zeros((HEADS, BLOCK), tl.float32)
+    still = tl.zeros((HEADS, REST), tl.float32)
     begin = part * share
     for t in range(begin, tl.minimum(begin + share, tokens)):
         token = tl.cast(t, tl.int64)
-        a = tl.load(dy + token * y_stride + at, mask=inside, other=0.0).to(tl.float32)
-        b = tl.load(dy + token * y_stride + at + HALF, mask=inside, other=0.0).to(tl.float32)
-        angle = token * (2 * HALF) + c
-        cosine, sine = tl.load(cos + angle)[None, :], tl.load(sin + angle)[None, :]
-        source = qkv + token * x_stride + first * (2 * HALF) + at
-        x = tl.load(source, mask=inside, other=0.0).to(tl.float32)
-        y = tl.load(source + HALF, mask=inside, other=0.0).to(tl.float32)
+        grad, x = dy + token * y_stride, qkv + token * x_stride + first * CHANNELS
+        a = _of(grad, head, 0, heads, c, HALF, CHANNELS)
+        b = _of(grad, head, 0, heads, HALF + c, 2 * HALF, CHANNELS)
+        cosine, sine = _angles(cos, sin, token, c, HALF)
         wide = rstd + token * rstd_stride + first + head
         inverse = tl.load(wide, mask=head < heads, other=0.0)[:, None]
-        low += (a * cosine + b * sine) * x * inverse
+        low += (a * cosine + b * sine) * _of(x, head, 0, heads, c, HALF, CHANNELS) * inverse
+        y = _of(x, head, 0, heads, HALF + c, 2 * HALF, CHANNELS)
         high += (b * cosine - a * sine) * y * inverse
-    out = partial + part.to(tl.int64) * (2 * HALF)
-    tl.store(out + c, tl.sum(low, axis=0))
-    tl.store(out + HALF + c, tl.sum(high, axis=0))
+        r = _of(grad, head, 0, heads, d, CHANNELS, CHANNELS)
+        still += r * _of(x, head, 0, heads, d, CHANNELS, CHANNELS) * inverse
+    out = partial + part.to(tl.int64) * CHANNELS
+    tl.store(out + c, tl.sum(low, axis=0), mask=c < HALF)
+    tl.store(out + HALF + c, tl.sum(high, axis=0), mask=c < HALF)
+    tl.store(out + d, tl.sum(still, axis=0), mask=d < CHANNELS)
