@@ -5,8 +5,20 @@ import pytest
 from weft import errors
 from weft.cli import main
 
-VERBS = ("train", "status", "report", "generate", "show", "verify", "trace", "bench", "doctor")
-CODES = {"ConfigError": 2, "LayoutError": 2, "DataError": 2}
+VERBS = (
+    "train",
+    "slurm",
+    "ckpt",
+    "status",
+    "report",
+    "generate",
+    "show",
+    "verify",
+    "trace",
+    "bench",
+    "doctor",
+)
+CODES = {"ConfigError": 2, "LayoutError": 2, "DataError": 2, "StoppedError": 75}
 
 
 @pytest.mark.parametrize(

@@ -10,17 +10,21 @@ import torch
 from tests.system.conftest import Recipe
 from torch import Tensor
 
+from weft.checkpoint.prune import list_checkpoints
+from weft.checkpoint.verify import read_manifest
 from weft.comm.mesh import Mesh
 from weft.comm.transports.stacked import StackedWorld
 from weft.ops.registry import reference_bodies
 from weft.parallel.layout import Layout
+from weft.runtime import backends
 from weft.runtime.executor import Environment, run_together
 from weft.runtime.stage import Rates, Stage, build
 from weft.runtime.state import initialise
-from weft.telemetry import metrics
+from weft.telemetry import events, metrics
 from weft.testing import agreement, models
 from weft.testing.kill import Run, outcome
 from weft.trainer import rank, session
+from weft.trainer.feed import Feed
 from weft.trainer.record import Stopwatch, read, record
 
 CPU = torch.device("cpu")
@@ -176,3 +180,71 @@ def test_a_run_skips_the_step_and_goes_on(recipe: Recipe) -> None:
     assert [r["loss"] for r in lines if r["step"] == 5] == [None]
     assert outcome(run.folder).validation[8] < 6.0
     assert "SKIPPED: loss or gradient not finite" in run.output.read_text()
+
+
+# ---- what a recipe may ask for ----
+
+BAD_BATCH = 5  # of the sixth step; its second micro-batch is that of the second rank
+
+
+def poison_a_batch() -> None:
+    """Tampers with the second rank: attention is not a number wherever one batch is in it."""
+    armed = []
+    load, bodies = Feed.load, backends.bodies
+
+    def load_and_arm(feed, plan, index, device):
+        armed[:] = [True] if index == BAD_BATCH and plan.rank == 1 else []
+        return load(feed, plan, index, device)
+
+    def poison(table):
+        made = dict(bodies(table))
+        honest, calls = made["qkv_project"], iter(range(10**9))
+
+        def project(*inputs, **attributes):
+            result = honest(*inputs, **attributes)
+            if armed and next(calls) % 4 == 3:  # the second layer of its second micro-batch
+                result.view(-1)[0] = math.nan
+            return result
+
+        made["qkv_project"] = project
+        return made
+
+    Feed.load = load_and_arm
+    backends.bodies = poison
+
+
+def run_poisoned(recipe: Recipe, policy: str) -> tuple[Run, int, list[dict]]:
+    settings = ("parallel.dp=2", "train.steps=10", "train.eval_every=10", "train.log_every=1")
+    run = Run(recipe("run", *settings, f"train.on_non_finite={policy}"), tamper=poison_a_batch)
+    code = run.wait()
+    return run, code, events.read(run.folder)
+
+
+FIRST = "first in qkv_project (moe.forward) of layer 1, micro-batch 3, on rank 1"
+
+
+def test_a_run_that_is_to_stop_stops_and_names_the_place(recipe: Recipe) -> None:
+    run, code, told = run_poisoned(recipe, "stop")
+    assert code == 1
+    assert f"step 6: loss or gradient not finite, {FIRST}" in run.output.read_text()
+    (finding,) = [event for event in told if event["event"] == "not_finite"]
+    assert (finding["step"], finding["rank"], finding["micro_batch"]) == (6, 1, 3)
+
+
+def test_a_run_that_is_to_skip_goes_on(recipe: Recipe) -> None:
+    run, code, _ = run_poisoned(recipe, "skip")
+    assert code == 0
+    assert FIRST in run.output.read_text()
+    assert len(outcome(run.folder).losses) == 10
+
+
+def test_a_run_that_is_to_go_back_leaves_the_batches_out(recipe: Recipe) -> None:
+    run, code, told = run_poisoned(recipe, "rollback")
+    assert code == 0, run.output.read_text()
+    (back,) = [event for event in told if event["event"] == "rollback"]
+    assert (back["step"], back["bad_step"], back["batches_skipped"]) == (4, 6, 2)
+    lines = [r for r in metrics.read(run.folder / metrics.FILE) if "loss" in r]
+    assert [r["step"] for r in lines] == list(range(1, 11))
+    assert not any(r["skipped"] for r in lines)
+    newest = list_checkpoints(run.folder)[0]
+    assert read_manifest(newest).data["next_step"] == 12

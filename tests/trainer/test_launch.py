@@ -10,6 +10,7 @@ from tests.system.conftest import Recipe
 
 from weft.errors import CheckpointError, ConfigError, DataError
 from weft.trainer import launch, lock
+from weft.trainer.cluster import Member
 from weft.trainer.supervisor import Process
 
 
@@ -68,15 +69,18 @@ def test_a_wrong_number_of_processes_is_told_what_would_fit(
     assert str(raised.value).endswith(remedy)
 
 
-def test_a_rank_of_torchrun_joins_only_a_world_of_the_right_size(recipe: Recipe) -> None:
-    environment = {"WORLD_SIZE": "2", "RANK": "0"}
+def member(world: int) -> Member:
+    return Member(rank=0, world=world, local_rank=0, neighbours=1, meeting="env://")
+
+
+def test_a_rank_joins_only_a_world_of_the_right_size(recipe: Recipe) -> None:
     with pytest.raises(ConfigError, match="--nproc 2: the layout has"):
-        launch.join(recipe("run"), environment, "auto")
+        launch.join(recipe("run"), member(2), "auto")
 
 
 def test_a_world_of_one_joins_alone(recipe: Recipe) -> None:
     config = recipe("run", "train.steps=2", "train.eval_every=2")
-    summary = launch.join(config, {"WORLD_SIZE": "1", "RANK": "0"}, "auto")
+    summary = launch.join(config, member(1), "auto")
     assert summary is not None
     assert summary.last["step"] == 2
 

@@ -58,6 +58,9 @@ def test_an_error_closes_the_files_and_leaves_the_wire_to_the_operating_system(
         def __init__(self, *_: object) -> None:
             pass
 
+        def remember(self) -> None:
+            pass
+
         def run(self, **_: object) -> None:
             raise ValueError("a bug")
 

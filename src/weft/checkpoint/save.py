@@ -134,6 +134,32 @@ def save(
     )
 
 
+def save_shards(
+    run_dir: Path, parts: Sequence[Callable[[], Sequence[Piece]]], *, progress: Progress
+) -> Path:
+    """Writes a checkpoint alone, one shard file after the other; each part is made in its turn.
+
+    Raises:
+        CheckpointError, and then nothing was added.
+    """
+    folder = run_dir / step_name(progress.step)
+    partial = folder.with_suffix(".partial")
+
+    def write() -> None:
+        _prepare(partial)
+        for rank, part in enumerate(parts):
+            writer = Writer(rank=rank, num_ranks=len(parts), barrier=lambda: None)
+            _write_rank(partial, part(), writer)
+        _publish(partial, folder, progress, len(parts), no_fail)
+        sync_folder(run_dir)
+
+    failure = _attempt(partial, 0, write)
+    if failure:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise failure
+    return folder
+
+
 def _attempt(partial: Path, num_bytes: int, write: Callable[[], None]) -> CheckpointError | None:
     """Writes, and returns what went wrong: the barriers have to be passed all the same."""
     try:

@@ -9,11 +9,13 @@ import typer
 
 from weft.cli import (
     bench,
+    ckpt,
     data,
     export,
     generate,
     report,
     show,
+    slurm,
     status,
     tokenizer,
     trace,
@@ -34,6 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("train")(train.train)
+app.command("slurm")(slurm.slurm)
 app.command("status")(status.status)
 app.command("report")(report.report)
 app.command("generate")(generate.generate)
@@ -43,6 +46,7 @@ app.command("trace")(trace.trace)
 app.command("doctor")(doctor)
 app.add_typer(show.app, name="show")
 app.add_typer(bench.app, name="bench")
+app.add_typer(ckpt.app, name="ckpt")
 app.add_typer(data.app, name="data")
 app.add_typer(tokenizer.app, name="tokenizer")
 

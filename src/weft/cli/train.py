@@ -1,4 +1,4 @@
-"""`weft train RECIPE`: all ranks of a run here, or the one rank that torchrun describes."""
+"""`weft train RECIPE`: all ranks of a run here, or the one that torchrun or Slurm started."""
 
 import os
 from typing import Annotated
@@ -22,9 +22,13 @@ def train(
 ) -> None:
     """Train a recipe; an interrupted run goes on where its last checkpoint is."""
     config = load(recipe, overrides or ())
-    from weft.trainer import launch  # after the recipe is found good: torch takes seconds to import
+    from weft.trainer import (
+        cluster,
+        launch,
+    )  # after the recipe is found good: torch takes seconds to import
 
-    if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
-        launch.join(config, os.environ, resume)
+    member = cluster.found(os.environ)
+    if member is not None:
+        launch.join(config, member, resume)
     else:
         launch.train(config, nproc=nproc, resume=resume)

@@ -70,6 +70,7 @@ class RunConfig(Branch):
         _check_compression(self)
         _check_batch(self)
         _check_warmup(self)
+        _check_decay(self)
         return self
 
 
@@ -157,3 +158,22 @@ def _check_warmup(run: RunConfig) -> None:
     if warmup > steps:
         rule = f"must be at most train.steps ({steps})"
         raise ConfigError(refusal("optim.warmup_steps", warmup, rule, steps))
+
+
+def _check_decay(run: RunConfig) -> None:
+    decay, room = run.optim.decay_steps, run.train.steps - run.optim.warmup_steps
+    wanted = run.optim.schedule == "warmup_stable_decay"
+    if decay is None and wanted:
+        raise ConfigError(
+            'optim.decay_steps: missing; optim.schedule = "warmup_stable_decay" needs the number '
+            f"of its last steps; for instance optim.decay_steps = {max(1, run.train.steps // 10)}"
+        )
+    if decay is not None and not wanted:
+        rule = 'means nothing under optim.schedule = "cosine"'
+        raise ConfigError(
+            f"optim.decay_steps = {decay}: {rule}; nearest legal value: "
+            'optim.schedule = "warmup_stable_decay"'
+        )
+    if decay is not None and decay > room:
+        rule = f"must leave the warm-up its {run.optim.warmup_steps} of {run.train.steps} steps"
+        raise ConfigError(refusal("optim.decay_steps", decay, rule, max(1, room)))

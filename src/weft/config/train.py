@@ -51,6 +51,10 @@ class TrainConfig(Branch):
         default=600.0,  # longer than any step; NCCL's own default too
         description="how long a rank may get no further before the run is ended",
     )
+    on_non_finite: Literal["skip", "stop", "rollback"] = Field(
+        default="skip",
+        description="what follows a step that was refused because its loss is not finite",
+    )
     restarts: Count = Field(
         default=0, description="how often a run that failed is started again by itself"
     )

@@ -5,7 +5,7 @@ RUN/report/<figure>.png    the same figures, each to be put somewhere else
 """
 
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from html import escape
 from importlib.resources import files
@@ -140,9 +140,14 @@ def _settings(run: Run) -> Iterator[tuple[str, str]]:
     yield "data", f"{data.get('source', '')}, sequences of {data.get('sequence', '?')} tokens"
     yield "corpus", str(header.get("corpus", ""))
     if optim:
-        yield "optimizer", f"AdamW, {', '.join(f'{k} {v:g}' for k, v in optim.items())}"
+        yield "optimizer", f"AdamW, {_listed(optim)}"
     for field, reason in header.get("not_measured", {}).items():
         yield f"no {field}", reason
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    shown = {k: f"{v:g}" if isinstance(v, float) else f"{v}" for k, v in values.items()}
+    return ", ".join(f"{key} {value}" for key, value in shown.items())
 
 
 def _table(rows: Iterable[tuple[str, str]]) -> str:

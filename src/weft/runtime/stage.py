@@ -1,6 +1,6 @@
 """One rank's part of a model: its state and its bound steps, ready to be fed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -88,6 +88,20 @@ def build(
     bound = _bind(step, state.statics, bodies, transport, device)
     gathers = _bind(gathering_step(plan), state.statics, bodies, transport, device)
     return Stage(step=step, state=state, bound=bound, gathers=gathers, transport=transport)
+
+
+def rebind(
+    stage: Stage,
+    *,
+    bodies: Mapping[str, Body],
+    device: torch.device,
+    wrap: Callable[[Body], Body],
+) -> BoundStep:
+    """The step of a stage over the same state, each of its bodies wrapped."""
+    wired = {**bodies, **collective_bodies(stage.transport)}
+    lanes: Lanes = CudaLanes(device) if device.type == "cuda" else HostLanes()
+    wrapped = {name: wrap(body) for name, body in wired.items()}
+    return bind(stage.step, bodies=wrapped, statics=stage.state.statics, lanes=lanes)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

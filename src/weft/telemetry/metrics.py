@@ -18,11 +18,21 @@ class Metrics:
     """The open file of one run, on one rank."""
 
     def __init__(self, path: Path, header: Mapping[str, Any], *, first_step: int) -> None:
-        lines = [json.dumps({"header": header}), *_lines_until(path, first_step)]
-        aside = path.with_name(path.name + ".partial")
+        self._path = path
+        self._header = header
+        self._file: IO[str] = self._begin(first_step)
+
+    def _begin(self, step: int) -> IO[str]:
+        lines = [json.dumps({"header": self._header}), *_lines_until(self._path, step)]
+        aside = self._path.with_name(self._path.name + ".partial")
         aside.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        aside.replace(path)
-        self._file: IO[str] = path.open("a", encoding="utf-8")
+        aside.replace(self._path)
+        return self._path.open("a", encoding="utf-8")
+
+    def cut(self, step: int) -> None:
+        """Forgets the steps after this one: they are done again."""
+        self._file.close()
+        self._file = self._begin(step)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends one object."""

@@ -112,7 +112,9 @@ def summary(record: Mapping[str, Any], total: int) -> str:
         f"dead {record['dead_experts']}",
     ]
     if record["skipped"]:
-        parts.append("SKIPPED: loss or gradient not finite")
+        finite = record["loss"] is not None and record["grad_norm"] is not None
+        why = "far above those before" if finite else "not finite"
+        parts.append(f"SKIPPED: loss or gradient {why}")
     return "  ".join(parts)
 
 

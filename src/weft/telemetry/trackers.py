@@ -29,6 +29,10 @@ class Sink(Protocol):
         """One record."""
         ...
 
+    def cut(self, step: int) -> None:
+        """The steps after this one are done again."""
+        ...
+
     def close(self) -> None:
         """No more is coming."""
         ...
@@ -44,6 +48,11 @@ class Several:
         """Hands the record to each."""
         for sink in self.sinks:
             sink.write(record)
+
+    def cut(self, step: int) -> None:
+        """Tells each."""
+        for sink in self.sinks:
+            sink.cut(step)
 
     def close(self) -> None:
         """Closes each."""
@@ -64,6 +73,9 @@ class TensorBoard:
         for name, value in scalars(record):
             self.writer.add_scalar(name, value, global_step=record["step"])
 
+    def cut(self, step: int) -> None:
+        """Shows both, as TensorBoard does with a step that is written twice."""
+
     def close(self) -> None:
         """Writes what is still held."""
         self.writer.close()
@@ -79,6 +91,9 @@ class Service:
     def write(self, record: Mapping[str, Any]) -> None:
         """All numbers of a record in one call."""
         self.library.log(dict(scalars(record)), step=record["step"])
+
+    def cut(self, step: int) -> None:
+        """Leaves what is there: neither service takes back a step."""
 
     def close(self) -> None:
         """Ends the run there."""

@@ -30,7 +30,7 @@ from weft.config.compression import CompressionConfig
 from weft.config.overlap import OverlapConfig
 from weft.config.run import RunConfig
 from weft.model.families import Kind
-from weft.optim.lr import learning_rate
+from weft.optim.lr import scheduled
 from weft.parallel.layout import Layout
 from weft.runtime.backends import bodies, choose
 from weft.runtime.batch import Batch
@@ -233,13 +233,7 @@ def _environment(
     stage: Stage, course: Course, trial: Trial, step: int, batches: Sequence[Batch]
 ) -> Environment:
     plan, optim = stage.plan, course.config.optim
-    lr = learning_rate(
-        step,
-        peak=optim.lr,
-        floor_ratio=optim.min_lr_ratio,
-        warmup=optim.warmup_steps,
-        total=course.config.train.steps,
-    )
+    lr = scheduled(optim, step, total=course.config.train.steps)
     return stage.environment(
         batches,
         divisor=float(course.feed.training.divisor(step)),

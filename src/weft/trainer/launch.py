@@ -6,16 +6,18 @@ supervisor, each with a log of its own in `run_dir/logs`; the first rank keeps t
 
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
+from weft.checkpoint.prune import list_checkpoints
 from weft.config.run import RunConfig
 from weft.errors import ConfigError
 from weft.runtime.backends import pick_device
 from weft.telemetry.trackers import check_tracker
 from weft.trainer import lock
+from weft.trainer.cluster import Member
 from weft.trainer.feed import open_feed
 from weft.trainer.pulse import Pulse, no_fail
 from weft.trainer.rank import Summary, run_rank
@@ -66,10 +68,10 @@ def train(
     world = check_processes(config, nproc)
     devices = [pick_device(config.train.device, rank) for rank in range(world)]
     digest = open_feed(config).digest
+    if resume in ("auto", "never") and not list_checkpoints(Path(config.train.run_dir)):
+        check_start(config)
     with lock.hold(make_run_dir(config)) as held:
         checkpoint = resumable(config, resume, digest, print)
-        if checkpoint is None:
-            check_start(config)
         if world > 1 or config.train.restarts:
             newest = partial(resumable, config, "auto", digest, print)
             start = start or partial(start_process, held=(held,))
@@ -98,28 +100,30 @@ def _remedy(config: RunConfig, nproc: int) -> str:
     return start_as_many if remainder or not dp else f"{start_as_many}, or --set parallel.dp={dp}"
 
 
-def join(config: RunConfig, environment: Mapping[str, str], resume: str) -> Summary | None:
-    """Runs the one rank that torchrun describes in its environment.
+def join(config: RunConfig, member: Member, resume: str) -> Summary | None:
+    """Runs the one rank that torchrun or Slurm has started.
+
+    Its groups have the time-out of the recipe: nobody of weft's own looks after these ranks.
 
     Raises:
-        ConfigError: its world is not the layout's, or the tracker is missing.
+        ConfigError: its world is not the layout's, the tracker is missing, or the folder of the run
+            is in use.
+        StoppedError: the run was asked to stop.
     """
     check_tracker(config.train.tracker)
-    world = check_processes(config, int(environment["WORLD_SIZE"]))
-    rank, local = int(environment["RANK"]), int(environment.get("LOCAL_RANK", "0"))
-    neighbours = int(environment.get("LOCAL_WORLD_SIZE", str(world)))
-    device = pick_device(config.train.device, local)
+    check_processes(config, member.world)
+    device = pick_device(config.train.device, member.local_rank)
     digest = open_feed(config).digest
     with ExitStack() as stack:
-        if rank == 0:
+        if member.rank == 0:
             stack.enter_context(lock.hold(make_run_dir(config)))
         checkpoint = resumable(config, resume, digest, print)
         place = Place(
-            rank=rank,
-            world=world,
+            rank=member.rank,
+            world=member.world,
             device=device,
-            meeting="env://",
-            neighbours=neighbours,
+            meeting=member.meeting,
+            neighbours=member.neighbours,
             timeout_seconds=config.train.timeout_seconds,
             stop=stack.enter_context(listening()),
         )

@@ -5,18 +5,20 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from weft.compose.plan import STOP
-from weft.errors import StoppedError, WeftError
-from weft.optim.lr import learning_rate
+from weft.errors import NonFiniteError, StoppedError, WeftError
+from weft.optim.lr import scheduled
 from weft.runtime.stage import Rates
-from weft.telemetry import events
+from weft.telemetry import events, metrics
 from weft.telemetry.progress import Display
 from weft.telemetry.trackers import Sink
-from weft.trainer import record
+from weft.trainer import record, trouble
 from weft.trainer.saver import Outcome, Saver
 from weft.trainer.session import Session
+from weft.trainer.spike import Window
 from weft.trainer.stop import ENDED, STOPPED
 
 Record = Mapping[str, Any]
@@ -25,19 +27,28 @@ Record = Mapping[str, Any]
 class Loop:
     """A run in progress on one rank, and the results still on their way from the device."""
 
-    def __init__(self, session: Session, metrics: Sink | None, display: Display) -> None:
+    def __init__(self, session: Session, sink: Sink | None, display: Display) -> None:
         self.session = session
-        self.metrics = metrics
+        self.sink = sink
         self.display = display
         self.readings: deque[record.Reading] = deque()
         self.saver = Saver(session)
         self.last = session.config.train.steps
-        self.asked = False  # to stop; known to all ranks after the same step
+        # What follows is known to all ranks after the same step.
+        self.asked = False  # to stop
+        self.troubles: list[int] = []  # steps that were not finite
+        self.skipped = 0  # batches left out
+        self.restored = -1  # the step that was last gone back to, and how often in a row
+        self.rollbacks = 0
+        self.window = Window(session.config.optim.skip_sigmas)
 
-    def run(self, *, start: int) -> None:
-        """Trains from `start` finished steps to the end."""
+    def run(self, *, start: int, skipped: int = 0) -> None:
+        """Trains from `start` finished steps, before which `skipped` batches were left out."""
+        self.skipped = skipped
         train, pulse = self.session.config.train, self.session.place.pulse
-        for step in range(start + 1, train.steps + 1):
+        step = start
+        while step < train.steps:
+            step += 1
             pulse.enter("first step" if step == start + 1 else "step", step)
             self._step(step)
             pulse.pass_by("after_step")
@@ -45,17 +56,71 @@ class Loop:
             if last or step % train.eval_every == 0:
                 pulse.enter("evaluate", step)
                 self._evaluate(step)
+            if self.troubles:
+                pulse.enter("inspect", step)
+                step = self._answer(step)
+                last = step == train.steps
             stopping = self.asked and not last
             if stopping or last:
                 self.last = step
             due = last or stopping or step % max(train.checkpoint_every, 1) == 0
             self._settle(self.saver.look())
-            if due and train.checkpoint_every:
+            if due and train.checkpoint_every and step > self.restored:
                 pulse.enter("save", step)
                 self._save(step)
             if stopping:
                 self._leave(step)
         self._finish()
+
+    def _answer(self, step: int) -> int:
+        """Names what was not finite and does as the recipe says; the step to go on from."""
+        policy = self.session.config.train.on_non_finite
+        for bad in self.troubles:
+            index = bad - 1 + self.skipped
+            finding = trouble.find(self.session, index=index, rates=self._rates(bad))
+            text = f"step {bad}: loss or gradient not finite, {finding.text}"
+            self.display.say(text)
+            place = {k: v for k, v in asdict(finding).items() if k != "text"}
+            self._tell("not_finite", step=bad, batch=index, error=finding.text, **place)
+            if policy == "stop":
+                self._settle(self.saver.wait())
+                raise NonFiniteError(
+                    f"{text}; expected numbers; no rank has taken the step; look at that operator, "
+                    "or set train.on_non_finite to skip or rollback"
+                )
+        first = self.troubles[0]
+        self.troubles.clear()
+        return self._roll_back(first) if policy == "rollback" else step
+
+    def _roll_back(self, bad: int) -> int:
+        """Goes back to the last good checkpoint and on with the batch behind the bad one."""
+        self._drain(keep=0)
+        self._settle(self.saver.wait())
+        step, folder = trouble.roll_back(self.session)
+        self.rollbacks = self.rollbacks + 1 if step == self.restored else 1
+        if self.rollbacks > trouble.PATIENCE:
+            raise NonFiniteError(
+                f"step {bad}: not finite again after going back to {folder} {trouble.PATIENCE} "
+                "times; expected it to pass with other batches; try a lower optim.lr"
+            )
+        self.skipped += bad - step
+        self.restored = step
+        self.troubles.clear()
+        if self.sink is not None:
+            self.sink.cut(step)
+            self.remember()
+        self._tell("rollback", step=step, bad_step=bad, batches_skipped=self.skipped)
+        self.display.say(
+            f"back to {folder.name}; batches {step} to {bad - 1} behind it are left out"
+        )
+        return step
+
+    def remember(self) -> None:
+        """Reads the steps that are done, whoever did them."""
+        self.window = Window(self.session.config.optim.skip_sigmas)
+        for line in metrics.read(self.session.run_dir / metrics.FILE):
+            if "loss" in line:
+                self.window.add(line)
 
     def _finish(self) -> None:
         """Waits for what is still on its way: results from the device, bytes to the disk."""
@@ -77,12 +142,15 @@ class Loop:
 
     def _step(self, step: int) -> None:
         session, device = self.session, self.session.place.device
-        batches = session.feed.load(session.stage.plan, step - 1, device)
+        index = step - 1 + self.skipped
+        batches = session.feed.load(session.stage.plan, index, device)
         rates = self._rates(step)
         session.transport.reset_exposed()
         watch = record.Stopwatch(device)
-        divisor = float(session.feed.training.divisor(step - 1))
-        notes = {STOP: 1.0} if session.place.stop.asked else {}
+        divisor = float(session.feed.training.divisor(index))
+        notes = dict(self.window.bounds(step)) if session.leads else {}
+        if session.place.stop.asked:
+            notes[STOP] = 1.0
         results = session.stage.train(batches, divisor=divisor, rates=rates, notes=notes)
         self.readings.append(
             record.read(
@@ -97,14 +165,8 @@ class Loop:
         self._drain(keep=1 if device.type == "cuda" else 0)
 
     def _rates(self, step: int) -> Rates:
-        optim, total = self.session.config.optim, self.session.config.train.steps
-        lr = learning_rate(
-            step - 1,
-            peak=optim.lr,
-            floor_ratio=optim.min_lr_ratio,
-            warmup=optim.warmup_steps,
-            total=total,
-        )
+        optim = self.session.config.optim
+        lr = scheduled(optim, step - 1, total=self.session.config.train.steps)
         return Rates(lr=lr, weight_decay=optim.weight_decay, step=step)
 
     def _drain(self, *, keep: int) -> None:
@@ -113,12 +175,15 @@ class Loop:
             reading = self.readings.popleft()
             line = record.record(reading, self.session.stage.plan, self.session.place.device)
             self.asked = self.asked or bool(reading.stats[STOP] > 0)
+            if line["loss"] is None or line["grad_norm"] is None:
+                self.troubles.append(line["step"])
+            self.window.add(line)
             self._emit(line)
             self.display.step(line)
 
     def _emit(self, line: Record) -> None:
-        if self.metrics is not None:
-            self.metrics.write(line)
+        if self.sink is not None:
+            self.sink.write(line)
 
     def _evaluate(self, step: int) -> None:
         self._drain(keep=0)
@@ -148,7 +213,8 @@ class Loop:
     def _save(self, step: int) -> None:
         self._drain(keep=0)
         background = self.session.config.train.save == "background"
-        self._settle(self.saver.begin(step) if background else self.saver.save(step))
+        save = self.saver.begin if background else self.saver.save
+        self._settle(save(step, next_batch=step + self.skipped))
 
     def _settle(self, outcome: Outcome | None) -> None:
         """Tells what became of a save; one that failed is an error only where it was the last."""

@@ -19,7 +19,7 @@ from weft.telemetry.progress import Display, Silent, display
 from weft.telemetry.trackers import Several, Sink, open_tracker
 from weft.trainer.loop import Loop
 from weft.trainer.record import routed_layers, unmeasured
-from weft.trainer.recover import restore_session, start_session
+from weft.trainer.recover import batches_skipped, restore_session, start_session
 from weft.trainer.sample import load_oracle, sample
 from weft.trainer.session import Place, Session, close_session, open_session
 from weft.version import __version__
@@ -56,9 +56,10 @@ def _run(session: Session, checkpoint: Path | None) -> Summary | None:
     train = session.config.train
     if checkpoint is None:
         start_session(session)
-        start = 0
+        start, skipped = 0, 0
     else:
         start = restore_session(session, checkpoint)
+        skipped = batches_skipped(checkpoint)
     shown = (
         display(every=train.log_every, total=train.steps, start=start)
         if session.leads
@@ -70,7 +71,8 @@ def _run(session: Session, checkpoint: Path | None) -> Summary | None:
     try:
         if session.leads:
             _introduce(session, shown, start)
-        loop.run(start=start)
+            loop.remember()
+        loop.run(start=start, skipped=skipped)
     except StoppedError:
         raise
     except BaseException as error:  # an interruption from the keyboard is news too

@@ -22,6 +22,7 @@ from weft.checkpoint.prune import list_checkpoints
 from weft.checkpoint.save import Piece, Progress, Writer, save
 from weft.checkpoint.verify import read_manifest, verify
 from weft.compose.recipe import plan
+from weft.config.branch import Branch
 from weft.config.run import RunConfig
 from weft.errors import CheckpointError
 from weft.runtime.state import State, initialise
@@ -49,10 +50,13 @@ def save_session(
     *,
     step: int,
     report: Report,
+    next_batch: int | None = None,
     pieces: Sequence[Piece] | None = None,
     barrier: Callable[[], None] | None = None,
 ) -> Path:
     """Writes a checkpoint of the finished step together with the other ranks.
+
+    `next_batch` is the batch that the next step takes, where it is not the one of its number.
 
     What the metrics and events say of the steps before is on the disk first: no checkpoint knows
     more than they do. A write beside the training brings its own copy of the state, and a barrier
@@ -66,7 +70,10 @@ def save_session(
     progress = Progress(
         step=step,
         config=session.config.model_dump(mode="json"),
-        data={"digest": session.feed.digest, "next_step": step},
+        data={
+            "digest": session.feed.digest,
+            "next_step": step if next_batch is None else next_batch,
+        },
     )
     return save(
         session.run_dir,
@@ -94,6 +101,13 @@ def restore_session(session: Session, folder: Path) -> int:
         checkpoint.close()
     gather_parameters(session)
     return checkpoint.manifest.step
+
+
+def batches_skipped(folder: Path) -> int:
+    """How many batches a run had left out when it wrote a checkpoint: those it went back from."""
+    manifest = read_manifest(folder)
+    then = manifest.data.get("next_step")
+    return then - manifest.step if isinstance(then, int) else 0
 
 
 def latest(run_dir: Path, report: Report) -> Path | None:
@@ -167,7 +181,7 @@ def check_same_run(folder: Path, manifest: Manifest, config: RunConfig, digest: 
     """
     then, now = manifest.config, config.model_dump(mode="json")
     for section, key in FIXED:
-        before, after = _table(then.get(section)), now[section]
+        before, after = {**_defaults(section), **_table(then.get(section))}, now[section]
         keys = sorted({*before, *after}) if key is None else [key]
         changed = next((k for k in keys if before.get(k) != after.get(k)), None)
         if changed is not None:
@@ -187,6 +201,15 @@ def check_same_run(folder: Path, manifest: Manifest, config: RunConfig, digest: 
             f"{folder} has finished step {manifest.step}, the recipe says train.steps = "
             f"{config.train.steps}; raise train.steps, {_ANEW}"
         )
+
+
+def _defaults(section: str) -> Mapping[str, Any]:
+    """The values of keys that a checkpoint does not name because it is older than they are."""
+    branch = RunConfig.model_fields[section].annotation
+    assert isinstance(branch, type), f"{section=}"
+    assert issubclass(branch, Branch), f"{section=}"
+    fields = branch.model_fields.items()
+    return {name: field.default for name, field in fields if not field.is_required()}
 
 
 def _table(section: object) -> Mapping[str, Any]:

@@ -36,7 +36,7 @@ class Saver:
         self._stall = 0.0
         self._said: list[str] = []
 
-    def begin(self, step: int) -> Outcome | None:
+    def begin(self, step: int, *, next_batch: int | None = None) -> Outcome | None:
         """Begins to save a step; returns what became of a save that was still under way."""
         begun = time.perf_counter()
         before = self.wait()
@@ -46,6 +46,7 @@ class Saver:
             self._session,
             step=step,
             report=self._said.append,
+            next_batch=next_batch,
             pieces=pieces,
             barrier=self._session.meet,
         )
@@ -53,13 +54,15 @@ class Saver:
         self._stall = time.perf_counter() - begun
         return before
 
-    def save(self, step: int) -> Outcome:
+    def save(self, step: int, *, next_batch: int | None = None) -> Outcome:
         """Saves a step and returns when that is done."""
         begun = time.perf_counter()
         said: list[str] = []
         folder, failure = None, None
         try:
-            folder = save_session(self._session, step=step, report=said.append)
+            folder = save_session(
+                self._session, step=step, report=said.append, next_batch=next_batch
+            )
         except WeftError as error:
             failure = error
         seconds = time.perf_counter() - begun
