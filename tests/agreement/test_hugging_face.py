@@ -40,6 +40,8 @@ from transformers import (
     MixtralForCausalLM,
     OlmoeConfig,
     OlmoeForCausalLM,
+    PhimoeConfig,
+    PhimoeForCausalLM,
     Qwen2MoeConfig,
     Qwen2MoeForCausalLM,
     Qwen3MoeConfig,
@@ -177,6 +179,17 @@ def glm4_moe(**changes) -> nn.Module:
     return Glm4MoeForCausalLM(Glm4MoeConfig(**_numbers(**{**numbers, **changes})))
 
 
+def phimoe(**changes) -> nn.Module:
+    numbers = {
+        "intermediate_size": 24,
+        "num_local_experts": EXPERTS,
+        "attention_bias": True,
+        "lm_head_bias": True,
+        "router_jitter_noise": 0.2,  # so that several scores are near the best
+    }
+    return PhimoeForCausalLM(PhimoeConfig(**_numbers(**{**numbers, **changes})))
+
+
 def gpt_oss(**changes) -> nn.Module:
     numbers = {
         "intermediate_size": 24,
@@ -285,6 +298,8 @@ MODELS: Mapping[str, Callable[[], nn.Module]] = {
     "glm4_moe_plain": partial(
         glm4_moe, n_group=1, topk_group=1, use_qk_norm=False, first_k_dense_replace=0
     ),
+    "phimoe": phimoe,
+    "phimoe_without_biases": partial(phimoe, attention_bias=False, router_jitter_noise=0.01),
     "gpt_oss": gpt_oss,
     "gpt_oss_full": partial(
         gpt_oss,

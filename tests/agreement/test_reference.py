@@ -55,6 +55,19 @@ def add_rms_norm(x, r, w, *, eps):
     return (x + r, *rms_norm(x + r, w, eps=eps))
 
 
+def layer_norm(x, w, b, *, eps):
+    mean = [sum(row) / len(row) for row in x.tolist()]
+    variance = [
+        sum((v - m) ** 2 for v in row) / len(row) for row, m in zip(x.tolist(), mean, strict=True)
+    ]
+    rstd = real([1 / math.sqrt(v + eps) for v in variance])
+    return (x - real(mean)[:, None]) * rstd[:, None] * w + b, real(mean), rstd
+
+
+def add_layer_norm(x, r, w, b, *, eps):
+    return (x + r, *layer_norm(x + r, w, b, eps=eps))
+
+
 def project(x, w):
     return torch.einsum("td,nd->tn", x, w)
 
@@ -221,6 +234,27 @@ def replay_experts(logits, bias, forced, **attrs):
     return weights_of(logits, forced, **attrs), forced
 
 
+def sparsemixer_weights(logits, chosen, jitter):
+    rows = []
+    for row, pair in zip(logits.tolist(), chosen.tolist(), strict=True):
+        found, gone = [], set()
+        for e in pair:
+            left = [i for i in range(len(row)) if i not in gone]
+            best = max(row[i] for i in left)
+            near = [i for i in left if (best - row[i]) / max(abs(row[i]), best) <= 2 * jitter]
+            total = sum(math.exp(row[i]) for i in near)
+            found.append(math.exp(row[e]) / total if e in near else 0.0)
+            gone.add(e)
+        rows.append(found)
+    return real(rows)
+
+
+def select_sparsemixer(logits, bias, *, jitter):
+    keys = (logits + bias).tolist()
+    chosen = [sorted(range(len(row)), key=lambda e, row=row: -row[e])[:2] for row in keys]
+    return sparsemixer_weights(logits, torch.tensor(chosen), jitter), torch.tensor(chosen)
+
+
 def counted(chosen, experts):
     flat = chosen.flatten().tolist()
     return torch.tensor([flat.count(e) for e in experts])
@@ -375,6 +409,8 @@ WRITTEN_OUT = {
     "yarn_rope_table": yarn_rope_table,
     "rms_norm": rms_norm,
     "add_rms_norm": add_rms_norm,
+    "layer_norm": layer_norm,
+    "add_layer_norm": add_layer_norm,
     "qkv_project": project,
     "rotate": rotate,
     "norm_rotate": norm_rotate,
@@ -392,6 +428,11 @@ WRITTEN_OUT = {
     "select_experts": select_experts,
     "select_grouped_experts": select_grouped_experts,
     "replay_experts": replay_experts,
+    "select_sparsemixer": select_sparsemixer,
+    "replay_sparsemixer": lambda logits, _, forced, *, jitter: (
+        sparsemixer_weights(logits, forced, jitter),
+        forced,
+    ),
     "count_load": lambda chosen, *, experts: counted(chosen, range(experts)),
     "router_losses": router_losses,
     "add_load": summed,
@@ -413,6 +454,9 @@ WRITTEN_OUT = {
     "dense_swiglu": dense_swiglu,
     "shared_gate": shared_gate,
     "cross_entropy": cross_entropy,
+    "biased_cross_entropy": lambda h, w, b, *rest, **attrs: cross_entropy(
+        torch.cat((h, torch.ones_like(h[:, :1])), 1), torch.cat((w, b[:, None]), 1), *rest, **attrs
+    ),
     "splits_to_host": splits_to_host,
     "rows_to_host": lambda counts: sum(counts.tolist()),
     "square_sum": lambda shard, norm2: norm2 + sum(v * v for v in shard.tolist()),

@@ -19,6 +19,7 @@ TREE = {
         "norm_eps": 1e-6, "tied": True, "init_std": 0.125,
         "attention_bias": True, "shared_ffn_hidden": 36, "dense_at": (2,), "rotary_dim": 4,
         "groups": 4, "top_groups": 2, "window": 0, "windowed": (), "swiglu_alpha": 1.5,
+        "router_jitter": 0.25,
         "swiglu_limit": 6.0,
         "yarn": {
             "factor": 2.0, "original": 8, "beta_fast": 30.0, "beta_slow": 2.0, "truncate": False,

@@ -13,7 +13,7 @@ ATTENTION = [
 ROUTED = ["route", "dispatch", "expert_up", "swiglu", "expert_down"]
 DENSE = ["dense_up", "dense_swiglu", "dense_down"]
 SHARED = ["shared_up", "shared_swiglu", "shared_down"]
-RESULTS = {"rotate": 3, "seq_to_heads": 3, "add_rms_norm": 2}
+RESULTS = {"rotate": 3, "seq_to_heads": 3, "add_rms_norm": 2, "add_layer_norm": 2}
 
 
 class Listener:
@@ -66,6 +66,11 @@ def test_a_windowed_layer_differs_in_its_attention_alone():
     assert through == listen(Kind.MOE).calls
 
 
+def test_a_layer_between_layer_norms_differs_in_its_norms_alone():
+    calls = [n.replace("layer_norm", "rms_norm") for n in listen(Kind.LAYER_NORM_MOE).calls]
+    assert calls == listen(Kind.MOE).calls
+
+
 def test_a_dense_layer_routes_nothing():
     assert listen(Kind.DENSE).calls == [*ATTENTION, *DENSE, "add"]
 
@@ -73,8 +78,9 @@ def test_a_dense_layer_routes_nothing():
 @pytest.mark.parametrize("kind", Kind)
 def test_the_residual_stream_enters_after_attention(kind):
     reads = listen(kind).reads
-    assert reads["add_rms_norm"][0] == "x"
-    assert reads["add"][0] == ("add.0" if "add" in reads["add"] else "add_rms_norm.0")
+    norm = "add_layer_norm" if kind is Kind.LAYER_NORM_MOE else "add_rms_norm"
+    assert reads[norm][0] == "x"
+    assert reads["add"][0] == f"{norm}.0"
 
 
 def test_the_gate_weight_multiplies_before_fc2():

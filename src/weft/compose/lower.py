@@ -68,6 +68,15 @@ class Lowering:
         s, y, _ = self.algebra.call("add_rms_norm", x, r, w, eps=self.plan.arithmetic.norm_eps)
         return s, y
 
+    def layer_norm(self, x: Any, w: Any, b: Any) -> Any:
+        y, *_ = self.algebra.call("layer_norm", x, w, b, eps=self.plan.arithmetic.norm_eps)
+        return y
+
+    def add_layer_norm(self, x: Any, r: Any, w: Any, b: Any) -> Any:
+        eps = self.plan.arithmetic.norm_eps
+        s, y, *_ = self.algebra.call("add_layer_norm", x, r, w, b, eps=eps)
+        return s, y
+
     def qkv_project(self, h: Any, w: Any) -> Any:
         (qkv,) = self.algebra.call("qkv_project", h, w.qkv)
         return self._biased(qkv, w.qkv_bias, "Q") if self.plan.shape.attention_bias else qkv
@@ -158,18 +167,20 @@ class Lowering:
         return logits
 
     def _select(self, logits: Any) -> Any:
-        a, shape = self.plan.arithmetic, self.plan.shape
-        rule = {
+        a, shape, bias = self.plan.arithmetic, self.plan.shape, self.context.bias
+        rule: dict[str, Any] = {
             "top_k": shape.top_k, "score": a.score,
             "renormalise": a.renormalise, "scaling": a.scaling,
         }  # fmt: skip
-        if self.context.forced is not None:
-            forced = self.context.forced
-            return self.algebra.call("replay_experts", logits, self.context.bias, forced, **rule)
-        grouped = {"groups": shape.groups, "top_groups": shape.top_groups}
-        rules = {"select_experts": rule, "select_grouped_experts": {**rule, **grouped}}
-        op = shape.selection
-        return self.algebra.call(op, logits, self.context.bias, **rules[op])
+        mixer = {"jitter": a.router_jitter}
+        grouped = {**rule, "groups": shape.groups, "top_groups": shape.top_groups}
+        rules = {
+            "select_experts": rule, "select_grouped_experts": grouped, "select_sparsemixer": mixer,
+            "replay_experts": rule, "replay_sparsemixer": mixer,
+        }  # fmt: skip
+        forced = () if self.context.forced is None else (self.context.forced,)
+        op = shape.replay if forced else shape.selection
+        return self.algebra.call(op, logits, bias, *forced, **rules[op])
 
     def dispatch(self, h: Any, r: Routing) -> Any:
         shape, layout = self.plan.shape, self.plan.layout
@@ -267,6 +278,20 @@ class Lowering:
         if a.yarn is None:
             return self.algebra.call("rope_table", positions, **table)
         return self.algebra.call("yarn_rope_table", positions, **table, **asdict(a.yarn))
+
+    def head_logits(self, h: Any, w: Any) -> Any:
+        (y,) = self.algebra.call("project", h, w, renames={"A": "D", "D": "V"})
+        return y
+
+    def add_bias(self, x: Any, b: Any) -> Any:
+        return self._biased(x, b, "V")
+
+    def biased_cross_entropy(self, h: Any, w: Any, b: Any, targets: Any) -> Any:
+        (total,) = self.algebra.call(
+            "biased_cross_entropy", h, w, b, targets, self.context.divisor, self.context.loss,
+            chunk=loss_rows(self.plan),
+        )  # fmt: skip
+        return total
 
     def cross_entropy(self, h: Any, w: Any, targets: Any) -> Any:
         (total,) = self.algebra.call(

@@ -38,6 +38,7 @@ class Arithmetic:
     scaling: float
     aux_coef: float
     z_coef: float
+    router_jitter: float = 0.0
     swiglu_alpha: float = 1.0
     swiglu_limit: float = 0.0
     yarn: Yarn | None = None

@@ -87,6 +87,7 @@ def arithmetic(model: ModelConfig) -> Arithmetic:
         scaling=model.scaling,
         aux_coef=model.aux_coef,
         z_coef=model.z_coef,
+        router_jitter=model.router_jitter,
         swiglu_alpha=model.swiglu_alpha,
         swiglu_limit=model.swiglu_limit,
         yarn=Yarn(**model.yarn.model_dump()) if model.yarn else None,

@@ -26,6 +26,10 @@ DIMS: Mapping[str, str] = MappingProxyType(
     {
         "embed": "V D",
         "norm": "D",
+        "norm_bias": "D",
+        "head_bias": "V",
+        "norm1_bias": "D",
+        "norm2_bias": "D",
         "head": "V D",
         "norm1": "D",
         "norm2": "D",
@@ -113,10 +117,12 @@ def layer(plan: Plan, kind: Kind, weights: Sequence[str], *, evaluate: bool = Fa
 def head(plan: Plan, weight: str, *, evaluate: bool = False) -> Segment:
     """The final norm and the loss; in training its backward follows, in the same program."""
     o = Recorder("head.evaluate" if evaluate else "head.forward")
-    w = SimpleNamespace(norm=o.input("w.norm", "D"), head=o.input(f"w.{weight}", "V D"))
+    text = lm.HEADS[plan.shape.family.layer_norm]
+    own = {name: o.input(f"w.{name}", DIMS[name]) for name in text.weights}
+    w = SimpleNamespace(**own, head=o.input(f"w.{weight}", DIMS["head"]))
     x, targets = o.input("x", "T D"), o.input("targets", "T", "i64")
     context = Context(divisor=o.input("divisor", "", "host"), loss=o.input("s.loss", "1", "acc"))
-    program = o.finish(lm.head(Lowering(o, plan, context), x, targets, w))
+    program = o.finish(text.loss(Lowering(o, plan, context), x, targets, w))
     if evaluate:
         return Segment(forward=program, backward=None)
     derived = differentiate(program)

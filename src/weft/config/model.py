@@ -20,7 +20,14 @@ from weft.config.yarn import YarnConfig
 from weft.errors import ConfigError
 
 FamilyName = Literal[
-    "mixtral", "qwen3_moe", "deepseek_moe", "qwen2_moe", "olmoe", "glm4_moe", "gpt_oss"
+    "mixtral",
+    "qwen3_moe",
+    "deepseek_moe",
+    "qwen2_moe",
+    "olmoe",
+    "glm4_moe",
+    "gpt_oss",
+    "phimoe",
 ]
 Layers = Annotated[tuple[Count, ...], BeforeValidator(as_tuple)]
 
@@ -63,6 +70,10 @@ class ModelConfig(Branch):
     renormalise: bool = Field(
         default=True, description="whether a token's gate weights are made to sum to 1"
     )
+    # 0.01: the releases of Phi-3.5-MoE
+    router_jitter: NonNegative = Field(
+        default=0.01, description="half the band of scores that count as equal in a sparse mixer"
+    )
     groups: Size = Field(default=1, description="the groups that experts are chosen from")
     top_groups: Size = Field(default=1, description="the groups a token may choose from")
     scaling: Positive = Field(default=1.0, description="a factor on the gate weights")
@@ -100,6 +111,7 @@ class ModelConfig(Branch):
     def _check(self) -> Self:
         _check_attention(self)
         _check_experts(self)
+        _check_mixer(self)
         _check_rotation(self)
         _check_windows(self)
         _check_groups(self)
@@ -127,6 +139,18 @@ def _check_experts(model: ModelConfig) -> None:
     if model.top_k > model.experts:
         rule = f"must be at most model.experts ({model.experts})"
         raise ConfigError(refusal("model.top_k", model.top_k, rule, model.experts))
+
+
+def _check_mixer(model: ModelConfig) -> None:
+    if model.family != "phimoe":
+        return
+    if model.top_k != 2:
+        rule = "must be 2: the router of Phi has a rule for the first choice and one for the second"
+        raise ConfigError(refusal("model.top_k", model.top_k, rule, 2))
+    for name in ("shared_experts", "dense_layers"):
+        if getattr(model, name):
+            rule = "must be 0: every layer of Phi has routed experts and nothing beside them"
+            raise ConfigError(refusal(f"model.{name}", getattr(model, name), rule, 0))
 
 
 def _check_rotation(model: ModelConfig) -> None:

@@ -17,6 +17,7 @@ from weft.config.releases import (
     gpt_oss_20b,
     gpt_oss_120b,
     olmoe_1b_7b_0924,
+    phi_3_5_moe_instruct,
     qwen1_5_moe_a2_7b,
     qwen2_57b_a14b,
 )
@@ -256,6 +257,7 @@ PRESETS: Mapping[str, Callable[[], ModelConfig]] = MappingProxyType(
         "olmoe-1b-7b-0924": olmoe_1b_7b_0924,
         "glm-4.5": glm_4_5,
         "glm-4.5-air": glm_4_5_air,
+        "phi-3.5-moe-instruct": phi_3_5_moe_instruct,
         "gpt-oss-120b": gpt_oss_120b,
         "gpt-oss-20b": gpt_oss_20b,
         "tiny-mixtral": tiny_mixtral,

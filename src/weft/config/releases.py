@@ -153,3 +153,24 @@ def _gpt_oss(*, layers: int, experts: int) -> ModelConfig:
         window=128,
         windowed=tuple(range(0, layers, 2)),
     )
+
+
+def phi_3_5_moe_instruct() -> ModelConfig:
+    """Phi-3.5-MoE without its stretched positions: for sequences of up to 4096 tokens alone.
+
+    Its file asks for LongRoPE, whose frequencies depend on the length of a sequence: it is refused.
+    """
+    return ModelConfig(
+        family="phimoe",
+        vocab=32064,
+        hidden=4096,
+        layers=32,
+        heads=32,
+        kv_heads=8,
+        head_dim=128,
+        ffn_hidden=6400,
+        experts=16,
+        top_k=2,
+        attention_bias=True,
+        aux_coef=0.0,
+    )

@@ -180,6 +180,16 @@ _TABLE = (
         flops=lambda n: 5 * n.T * n.D, tolerance=Tolerance.REDUCTION, paper="2.2",
     ),
     _op(
+        "layer_norm", "x:T D, w*:D, b*:D -> y:T D, mean~@acc:T, rstd~@acc:T",
+        dgrad="x w mean rstd", wgrad="x mean rstd",
+        flops=lambda n: 7 * n.T * n.D, tolerance=Tolerance.REDUCTION,
+    ),
+    _op(
+        "add_layer_norm", "x:T D, r:T D, w*:D, b*:D -> s:T D, y:T D, mean~@acc:T, rstd~@acc:T",
+        dgrad="s w mean rstd", wgrad="s mean rstd", same_grad=(("r", "x"),),
+        flops=lambda n: 8 * n.T * n.D, tolerance=Tolerance.REDUCTION,
+    ),
+    _op(
         "qkv_project", "h:T D, w*:Q D -> qkv:T Q", dgrad="w", wgrad="h",
         flops=lambda n: 2 * n.T * n.D * n.Q, tolerance=Tolerance.MATMUL, paper="2.2",
     ),
@@ -245,6 +255,15 @@ _TABLE = (
         "replay_experts",
         "logits@acc:T E, bias~@acc:E, forced~@i64:T k -> weights@acc:T k, experts~@i64:T k",
         dgrad="logits experts", flops=lambda n: 5 * n.T * n.E, paper="5",
+    ),
+    _op(
+        "select_sparsemixer", "logits@acc:T E, bias~@acc:E -> weights@acc:T k, experts~@i64:T k",
+        dgrad="logits experts", flops=lambda n: 10 * n.T * n.E,
+    ),
+    _op(
+        "replay_sparsemixer",
+        "logits@acc:T E, bias~@acc:E, forced~@i64:T k -> weights@acc:T k, experts~@i64:T k",
+        dgrad="logits experts", flops=lambda n: 10 * n.T * n.E,
     ),
     _op("count_load", "experts~@i64:T k -> load~@i64:E", tolerance=Tolerance.EXACT, paper="5"),
     _op(
@@ -313,6 +332,12 @@ _TABLE = (
         "cross_entropy", "h:T D, w*:V D, targets~@i64:T, divisor~@host:, loss~@acc:1 -> total~@acc:1",
         is_loss=True, fused_backward=True,
         flops=lambda n: 2 * n.T * n.D * n.V, tolerance=Tolerance.MATMUL, paper="6.2",
+    ),
+    _op(
+        "biased_cross_entropy",
+        "h:T D, w*:V D, b*:V, targets~@i64:T, divisor~@host:, loss~@acc:1 -> total~@acc:1",
+        is_loss=True, fused_backward=True,
+        flops=lambda n: 2 * n.T * n.D * n.V, tolerance=Tolerance.MATMUL,
     ),
     # ---- collectives ---------------------------------------------------------------------------------------
     _comm("all_to_all", "x:N P -> y:N P", adjoint="all_to_all", wire="even", paper="1.2"),

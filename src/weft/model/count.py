@@ -105,18 +105,22 @@ def _count(shape: Shape, *, experts: int) -> Count:
     kinds = [shape.kind(layer) for layer in range(shape.layers)]
     dense, moe = kinds.count(Kind.DENSE), len(kinds) - kinds.count(Kind.DENSE)
     qkv = shape.qkv_columns * (shape.hidden + shape.attention_bias)
-    norms = 2 * shape.hidden + (_qk_norms(shape) if shape.qk_norm else 0)
+    norms = 2 * _norm(shape) + (_qk_norms(shape) if shape.qk_norm else 0)
     table = shape.vocab * shape.hidden
     return Count(
         embedding=table,
         attention=shape.layers * (qkv + shape.attention_columns * shape.hidden + _extra(shape)),
-        norm=shape.layers * norms + shape.hidden,
+        norm=shape.layers * norms + _norm(shape),
         router=moe * shape.experts * (shape.hidden + shape.family.router_offset),
         routed=moe * experts * (_feed_forward(shape, shape.ffn_hidden) + _expert_bias(shape)),
         shared=moe * (_feed_forward(shape, shape.shared_hidden) + _gate(shape)),
         dense=dense * _feed_forward(shape, shape.dense_ffn_hidden),
-        head=0 if shape.tied else table,
+        head=(0 if shape.tied else table) + (shape.vocab if shape.family.layer_norm else 0),
     )
+
+
+def _norm(shape: Shape) -> int:
+    return shape.hidden * (2 if shape.family.layer_norm else 1)
 
 
 def _qk_norms(shape: Shape) -> int:

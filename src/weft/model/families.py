@@ -13,6 +13,7 @@ from typing import Any
 from weft.model.layer import (
     dense_layer,
     gated_moe_layer,
+    layer_norm_moe_layer,
     moe_layer,
     shared_moe_layer,
     windowed_moe_layer,
@@ -25,6 +26,7 @@ class Kind(StrEnum):
     MOE = "moe"
     SHARED_MOE = "shared_moe"
     GATED_MOE = "gated_moe"
+    LAYER_NORM_MOE = "layer_norm_moe"
     WINDOWED_MOE = "windowed_moe"
     DENSE = "dense"
 
@@ -34,6 +36,7 @@ LAYERS: Mapping[Kind, Callable[..., Any]] = MappingProxyType(
         Kind.MOE: moe_layer,
         Kind.SHARED_MOE: shared_moe_layer,
         Kind.GATED_MOE: gated_moe_layer,
+        Kind.LAYER_NORM_MOE: layer_norm_moe_layer,
         Kind.WINDOWED_MOE: windowed_moe_layer,
         Kind.DENSE: dense_layer,
     }
@@ -50,6 +53,8 @@ class Family:
     sinks: bool = False  # each head has a score that no key owns
     router_offset: bool = False  # the router has a bias that is learned
     expert_bias: bool = False  # both products of an expert have a bias
+    layer_norm: bool = False  # norms take the mean off and have a bias, and the head has one too
+    sparsemixer: bool = False  # each of two choices has a softmax of its own
     clamped: bool = False  # gate and up of an expert are clamped, and up is 1 more
 
 
@@ -63,6 +68,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "qwen2_moe": Family(shared_gate=True),
         "olmoe": Family(wide_qk_norm=True),
         "glm4_moe": COMMON,
+        "phimoe": Family(out_bias=True, layer_norm=True, sparsemixer=True),
         "gpt_oss": Family(
             out_bias=True, sinks=True, router_offset=True, expert_bias=True, clamped=True
         ),
@@ -119,7 +125,14 @@ class Shape:
     @property
     def selection(self) -> str:
         """The operator that chooses a token's experts."""
+        if self.family.sparsemixer:
+            return "select_sparsemixer"
         return "select_grouped_experts" if self.groups > 1 else "select_experts"
+
+    @property
+    def replay(self) -> str:
+        """The operator that takes a token's experts as given."""
+        return "replay_sparsemixer" if self.family.sparsemixer else "replay_experts"
 
     @property
     def rotation(self) -> str:
@@ -132,6 +145,8 @@ class Shape:
         """Which function a layer is: dense ones lead, or stand where the model says."""
         if layer < self.dense_layers or layer in self.dense_at:
             return Kind.DENSE
+        if self.family.layer_norm:
+            return Kind.LAYER_NORM_MOE
         if layer in self.windowed:
             return Kind.WINDOWED_MOE
         if not self.shared_experts:

@@ -69,6 +69,22 @@ def gated_moe_layer(o: Any, x: Values, w: Values) -> Values:
     return o.add(o.add(y, f), z)
 
 
+def layer_norm_moe_layer(o: Any, x: Values, w: Values) -> Values:
+    """Attention, then routed experts, between norms that take the mean off."""
+    h = o.layer_norm(x, w.norm1, w.norm1_bias)
+    q, k, v = o.rotate(o.qkv_project(h, w), w)
+    q, k, v = o.seq_to_heads(q, k, v)
+    a = o.heads_to_seq(o.attention(q, k, v, w))
+    y, h = o.add_layer_norm(x, o.project(a, w), w.norm2, w.norm2_bias)
+    r = o.route(h, w)
+    e = o.dispatch(h, r)
+    u = o.expert_up(e, w)
+    s = o.swiglu(u, e)
+    d = o.expert_down(s, w, e)
+    z = o.combine(d, e)
+    return o.add(y, z)
+
+
 def windowed_moe_layer(o: Any, x: Values, w: Values) -> Values:
     """Attention through a window, then routed experts."""
     y, h = windowed_attention_half(o, x, w)

@@ -72,9 +72,10 @@ def parameters(shape: Shape, *, ep: int = 1, ep_rank: int = 0) -> tuple[Paramete
     experts = range(ep_rank * local, (ep_rank + 1) * local)
     layers = tuple(p for i in range(shape.layers) for p in _layer(shape, i, experts))
     embed = _whole("embed", "embed", (shape.vocab, shape.hidden))
-    norm = _norm("norm", "head", shape.hidden)
+    norm = _norms(shape, "norm", "head")
     head = _whole("head", "head", (shape.vocab, shape.hidden))
-    return (embed, *layers, norm) if shape.tied else (embed, *layers, norm, head)
+    bias = (_bias("head_bias", "head", (shape.vocab,)),) if shape.family.layer_norm else ()
+    return (embed, *layers, *norm, *(() if shape.tied else (head,)), *bias)
 
 
 def _layer(shape: Shape, index: int, experts: range) -> tuple[Parameter, ...]:
@@ -82,6 +83,7 @@ def _layer(shape: Shape, index: int, experts: range) -> tuple[Parameter, ...]:
     ffn = {
         Kind.MOE: lambda: _routed(shape, index, experts),
         Kind.WINDOWED_MOE: lambda: _routed(shape, index, experts),
+        Kind.LAYER_NORM_MOE: lambda: _routed(shape, index, experts),
         Kind.SHARED_MOE: lambda: (*_routed(shape, index, experts), *_shared(shape, index)),
         Kind.GATED_MOE: lambda: (
             *_routed(shape, index, experts),
@@ -105,14 +107,14 @@ def _attention(shape: Shape, index: int) -> tuple[Parameter, ...]:
     )
     out = _whole(f"{at}.out", at, (d, shape.attention_columns), init=Init.SCALED)
     return (
-        _norm(f"{at}.norm1", at, d),
+        *_norms(shape, f"{at}.norm1", at),
         qkv,
         *(_qkv_bias(shape, at) if shape.attention_bias else ()),
         *(_qk_norms(shape, at) if shape.qk_norm else ()),
         *(_sinks(shape, at) if shape.family.sinks else ()),
         out,
         *(_out_bias(shape, at) if shape.attention_bias and shape.family.out_bias else ()),
-        _norm(f"{at}.norm2", at, d),
+        *_norms(shape, f"{at}.norm2", at),
     )
 
 
@@ -197,6 +199,14 @@ def _pair(shape: Shape, index: int, name: str, width: int) -> tuple[Parameter, .
         init=Init.SCALED,
     )
     return (up, down)
+
+
+def _norms(shape: Shape, name: str, segment: str) -> tuple[Parameter, ...]:
+    """A norm over the model's width, and its bias where the family's norms have one."""
+    norm = _norm(name, segment, shape.hidden)
+    if not shape.family.layer_norm:
+        return (norm,)
+    return (norm, _bias(f"{name}_bias", segment, (shape.hidden,)))
 
 
 def _norm(name: str, segment: str, size: int) -> Parameter:

@@ -88,6 +88,45 @@ def _fused(
     return loss, dh, w_acc
 
 
+def biased_cross_entropy(
+    h: Tensor, w: Tensor, b: Tensor, targets: Tensor, divisor: float, loss: Tensor, *, chunk: int
+) -> Tensor:
+    """Adds the loss of these rows to `loss`, of a head with a bias [V]."""
+    acc = accumulation_dtype(h.dtype)
+    for rows, wanted in zip(h.split(chunk), targets.split(chunk), strict=True):
+        logits = F.linear(rows, w, b).to(acc)
+        loss += F.cross_entropy(logits, _ignorable(wanted), reduction="sum") / divisor
+    return loss
+
+
+def biased_cross_entropy_fused(
+    h: Tensor,
+    w: Tensor,
+    b: Tensor,
+    targets: Tensor,
+    divisor: float,
+    loss: Tensor,
+    w_acc: Tensor,
+    b_acc: Tensor,
+    *,
+    chunk: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Adds the loss to `loss` and both gradients to `w_acc` and `b_acc`, and returns them around
+    the rows' gradient.
+    """
+    dh = torch.empty_like(h)
+    for rows, wanted, drows in zip(
+        h.split(chunk), targets.split(chunk), dh.split(chunk), strict=True
+    ):
+        dlogits, nll = _gradient(F.linear(rows, w, b).to(loss.dtype), wanted, divisor)
+        loss += nll.sum() / divisor
+        b_acc += dlogits.sum(0)
+        dlogits = dlogits.to(h.dtype)
+        torch.mm(dlogits, w, out=drows)
+        add_product(w_acc, dlogits, rows)
+    return loss, dh, w_acc, b_acc
+
+
 def _gradient(logits: Tensor, targets: Tensor, divisor: float) -> tuple[Tensor, Tensor]:
     """Returns the gradient of the logits and the loss of each row."""
     valid = (targets >= 0).unsqueeze(-1)

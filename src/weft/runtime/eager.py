@@ -55,15 +55,14 @@ class Oracle:
     def losses(self, batch: Batch, divisor: float) -> Tensor:
         """The losses [cross-entropy, balance, z] of one micro-batch, differentiable by autograd."""
         x, sums = self._hidden(batch)
-        w = SimpleNamespace(norm=self.weights["norm"], head=self._head())
         loss = torch.zeros(1, dtype=sums.dtype, device=x.device)
         lowering = self._over(Context(divisor=divisor, loss=loss))
-        return torch.cat((lm.head(lowering, x, batch.targets, w), sums))
+        return torch.cat((self._text.loss(lowering, x, batch.targets, self._head()), sums))
 
     def logits(self, batch: Batch) -> Tensor:
         """Logits of every token. Shapes: [N, V]."""
         x, _ = self._hidden(batch)
-        return self._over(Context()).rms_norm(x, self.weights["norm"]) @ self._head().T
+        return self._text.logits(self._over(Context()), x, self._head())
 
     def _hidden(self, batch: Batch) -> tuple[Tensor, Tensor]:
         embed = SimpleNamespace(embed=self.weights["embed"])
@@ -87,8 +86,14 @@ class Oracle:
     def _over(self, context: Context) -> Lowering:
         return Lowering(Immediate(self.bodies), self.plan, context)
 
-    def _head(self) -> Tensor:
-        return self.weights["embed" if self.plan.shape.tied else "head"]
+    @property
+    def _text(self) -> lm.Head:
+        return lm.HEADS[self.plan.shape.family.layer_norm]
+
+    def _head(self) -> SimpleNamespace:
+        own = {name: self.weights[name] for name in self._text.weights}
+        table = self.weights["embed" if self.plan.shape.tied else "head"]
+        return SimpleNamespace(**own, head=table)
 
     def _layer(self, index: int) -> SimpleNamespace:
         at = f"layers.{index}"

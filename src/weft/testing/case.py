@@ -8,7 +8,7 @@ its own input.
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -91,6 +91,12 @@ def _dense() -> Table:
         "add_rms_norm": lambda m: {
             "rows": Case(inputs=(m.act(T, D), m.act(T, D), m.act(D)), attrs=eps, length=D)
         },
+        "layer_norm": lambda m: {
+            "rows": Case(inputs=(m.act(T, D), m.act(D), m.act(D)), attrs=eps, length=D)
+        },
+        "add_layer_norm": lambda m: {
+            "rows": Case(inputs=(m.act(T, D), m.act(T, D), m.act(D), m.act(D)), attrs=eps, length=D)
+        },
         "qkv_project": lambda m: {"rows": Case(inputs=(m.act(T, D), m.act(F, D)), length=D)},
         "project": lambda m: {"rows": Case(inputs=(m.act(T, F), m.act(D, F)), length=D)},
         "router_logits": lambda m: {"rows": Case(inputs=(m.act(T, D), m.act(E, D)), length=D)},
@@ -101,6 +107,10 @@ def _dense() -> Table:
         },
         "dense_swiglu": lambda m: {"rows": Case(inputs=(m.act(T, 2 * F),))},
         "cross_entropy": _cross_entropy,
+        "biased_cross_entropy": lambda m: {
+            label: replace(case, inputs=(*case.inputs[:2], m.act(V), *case.inputs[2:]))
+            for label, case in _cross_entropy(m).items()
+        },
     }
 
 
@@ -239,6 +249,19 @@ def _router() -> Table:
             )
             for score in ("softmax", "sigmoid")
             for groups, best in ((1, 1), (3, 1), (4, 2), (6, 6))
+        },
+        "select_sparsemixer": lambda m: {
+            f"jitter_{jitter}": Case(
+                inputs=(m.acc(T, E), 0.01 * m.acc(E)), attrs={"jitter": jitter}, length=E
+            )
+            for jitter in (0.01, 0.4)  # few scores near the best, and many
+        },
+        "replay_sparsemixer": lambda m: {
+            "near": Case(
+                inputs=(5 + m.acc(T, E), m.acc(E), routings(m)["random"]),
+                attrs={"jitter": 0.4},
+                length=E,
+            )
         },
         "replay_experts": lambda m: {
             label: Case(inputs=(logits, bias, routings(m)["random"]), attrs=attrs, length=E)

@@ -84,6 +84,12 @@ def gpt_oss_like() -> Model:
     return Model(shape=shape, arithmetic=rule)
 
 
+def phimoe_like() -> Model:
+    """Norms that take the mean off, biases of attention and head, two softmaxes for two choices."""
+    shape = replace(_SHAPE, attention_bias=True, family=families.FAMILIES["phimoe"])
+    return Model(shape=shape, arithmetic=replace(_ARITHMETIC, router_jitter=0.3))
+
+
 def large_mixtral() -> Model:
     """Two layers as wide as those of Mixtral 8x7B, for schedules: to be priced, not run."""
     return mixtral_like().with_shape(
@@ -131,6 +137,7 @@ VARIANTS: Mapping[str, Model] = MappingProxyType(
         "olmoe": olmoe_like(),
         "glm4": glm4_like(),
         "gpt_oss": gpt_oss_like(),
+        "phimoe": phimoe_like(),
     }
 )
 

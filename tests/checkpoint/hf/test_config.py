@@ -16,6 +16,7 @@ from weft.config.releases import (
     glm_4_5_air,
     gpt_oss_20b,
     olmoe_1b_7b_0924,
+    phi_3_5_moe_instruct,
     qwen1_5_moe_a2_7b,
 )
 from weft.errors import ConfigError
@@ -260,6 +261,7 @@ GPT_OSS_20B = {
     "use_cache": True,
     "vocab_size": 201088,
 }
+_, PHI = write_config(phi_3_5_moe_instruct())
 MXFP4 = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
 
@@ -326,6 +328,9 @@ def test_a_release_is_the_preset_of_its_name(config, preset):
         (GPT_OSS_20B, {"rope_scaling": {**YARN, "mscale": 2.0}}, "rope_parameters.mscale = 2.0"),
         (GPT_OSS_20B, {"rope_scaling": {"rope_type": "longrope"}}, "longrope.*packed documents"),
         (GPT_OSS_20B, {"attention_dropout": 0.1}, "attention_dropout = 0.1"),
+        (PHI, {"rope_scaling": {"type": "longrope"}}, "longrope.*packed documents"),
+        (PHI, {"lm_head_bias": False}, "lm_head_bias = false.*head has a bias"),
+        (PHI, {"num_experts_per_tok": 1}, "model.top_k = 1: must be 2"),
         (OLMOE_7B, {"clip_qkv": 8.0}, "clip_qkv = 8.0.*not clipped"),
         (OLMOE_7B, {"attention_bias": True}, "attention_bias = true.*no bias"),
         (QWEN3_30B, {"use_sliding_window": True, "sliding_window": 4096}, "sliding_window"),
@@ -365,7 +370,9 @@ def test_a_window_no_layer_looks_through_is_no_reason_to_refuse():
     assert read(QWEN3_30B, sliding_window=4096) == qwen3_30b_a3b()
 
 
-@pytest.mark.parametrize("release", [glm_4_5, glm_4_5_air, gpt_oss_20b, olmoe_1b_7b_0924])
+@pytest.mark.parametrize(
+    "release", [glm_4_5, glm_4_5_air, gpt_oss_20b, olmoe_1b_7b_0924, phi_3_5_moe_instruct]
+)
 def test_a_release_survives_its_own_file(release):
     _, config = write_config(release())
     assert read(config) == release()

@@ -22,7 +22,6 @@ _REFUSED: Mapping[str, str] = MappingProxyType(
     {
         "deepseek_v2": "multi-head latent attention",
         "deepseek_v3": "multi-head latent attention",
-        "phimoe": "layer norms, and another router",
     }
 )
 

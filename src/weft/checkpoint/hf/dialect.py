@@ -394,6 +394,48 @@ GLM4_MOE = Dialect(
     next_key="num_nextn_predict_layers",
 )
 
+PHIMOE = Dialect(
+    model_type="phimoe",
+    architecture="PhimoeForCausalLM",
+    family="phimoe",
+    tensors=MappingProxyType(
+        {
+            **_TRUNK,
+            **_QKV_BIAS,
+            **_BLOCK_SPARSE,
+            "norm_bias": "model.norm.bias",
+            "head_bias": "lm_head.bias",
+            "layers.{i}.norm1_bias": "model.layers.{i}.input_layernorm.bias",
+            "layers.{i}.norm2_bias": "model.layers.{i}.post_attention_layernorm.bias",
+            "layers.{i}.out_bias": "model.layers.{i}.self_attn.o_proj.bias",
+        }
+    ),
+    keys=MappingProxyType(
+        {
+            **_SHAPE,
+            "ffn_hidden": "intermediate_size",
+            "experts": "num_local_experts",
+            "aux_coef": "router_aux_loss_coef",
+            "attention_bias": "attention_bias",
+            "router_jitter": "router_jitter_noise",
+        }
+    ),
+    synonyms=MappingProxyType({"num_local_experts": "num_experts"}),
+    defaults=MappingProxyType(
+        {**_DEFAULTS, "aux_coef": 0.001, "attention_bias": False, "router_jitter": 0.01}
+    ),
+    constants=MappingProxyType({}),
+    demands=(
+        *(d for d in _DEMANDS if d.key != "attention_bias"),
+        Demand(key="lm_head_bias", legal=(True,), rule="the head has a bias"),
+        Demand(key="hidden_dropout", legal=(0.0,), rule="nothing is dropped", is_written=False),
+        # noise on what routers see in training: left out, as sampling is (ops/sparsemixer.py)
+        Demand(key="input_jitter_noise", legal=(0.0, 0.01), rule="routers see no noise"),
+    ),
+    has_head_dim=False,
+    theta=1e6,
+)
+
 GPT_OSS = Dialect(
     model_type="gpt_oss",
     architecture="GptOssForCausalLM",
@@ -430,7 +472,7 @@ GPT_OSS = Dialect(
 DIALECTS: Mapping[str, Dialect] = MappingProxyType(
     {
         d.model_type: d
-        for d in (MIXTRAL, QWEN3_MOE, QWEN2_MOE, OLMOE, GLM4_MOE, GPT_OSS, DEEPSEEK, DOTS1)
+        for d in (MIXTRAL, QWEN3_MOE, QWEN2_MOE, OLMOE, GLM4_MOE, PHIMOE, GPT_OSS, DEEPSEEK, DOTS1)
     }
 )
 
