@@ -12,7 +12,7 @@ from weft.parallel.layout import Layout
 from weft.planner.constants import constants
 from weft.planner.cost import Rates, imbalanced, message, pricing, rates, seconds
 from weft.planner.machine import machine, names
-from weft.planner.work import Passing, Products, Sending
+from weft.planner.work import Passing, Products, Sending, Way
 from weft.schedule.check import check
 from weft.testing import models
 
@@ -135,8 +135,9 @@ def test_imbalance_lengthens_experts_and_their_rows_alone():
 
 
 def test_index_driven_rows_cost_more_than_streams():
-    stream = Passing(body="x", moved=100 * MB, rows=False)
-    assert seconds(replace(stream, rows=True), H800) > seconds(stream, H800)
+    stream = Passing(body="x", moved=100 * MB, way=Way.STREAM)
+    assert seconds(replace(stream, way=Way.ROWS), H800) > seconds(stream, H800)
+    assert seconds(replace(stream, way=Way.SUMS), H800) > seconds(stream, H800)
 
 
 def test_a_recorded_step_costs_what_it_took():

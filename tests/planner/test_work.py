@@ -4,7 +4,7 @@ from weft.compose.plan import Plan, sizes
 from weft.compose.price import flops
 from weft.compose.step import training_step
 from weft.parallel.layout import Dispatch, Layout
-from weft.planner.work import Attend, Passing, Products, Sending, Waiting, Work, work
+from weft.planner.work import Attend, Passing, Products, Sending, Waiting, Way, Work, work
 from weft.testing import models
 
 
@@ -83,8 +83,11 @@ def test_a_host_task_synchronises_and_a_view_is_nothing():
 
 def test_rows_by_an_index_are_told_from_streams():
     found = works(LARGE)
-    assert all(w.rows for w in found["permute"] if isinstance(w, Passing))
-    assert not any(w.rows for w in found["swiglu"] if isinstance(w, Passing))
+    ways = {
+        body: {w.way for w in found[body] if isinstance(w, Passing)}
+        for body in ("permute", "gather_sum", "swiglu")
+    }
+    assert ways == {"permute": {Way.ROWS}, "gather_sum": {Way.SUMS}, "swiglu": {Way.STREAM}}
 
 
 @pytest.mark.parametrize("body", ["adamw", "square_sum"])

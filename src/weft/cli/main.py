@@ -13,6 +13,7 @@ from weft.cli import (
     data,
     export,
     generate,
+    plan,
     report,
     show,
     slurm,
@@ -42,6 +43,9 @@ app.command("report")(report.report)
 app.command("generate")(generate.generate)
 app.command("export")(export.export)
 app.command("verify")(verify.verify)
+app.command("plan")(plan.plan)
+app.command("simulate")(plan.simulate)
+app.command("explain")(plan.explain)
 app.command("trace")(trace.trace)
 app.command("doctor")(doctor)
 app.add_typer(show.app, name="show")

@@ -23,6 +23,7 @@ class Constants:
     attention: float
     stream: float
     rows: float
+    sums: float
     gap: float
     ring: float
     exchange: float
@@ -30,6 +31,7 @@ class Constants:
     direct: float
     wire_share: float
     network: float
+    skew: float
     imbalance: float
 
 

@@ -21,7 +21,7 @@ from weft.graph.dims import Sizes
 from weft.graph.program import Program, Task
 from weft.planner.constants import Constants, constants
 from weft.planner.machine import Machine, Message, Product
-from weft.planner.work import Attend, Passing, Products, Sending, Waiting, Work, work
+from weft.planner.work import Attend, Passing, Products, Sending, Waiting, Way, Work, work
 
 Pricing = Callable[[Task, Program, Sizes], float]
 
@@ -77,7 +77,7 @@ def seconds(asked: Work, found: Rates) -> float:
     """What a piece of work costs."""
     match asked:
         case Products():
-            return _products(asked, found)
+            return product_seconds(asked, found) + added_seconds(asked, found)
         case Attend():
             return _attend(asked, found)
         case Passing():
@@ -91,30 +91,43 @@ def seconds(asked: Work, found: Rates) -> float:
 # ---- compute -------------------------------------------------------------------------------------
 
 
-def _products(asked: Products, found: Rates) -> float:
+def product_seconds(asked: Products, found: Rates, *, taken: float = 0.0) -> float:
+    """A product on what is left of the multiprocessors when a share of them is taken."""
     memory = asked.moved / found.copy_bandwidth
+    launch = found.machine.device.launch
     if found.machine.measured.products:
-        rate = _measured_rate(asked, found.machine.measured.products)
-        return max(asked.flops / rate, memory) + found.machine.device.launch
+        rate = _measured_rate(asked, found.machine.measured.products) * (1 - taken)
+        return max(asked.flops / rate, memory) + launch
     phases = ("", "dgrad", "wgrad") if asked.phase == "fused" else (asked.phase,)
-    busy = sum(_tiled(asked, phase, found) for phase in phases)
-    return max(busy, memory) + found.constants.gap
+    busy = sum(_tiled(asked, phase, found, taken) for phase in phases)
+    return max(busy, memory) + launch
 
 
-def _tiled(asked: Products, phase: str, found: Rates) -> float:
-    """Waves of tiles, for the tile that suits the shape best."""
+def added_seconds(asked: Work, found: Rates) -> float:
+    """What the pass behind a grouped product takes that adds its gradient; measured rates hold it
+    already.
+    """
+    if not isinstance(asked, Products) or not asked.added or found.machine.measured.products:
+        return 0.0
+    bandwidth = found.machine.device.memory_bandwidth * found.constants.stream
+    return asked.added / bandwidth + found.constants.gap
+
+
+def _tiled(asked: Products, phase: str, found: Rates, taken: float) -> float:
+    """Waves of tiles over the multiprocessors left, for the tile that suits the shape best."""
     each = asked.rows / asked.groups
     rows, columns, depth = {
         "": (each, asked.n, asked.k),
         "dgrad": (each, asked.k, asked.n),
         "wgrad": (asked.n, asked.k, each),
     }[phase]
-    units = found.machine.device.multiprocessors
+    all_units = found.machine.device.multiprocessors
+    units = max(int(all_units * (1 - taken)), 1)
 
     def time(high: int, wide: int, speed: float) -> float:
         tiles = asked.groups * ceil(rows / high) * ceil(columns / wide)
         flops = 2 * high * wide * (depth + FILL) / speed
-        return ceil(tiles / units) * flops / (found.product_flops / units)
+        return ceil(tiles / units) * flops / (found.product_flops / all_units)
 
     return min(time(*tile) for tile in TILES)
 
@@ -155,7 +168,11 @@ def _passing(asked: Passing, found: Rates) -> float:
         return known.seconds + asked.moved / known.bandwidth
     if found.machine.measured.passes:
         return asked.moved / found.copy_bandwidth + found.machine.device.launch
-    share = found.constants.rows if asked.rows else found.constants.stream
+    share = {
+        Way.STREAM: found.constants.stream,
+        Way.ROWS: found.constants.rows,
+        Way.SUMS: found.constants.sums,
+    }[asked.way]
     bandwidth = found.machine.device.memory_bandwidth * share
     return asked.moved / bandwidth + found.constants.gap
 
@@ -185,11 +202,12 @@ def message(asked: Sending, found: Rates, *, node_ranks: int | None = None) -> f
 
 def _inside(asked: Sending, machine: Machine) -> int:
     """Members of a group in one node: neighbours by rank, or one in each node."""
-    return 1 if asked.axis in FAR else machine.link.ranks
+    far = asked.axis in FAR or asked.axis.endswith("_inter")
+    return 1 if far else machine.link.ranks
 
 
 # groups whose members lie in different nodes
-FAR = frozenset({"edp", "dp", "pp", "dense_inter", "edp_inter"})
+FAR = frozenset({"edp", "dp", "pp"})
 
 
 def _link(asked: Sending, found: Rates) -> float:

@@ -6,6 +6,7 @@ vocabulary, wire bytes of the collective. What they cost is another file's quest
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from types import MappingProxyType
 
 from weft.compose.price import BYTES, flops, value_bytes, wire_bytes
@@ -14,18 +15,19 @@ from weft.graph.opset import Lane, Tolerance
 from weft.graph.program import Program, Task
 from weft.schedule.action import is_collective
 
-# Bodies that move whole rows by an index: a gather or a scatter, or a transpose between ranks.
+# Bodies that move rows by an index, or interleave the short pieces that ranks sent. (What leaves
+# for other ranks is not among them: a projection can write its columns in their order.)
 ROWS = frozenset(
     {
         "permute",
         "reorder",
         "gather_sum",
-        "pack_heads",
         "join_heads",
     }
 )
 
-# Bodies that hand out views of what they are given: no kernel runs.
+# Bodies that hand out views of what they are given: no kernel runs. So do those that lay heads out
+# for the ranks of a group, where there is one rank.
 VIEWS = frozenset({"split_heads", "split_heads.dgrad", "take_block"})
 
 # Collectives by what the wire sees, as nccl-tests names them.
@@ -54,6 +56,7 @@ class Products:
     phase: str
     flops: int
     moved: int
+    added: int = 0  # bytes of a pass of its own that adds a gradient to its sum
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,13 +68,21 @@ class Attend:
     flops: int
 
 
+class Way(StrEnum):
+    """How a pass goes through memory: in a row, row by row by an index, or summing such rows."""
+
+    STREAM = "stream"
+    ROWS = "rows"
+    SUMS = "sums"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Passing:
-    """A body that is bound by memory: its bytes, and whether it moves rows by an index."""
+    """A body that is bound by memory: its bytes, and how it goes through them."""
 
     body: str
     moved: int
-    rows: bool
+    way: Way
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,24 +113,39 @@ def work(task: Task, program: Program, n: Sizes, widths: Mapping[str, int] = BYT
         return _sending(task, program, n, widths)
     if task.lane is Lane.HOST:
         return Waiting(synchronises=True)
-    if task.body in VIEWS:
+    if task.body in VIEWS or task.attributes.get("sp") == 1:
         return Waiting(synchronises=False)
     if task.op.tolerance is Tolerance.ATTENTION and task.phase != "wgrad":
         return Attend(length=n.S, phase=task.phase, flops=flops(task, n))
     moved = sum(value_bytes(v, program, n, widths) for v in (*task.inputs, *task.outputs))
     if task.op.tolerance is Tolerance.MATMUL:
-        return _products(task, program, n, moved)
-    return Passing(body=task.body, moved=moved, rows=task.op.name in ROWS)
+        return _products(task, program, n, widths, moved)
+    if task.op.name in ROWS:
+        way = Way.SUMS if task.body in SUMS else Way.ROWS
+        return Passing(body=task.body, moved=_touched(task, program, n, widths), way=way)
+    return Passing(body=task.body, moved=moved, way=Way.STREAM)
 
 
-def _products(task: Task, program: Program, n: Sizes, moved: int) -> Work:
+def _touched(task: Task, program: Program, n: Sizes, widths: Mapping[str, int]) -> int:
+    """Bytes of a gather: it reads as much as it writes; one that sums reads all it is given."""
+    made = sum(value_bytes(v, program, n, widths) for v in task.outputs)
+    given = sum(value_bytes(v, program, n, widths) for v in task.inputs)
+    return made + given if task.body in SUMS else 2 * made
+
+
+SUMS = frozenset({"gather_sum", "permute.dgrad"})
+
+
+def _products(
+    task: Task, program: Program, n: Sizes, widths: Mapping[str, int], moved: int
+) -> Work:
     """A product from the shape of its weight, which its accumulator shares."""
     done = flops(task, n)
     weight = next(v for v in task.inputs if v.startswith(("w.", "acc.w.")))
     *groups, out, width = n.shape(program.values[weight].dims)
     rows = done // (2 * out * width) // (3 if task.phase == "fused" else 1)
     if out < NARROW:  # the router: bound by reading its tokens
-        return Passing(body=task.body, moved=moved, rows=False)
+        return Passing(body=task.body, moved=moved, way=Way.STREAM)
     return Products(
         rows=rows,
         n=out,
@@ -128,7 +154,19 @@ def _products(task: Task, program: Program, n: Sizes, moved: int) -> Work:
         phase=task.phase,
         flops=done,
         moved=moved,
+        added=_added(groups, program, n, task, widths),
     )
+
+
+def _added(
+    groups: list[int], program: Program, n: Sizes, task: Task, widths: Mapping[str, int]
+) -> int:
+    """Grouped products cannot add to a sum in FP32: they write, and a pass reads and adds."""
+    if task.phase != "wgrad" or not groups:
+        return 0
+    (total,) = task.outputs
+    count = n.count(program.values[total].dims)
+    return count * 2 * (widths["act"] + widths["acc"])
 
 
 NARROW = 256  # columns: a tile is that wide, below it the tensor cores idle and memory decides

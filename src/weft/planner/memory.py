@@ -1,0 +1,113 @@
+"""What a rank holds at its fullest moment, by part, in bytes.
+
+    weights        parameters in the compute dtype
+    gradients      sums in the accumulation dtype
+    optimizer      master weights and two moments of this rank's shards
+    activations    what forwards keep for their backwards, for every chunk in flight
+    dispatch       routed rows and gathered tokens alive at once inside one segment
+    workspace      everything else alive at that moment, gradients of grouped products among it
+
+Sizes come from the programs, lifetimes from the frees of their orders, chunks in flight from the
+order of the pipeline: nothing here repeats a formula. Views are counted with what they look at.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from weft.compose.plan import Plan, sizes
+from weft.compose.price import BYTES, value_bytes
+from weft.compose.stage import chunks_of
+from weft.compose.step import Step
+from weft.graph.dims import Sizes, letters
+from weft.graph.program import Program
+from weft.planner.cost import imbalanced
+from weft.planner.pipeline import in_flight
+from weft.planner.work import VIEWS, Products, work
+from weft.schedule.action import Free, Ordered, Post, Run
+
+ROUTED = frozenset("RUO")  # letters of what dispatch brings
+STATES = 3  # of AdamW: master weight, mean, square
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Memory:
+    """Bytes by part."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    dispatch: int
+    workspace: int
+
+    @property
+    def all(self) -> int:
+        """The sum of the parts."""
+        return sum(self.parts.values())
+
+    @property
+    def parts(self) -> Mapping[str, int]:
+        """Bytes by name of the part."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def memory(step: Step, plan: Plan, *, imbalance: float = 1.0) -> Memory:
+    """The parts of one rank: `step` has its templates, `plan` its micro-batches."""
+    n = imbalanced(sizes(plan), imbalance)
+    elements = sum(bucket.numel for bucket in step.buckets)
+    shards = sum(bucket.shard for bucket in step.buckets)
+    peaks = [_peak(ordered, n) for name, ordered in step.templates.items() if name != "update"]
+    dispatch, workspace = max(peaks, key=sum)
+    return Memory(
+        weights=elements * BYTES["act"],
+        gradients=elements * BYTES["acc"],
+        optimizer=STATES * shards * BYTES["acc"],
+        activations=_kept(step, plan, n),
+        dispatch=dispatch,
+        workspace=workspace,
+    )
+
+
+def kept_bytes(program: Program, n: Sizes) -> int:
+    """What one forward leaves for its backward, its input among it."""
+    return sum(value_bytes(name, program, n, BYTES) for name in {"x", *program.kept})
+
+
+def _kept(step: Step, plan: Plan, n: Sizes) -> int:
+    """Of the fullest chunk, times the chunks in flight."""
+    shape = plan.shape
+    forwards = {name: ordered.program for name, ordered in step.templates.items()}
+    chunks = [
+        sum(kept_bytes(forwards[f"{shape.kind(i)}.forward"], n) for i in chunk.layers)
+        for chunk in chunks_of(plan)
+    ]
+    return max(chunks) * in_flight(plan.schedule, plan.layout.pp_rank(plan.rank))
+
+
+def _peak(ordered: Ordered, n: Sizes) -> tuple[int, int]:
+    """Dispatch and other bytes at the moment of a segment that has the most of both."""
+    program = ordered.program
+    lasting = {*program.kept, *program.outputs}
+    live: dict[str, int] = {}
+    most = (0, 0)
+    for action in ordered.actions:
+        match action:
+            case Run(task) | Post(task):
+                if task.body not in VIEWS:
+                    made = (v for v in task.outputs if v not in lasting)
+                    live.update({v: value_bytes(v, program, n, BYTES) for v in made})
+                kind = work(task, program, n)
+                extra = kind.added // 6 if isinstance(kind, Products) else 0  # 2 of 12 bytes
+                most = max(most, _split(live, program, extra), key=sum)
+            case Free(value):
+                live.pop(value, None)
+            case _:
+                pass
+    return most
+
+
+def _split(live: Mapping[str, int], program: Program, extra: int) -> tuple[int, int]:
+    routed = sum(
+        size for name, size in live.items() if ROUTED & set(letters(program.values[name].dims))
+    )
+    return routed, sum(live.values()) - routed + extra

@@ -1,0 +1,42 @@
+"""A simulated step as spans of a trace, in the form of a measured one: a row a lane of each stage.
+
+Pieces of the pipeline stand where `simulate` placed them; inside a piece the segments follow one
+another and their bars lie on their lanes. Micro-batches that the pipeline left out of its middle
+are not in it.
+"""
+
+from collections.abc import Iterator
+
+from weft.planner.play import COMPUTE
+from weft.planner.simulate import Segment, Simulated
+from weft.schedule.action import is_collective
+from weft.telemetry.trace import SEGMENT, Span
+
+
+def spans(done: Simulated) -> Iterator[Span]:
+    """Every segment, task and wait; the rank of a span is its stage."""
+    for slot in done.run.slots:
+        now = slot.start
+        for name in done.pieces[slot.rank, slot.work.kind, slot.work.chunk]:
+            segment = done.segments[name]
+            piece = f"{name} {slot.work}"
+            yield from _segment(slot.rank, piece, name, now, segment)
+            now += segment.seconds
+
+
+def _segment(rank: int, title: str, name: str, at: float, segment: Segment) -> Iterator[Span]:
+    detail = {"segment": name}
+
+    def span(lane: str, text: str, start: float, stop: float) -> Span:
+        return Span(
+            rank=rank, lane=lane, name=text, start=at + start, stop=at + stop, detail=detail
+        )
+
+    yield span(SEGMENT, title, 0.0, segment.seconds)
+    for bar in segment.played.bars:
+        if bar.stop <= bar.start:
+            continue
+        payload = f" {bar.task.attributes['label']}" if is_collective(bar.task) else ""
+        yield span(bar.lane, f"{bar.task.name}{payload}", bar.start, bar.stop)
+    for gap in segment.played.gaps:
+        yield span(COMPUTE, f"wait {gap.cause}", gap.start, gap.stop)

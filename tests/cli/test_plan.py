@@ -1,0 +1,48 @@
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from weft.cli.main import app
+from weft.errors import ConfigError
+
+RECIPE = str(Path(__file__).parents[2] / "recipes" / "h200-mixtral-2layer.toml")
+
+
+def invoke(*arguments: str):
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_a_plan_is_printed_and_its_recipe_is_one_that_simulates(tmp_path: Path):
+    out = tmp_path / "plan.toml"
+    asked = ("plan", "--model", "tiny-mixtral", "--cluster", "1x2xH200", "--batch", "8")
+    result = invoke(*asked, "--seq", "64", "--out", str(out))
+    assert result.exit_code == 0, result.output
+    assert "why the others lost" in result.output
+    assert invoke("simulate", str(out)).exit_code == 0
+
+
+def test_a_cluster_that_is_too_small_is_refused():
+    asked = ("plan", "--model", "internal-352b", "--cluster", "1x1xH800", "--batch", "8")
+    result = invoke(*asked)
+    assert isinstance(result.exception, ConfigError)
+    assert "try more nodes" in str(result.exception)
+
+
+def test_a_recipe_is_simulated_and_traced(tmp_path: Path):
+    trace = tmp_path / "trace.json"
+    result = invoke("simulate", RECIPE, "--machine", "H200", "--trace", str(trace))
+    assert result.exit_code == 0, result.output
+    assert "exposed" in result.output
+    assert trace.stat().st_size > 1000
+
+
+def test_the_scale_up_ratio_is_explained_and_nothing_else():
+    assert "H800" in invoke("explain", "R").output
+    result = invoke("explain", "Q")
+    assert isinstance(result.exception, ConfigError)
+
+
+@pytest.mark.parametrize("command", ["plan", "simulate", "explain"])
+def test_each_command_has_help(command: str):
+    assert invoke(command, "--help").exit_code == 0

@@ -1,0 +1,81 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from weft.compose.plan import Plan, sizes
+from weft.compose.recipe import plan as make_plan
+from weft.compose.step import training_step
+from weft.config.load import load
+from weft.parallel.layout import Layout
+from weft.planner.memory import Memory, kept_bytes, memory
+from weft.testing import models
+
+ROOT = Path(__file__).parents[2]
+
+
+def planned(layout: Layout, **changes) -> Plan:
+    made = models.plan(models.large_mixtral(), layout, precision="bfloat16")
+    return replace(made, sequence=4096, **changes)
+
+
+def held(plan: Plan, imbalance: float = 1.0) -> Memory:
+    return memory(training_step(plan), plan, imbalance=imbalance)
+
+
+def test_a_recorded_peak_is_met_within_three_percent():
+    lines = (ROOT / "benchmarks/results/h200/step.jsonl").read_text().splitlines()
+    for line in map(json.loads, lines):
+        config = load(ROOT / f"recipes/{line['recipe']}.toml", ["parallel.sp=1", "parallel.ep=1"])
+        assert held(make_plan(config, 0)).all == pytest.approx(line["peak_bytes"], rel=0.03)
+
+
+def test_forgotten_optimizer_state_would_be_noticed():
+    config = load(ROOT / "recipes/h200-mixtral-2layer.toml", ["parallel.sp=1", "parallel.ep=1"])
+    found = held(make_plan(config, 0))
+    assert replace(found, optimizer=0).all != pytest.approx(62_861_392_896, rel=0.03)
+
+
+def test_parts_make_the_whole():
+    found = held(planned(Layout(sp=2, ep=2)))
+    assert found.all == sum(found.parts.values())
+    assert min(found.parts.values()) > 0
+
+
+def test_more_replicas_hold_less_optimizer_state_and_as_many_weights():
+    one, four = held(planned(Layout())), held(planned(Layout(dp=4)))
+    assert four.weights == pytest.approx(one.weights, rel=1e-3)
+    assert four.optimizer == pytest.approx(one.optimizer / 4, rel=1e-2)
+
+
+def test_imbalance_fills_dispatch_and_what_is_kept_and_nothing_else():
+    plan = planned(Layout(sp=2, ep=2))
+    even, skewed = held(plan), held(plan, 1.5)
+    assert skewed.dispatch > even.dispatch
+    assert skewed.activations > even.activations
+    assert (skewed.weights, skewed.optimizer) == (even.weights, even.optimizer)
+
+
+def test_rematerialisation_keeps_less_step_by_step():
+    kept = [
+        held(planned(Layout(sp=2, ep=2), remat=policy)).activations
+        for policy in ("none", "selective", "full")
+    ]
+    assert kept == sorted(kept, reverse=True)
+    assert len(set(kept)) == 3
+
+
+def test_a_first_stage_keeps_a_micro_batch_for_every_stage():
+    shape = replace(models.large_mixtral().shape, layers=4)
+    plan = replace(planned(Layout(pp=4, sp=2, ep=2)), shape=shape, micro_batches=16)
+    last = replace(plan, rank=3 * plan.layout.stage)
+    plan, last = (replace(p, layers=(1, 1, 1, 1)) for p in (plan, last))
+    assert held(plan).activations == 4 * held(last).activations
+
+
+def test_what_is_kept_is_in_whole_values():
+    plan = planned(Layout())
+    program = training_step(plan).templates["moe.forward"].program
+    n = sizes(plan)
+    assert kept_bytes(program, n) > 2 * n.T * n.D

@@ -1,0 +1,107 @@
+import time
+from dataclasses import replace
+
+import pytest
+
+from weft.compose.plan import Plan
+from weft.parallel.layout import Dispatch, Layout
+from weft.planner.cost import Rates, rates
+from weft.planner.machine import machine
+from weft.planner.simulate import Job, Regime, Simulated, Studio
+from weft.testing import models
+
+H800 = rates(machine("H800"))
+STUDIO = Studio()
+
+
+def planned(layout: Layout, *, layers: int = 4, micro_batches: int = 16, **changes) -> Plan:
+    made = models.plan(models.large_mixtral().with_shape(layers=layers), layout)
+    made = replace(made, sequence=4096, micro_batch=1, order="overlapped", precision="bfloat16")
+    return replace(made, micro_batches=micro_batches, **changes)
+
+
+def simulated(
+    layout: Layout, found: Rates = H800, regime: Regime | None = None, **more
+) -> Simulated:
+    return STUDIO.simulate(Job(plan=planned(layout, **more), regime=regime or Regime()), found)
+
+
+def test_parts_make_the_whole():
+    done = simulated(Layout(pp=2, dp=2, sp=2, ep=2))
+    parts = done.products + done.others + sum(done.exposed.values()) + done.bubble
+    assert parts == pytest.approx(done.seconds)
+    assert min(done.products, done.others, done.bubble) > 0
+
+
+def test_one_rank_has_neither_bubble_nor_exposed_communication():
+    done = simulated(Layout())
+    assert done.bubble == pytest.approx(0, abs=1e-9)
+    assert sum(done.exposed.values()) == pytest.approx(0, abs=1e-9)
+
+
+def test_twice_the_micro_batches_take_twice_the_time_without_a_pipeline():
+    one, two = (simulated(Layout(), micro_batches=m).run.seconds for m in (16, 32))
+    assert two == pytest.approx(2 * one)
+
+
+def test_the_bubble_is_that_of_the_pipeline():
+    done = simulated(Layout(pp=4), layers=8, micro_batches=64)
+    assert 0 < done.bubble < done.seconds * 3 / 16
+
+
+def test_chunks_shorten_the_bubble():
+    plain = simulated(Layout(pp=4), layers=8)
+    chunked = simulated(Layout(pp=4), layers=8, pipeline="interleaved", chunks=2)
+    assert chunked.bubble < plain.bubble
+
+
+def test_a_slower_link_exposes_more():
+    slow = replace(H800.machine, link=replace(H800.machine.link, bandwidth=2e10))
+    layout = Layout(sp=4, ep=4, dispatch=Dispatch.ALL_GATHER)
+    fast, held = simulated(layout), simulated(layout, replace(H800, machine=slow))
+    assert sum(held.exposed.values()) > 3 * sum(fast.exposed.values())
+
+
+def test_a_dead_link_is_refused_not_free():
+    dead = replace(H800.machine, link=replace(H800.machine.link, bandwidth=0.0))
+    with pytest.raises(ZeroDivisionError):
+        simulated(Layout(sp=4, ep=4), replace(H800, machine=dead))
+
+
+def test_the_fullest_rank_sets_the_pace():
+    skewed = replace(H800, constants=replace(H800.constants, imbalance=1.5))
+    layout = Layout(sp=4, ep=4)
+    assert simulated(layout, skewed).products > 1.2 * simulated(layout).products
+
+
+def test_fused_launches_hide_what_a_serial_forward_shows():
+    layout = Layout(sp=4, ep=4, dispatch=Dispatch.ALL_GATHER)
+    plain, fused = (simulated(layout, regime=Regime(fused=f)) for f in (False, True))
+    assert sum(fused.exposed.values()) < sum(plain.exposed.values())
+
+
+def test_gradients_beside_the_backward_cost_less():
+    layout = Layout(dp=4, sp=2, ep=2)
+    beside, behind = (simulated(layout, regime=Regime(beside=b)) for b in (True, False))
+    assert beside.exposed["gradients"] < behind.exposed["gradients"]
+    assert beside.seconds < behind.seconds
+
+
+def test_row_movement_by_the_framework_costs_more():
+    layout = Layout(sp=4, ep=4)
+    own, plain = (simulated(layout, regime=Regime(own_rows=r)) for r in (True, False))
+    assert plain.others > own.others
+
+
+def test_utilisation_is_that_of_the_model_and_below_one():
+    done = simulated(Layout(pp=2, sp=2, ep=2))
+    assert 0 < done.flops < H800.machine.device.peak_flops
+
+
+def test_fifteen_stages_of_sixty_micro_batches_take_no_two_seconds_of_one_core():
+    plan = planned(Layout(pp=15, sp=8, ep=8), layers=60, micro_batches=60)
+    plan = replace(plan, pipeline="interleaved", chunks=4, layers=(1,) * 60)
+    begun = time.process_time()
+    done = Studio().simulate(Job(plan=plan), H800)
+    assert time.process_time() - begun < 2.0
+    assert done.run.seconds > 0
