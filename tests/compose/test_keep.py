@@ -7,7 +7,14 @@ from fractions import Fraction
 import pytest
 
 from weft.compose import segment
-from weft.compose.keep import activations, choose, held_bytes, kept_bytes, rematerialised
+from weft.compose.keep import (
+    activations,
+    choose,
+    held_bytes,
+    held_layers,
+    kept_bytes,
+    rematerialised,
+)
 from weft.compose.plan import Plan, sizes
 from weft.compose.recipe import shape
 from weft.compose.segment import Segment
@@ -208,3 +215,17 @@ def test_every_kind_of_layer_keeps_less_and_reads_what_it_kept():
         kept = found[f"{kind}.forward"].program.kept
         assert set(kept) <= set(found[f"{kind}.backward"].program.inputs)
     assert owned_parameters(made) == owned_parameters(replace(made, remat="selective"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "layers"),
+    [
+        ({}, 2),
+        ({"merge": True}, 3),
+        ({"layout": Layout(pp=2)}, 2),
+        ({"layout": Layout(pp=2), "rank": 1}, 1),
+    ],
+)
+def test_layers_are_held_by_micro_batches_in_flight(changes, layers):
+    made = replace(models.plan(models.mixtral_like()), **changes)
+    assert held_layers(made) == layers

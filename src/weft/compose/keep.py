@@ -18,11 +18,13 @@ from types import MappingProxyType
 from weft.compose.plan import Plan, sizes
 from weft.compose.price import Nominal, price, value_bytes
 from weft.compose.segment import Segment
+from weft.compose.stage import chunks_of, pieces_of
 from weft.errors import ConfigError
 from weft.graph.backward import Differentiated
 from weft.graph.program import Program, Task
 from weft.model.families import Kind
 from weft.schedule import keep
+from weft.schedule.pipeline import Pass, Work
 from weft.schedule.remat import recipes, rematerialise
 
 _WIDTHS: Mapping[str, Mapping[str, int]] = MappingProxyType(
@@ -81,9 +83,14 @@ def choose(plan: Plan, layer: Segment, policy: str) -> keep.Choice:
             raise AssertionError(f"{policy=}")
 
 
+def dtype_widths(plan: Plan) -> Mapping[str, int]:
+    """Bytes of an element by kind of dtype, in the precision of a plan."""
+    return _WIDTHS[plan.precision]
+
+
 def kept_bytes(plan: Plan, forward: Program, names: Iterable[str]) -> Mapping[str, int]:
     """Bytes of each of these values for one micro-batch, largest first."""
-    n, widths = sizes(plan), _WIDTHS[plan.precision]
+    n, widths = sizes(plan), dtype_widths(plan)
     found = {name: value_bytes(name, forward, n, widths) for name in names}
     return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
 
@@ -111,7 +118,7 @@ def activations(forward: Program) -> tuple[str, ...]:
 
 
 def _question(plan: Plan, layer: Segment, allowed: Callable[[Task], bool]) -> keep.Question:
-    n, widths, nominal = sizes(plan), _WIDTHS[plan.precision], Nominal()
+    n, widths, nominal = sizes(plan), dtype_widths(plan), Nominal()
     forward = layer.forward
     return keep.ask(
         _derived(layer),
@@ -122,18 +129,28 @@ def _question(plan: Plan, layer: Segment, allowed: Callable[[Task], bool]) -> ke
 
 
 def _within(plan: Plan, layer: Segment) -> keep.Choice:
-    """The choice for a layer's share of the memory, every layer of the model with the same."""
+    """The choice for a layer's share of the memory, the same for all that are held at once."""
     question = _question(plan, layer, lambda _: True)
-    own = kept_bytes(plan, layer.forward, ("x",))["x"]
-    share = plan.memory // plan.shape.layers - own
+    own, layers = kept_bytes(plan, layer.forward, ("x",))["x"], held_layers(plan)
+    share = plan.memory // layers - own
     least = keep.lightest(question).kept_bytes
     if least > share:
-        lowest = (least + own) * plan.shape.layers
         raise ConfigError(
-            f"overlap.memory = {plan.memory}: too little for what {plan.shape.layers} layers keep "
-            f"for their backward; nearest legal value: overlap.memory = {lowest}"
+            f"overlap.memory = {plan.memory}: too little for what {layers} layers keep for their "
+            f"backward; nearest legal value: overlap.memory = {(least + own) * layers}"
         )
     return keep.cheapest(question, budget=share)
+
+
+def held_layers(plan: Plan) -> int:
+    """The most layers, over all micro-batches in flight, that wait for their backward at once."""
+    layers = [len(chunk.layers) for chunk in chunks_of(plan)]
+    held = most = 0
+    for piece in pieces_of(plan):
+        if isinstance(piece, Work) and piece.kind is not Pass.WEIGHT:
+            held += layers[piece.chunk] * (1 if piece.kind is Pass.FORWARD else -1)
+            most = max(most, held)
+    return most + plan.merge  # a pair makes one before it lets go of the other
 
 
 def _apply(layer: Segment, again: frozenset[str]) -> Segment:

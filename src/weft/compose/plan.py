@@ -78,6 +78,8 @@ class Plan:
     chunks: int = 1
     layers: tuple[int, ...] = ()
     sync: Sync = field(default_factory=Sync)
+    across: bool = False
+    merge: bool = False
 
     @property
     def tokens(self) -> int:

@@ -32,6 +32,8 @@ def plan(config: RunConfig, rank: int, *, replay: bool = False) -> Plan:
         sync=Sync(
             gradients=Wire(config.compression.gradients), bucket=config.parallel.bucket_elements
         ),
+        across=config.overlap.across,
+        merge=config.overlap.merge,
     )
 
 

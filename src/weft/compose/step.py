@@ -7,25 +7,23 @@
 One stage runs the forward and the backward of a micro-batch after one another.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 from weft.compose import edge, segment, stage, templates, work
 from weft.compose.check import check_edges
 from weft.compose.instance import Instance, with_drops
-from weft.compose.plan import Plan, sizes, validate
-from weft.compose.price import Pricing, nominal_pricing
+from weft.compose.order import Order as Order
+from weft.compose.order import named_order as named_order
+from weft.compose.plan import Plan, validate
+from weft.compose.weave import woven
 from weft.graph.program import Program
 from weft.model.families import Kind
 from weft.model.params import Parameter
 from weft.parallel.zero import Bucket, buckets
 from weft.schedule.action import Ordered
 from weft.schedule.check import check
-from weft.schedule.layer import overlapped, serial
 from weft.schedule.transfer import Move, Piece
-
-Order = Callable[[Program], Ordered]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,12 +92,13 @@ def _checked(
 ) -> Step:
     order = order or named_order(plan)
     owned, flat = owned_parameters(plan)
+    fabric = woven(plan, programs, instances)
     return Step(
         plan=plan,
         parameters=owned,
         buckets=flat,
-        templates={name: check(order(program)) for name, program in programs.items()},
-        instances=check_edges(with_drops(instances, keep=results), programs, flat),
+        templates={name: check(order(program)) for name, program in fabric.programs.items()},
+        instances=check_edges(with_drops(fabric.instances, keep=results), fabric.programs, flat),
         results=results,
     )
 
@@ -109,19 +108,3 @@ def _choices(plan: Plan) -> Iterable[str]:
     mine = (i for chunk in stage.chunks_of(plan) for i in chunk.layers)
     routed = [i for i in mine if plan.shape.kind(i) is not Kind.DENSE]
     return (f"m{m}.experts.{i}" for m in range(plan.local_micro_batches) for i in routed)
-
-
-def named_order(plan: Plan, pricing: Pricing | None = None) -> Order:
-    """The order a recipe names, at the prices of a machine, or at nominal ones."""
-    match plan.order:
-        case "serial":
-            return serial
-        case "overlapped":
-            return partial(_overlapped, plan=plan, pricing=pricing or nominal_pricing())
-        case _:
-            raise AssertionError(f"{plan.order=}")
-
-
-def _overlapped(program: Program, *, plan: Plan, pricing: Pricing) -> Ordered:
-    n = sizes(plan)
-    return overlapped(program, lambda task: pricing(task, program, n))

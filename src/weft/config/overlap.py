@@ -16,8 +16,16 @@ class OverlapConfig(Branch):
 
     section: ClassVar[str] = "overlap"
 
-    order: Literal["overlapped", "serial"] = Field(
+    order: Literal["overlapped", "serial", "paper", "auto"] = Field(
         default="overlapped", description="the order of the operators of a layer"
+    )
+    across: bool = Field(
+        default=False,
+        description="whether a layer's backward posts the first collective of the next one's",
+    )
+    merge: bool = Field(
+        default=False,
+        description="whether a micro-batch's backward runs beside the next one's forward",
     )
     remat: str | tuple[str, ...] = Field(
         default="none",

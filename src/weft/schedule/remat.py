@@ -107,7 +107,7 @@ def is_effect(task: Task) -> bool:
 
 def is_again(task: Task) -> bool:
     """Whether a task of a backward runs a forward operator for the second time."""
-    return task.name.startswith(PREFIX)
+    return f".{PREFIX}" in f".{task.name}"
 
 
 def _shortcut(task: Task) -> Task | None:

@@ -1,0 +1,124 @@
+"""How much communication each order leaves exposed, in simulation at nominal prices.
+
+    scripts/bench orders [--layers 24] [--micro-batches 3]
+
+For each model, way to its experts and keep-set: microseconds of exposed communication a layer, of
+its forward and of its backward, for a rank of sp 8 ep 8 and one sequence of 8192. `across` posts
+the first collective of a backward in the segment before; `merge` runs a micro-batch's backward
+beside the next one's forward, and its figure is that of such a pair of layers.
+"""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from weft.compose.plan import Plan, Update, sizes
+from weft.compose.price import Nominal, nominal_pricing
+from weft.compose.recipe import arithmetic, shape
+from weft.compose.step import Step, training_step
+from weft.compose.timeline import place_step
+from weft.config.presets import preset
+from weft.parallel.layout import Dispatch, Layout
+from weft.schedule.action import is_collective
+
+MODELS = ("mixtral-8x7b", "qwen3-30b-a3b", "deepseekmoe")
+VARIANTS = {
+    "serial": {"order": "serial"},
+    "overlapped": {"order": "overlapped"},
+    "paper": {"order": "paper"},
+    "auto": {"order": "auto"},
+    "auto across": {"order": "auto", "across": True},
+    "auto merge": {"order": "auto", "across": True, "merge": True},
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exposed:
+    """Microseconds a layer: exposed communication, and all that runs in a pair of its passes."""
+
+    forward: float
+    backward: float
+    pair: float
+    wire: float
+
+
+def plan(model: str, dispatch: Dispatch, layers: int, micro_batches: int) -> Plan:
+    config = preset(model)
+    return Plan(
+        shape=replace(shape(config), layers=layers),
+        arithmetic=arithmetic(config),
+        layout=Layout(sp=8, ep=8, dispatch=dispatch),
+        rank=0,
+        sequence=8192,
+        micro_batch=1,
+        micro_batches=micro_batches,
+        precision="bfloat16",
+        order="serial",
+        update=Update(beta1=0.9, beta2=0.95, eps=1e-8, clip_norm=1.0),
+    )
+
+
+def exposed(step: Step) -> Exposed:
+    """Averages over the layers of a step; pairs are those of the middle of a step."""
+    found = {"forward": 0.0, "backward": 0.0, "pair": 0.0}
+    pairs = 0
+    for placed in place_step(step, Nominal()):
+        kind = _kind(placed.template)
+        if kind:
+            pairs += kind == "pair"
+            found[kind] += sum(stop - start for start, stop in placed.timeline.exposed)
+    passes = step.plan.shape.layers * step.plan.local_micro_batches
+    forward, backward = (found[k] / (passes - pairs) * 1e6 for k in ("forward", "backward"))
+    pair = found["pair"] / pairs * 1e6 if pairs else forward + backward
+    return Exposed(forward=forward, backward=backward, pair=pair, wire=_wire(step))
+
+
+def _kind(template: str) -> str:
+    """Whether a template is a layer's forward, its backward, or one of either."""
+    parts = template.split("+")
+    if parts[0].startswith(("embedding", "head", "update")):
+        return ""
+    if any(part.endswith(".forward") for part in parts):
+        return "pair" if len(parts) > 1 else "forward"
+    return "backward"
+
+
+def _wire(step: Step) -> float:
+    """All communication of a layer's forward and backward."""
+    n, pricing = sizes(step.plan), nominal_pricing()
+    layers = [o.program for name, o in step.templates.items() if _kind(name)]
+    return 1e6 * sum(pricing(t, p, n) for p in layers for t in p.tasks if is_collective(t))
+
+
+def lines(layers: int, micro_batches: int) -> Iterator[str]:
+    titles = "".join(f"{name:>13}" for name in VARIANTS)
+    for dispatch in Dispatch:
+        for remat in ("none", "selective"):
+            yield f"{dispatch.value}, remat {remat}: us exposed a layer, forward + backward = both"
+            yield f"{'':<15}{'wire':>6}{titles}"
+            for model in MODELS:
+                base = replace(plan(model, dispatch, layers, micro_batches), remat=remat)
+                found = {n: exposed(training_step(replace(base, **v))) for n, v in VARIANTS.items()}
+                yield f"{model:<15}{found['serial'].wire:>6.0f}" + "".join(
+                    f"{_cell(name, value):>13}" for name, value in found.items()
+                )
+            yield ""
+
+
+def _cell(name: str, value: Exposed) -> str:
+    if "merge" in name:
+        return f"{value.pair:.0f}"
+    return f"{value.forward:.0f}+{value.backward:.0f}={value.forward + value.backward:.0f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--micro-batches", type=int, default=3)
+    options = parser.parse_args()
+    for line in lines(options.layers, options.micro_batches):
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
