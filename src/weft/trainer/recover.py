@@ -96,7 +96,7 @@ def restore_session(session: Session, folder: Path) -> int:
     checkpoint = Checkpoint.open_verified(folder)
     try:
         check_same_run(folder, checkpoint.manifest, session.config, session.feed.digest)
-        _load(session.stage.state, checkpoint)
+        load_state(session.stage.state, checkpoint)
     finally:
         checkpoint.close()
     gather_parameters(session)
@@ -129,10 +129,12 @@ def _sync_records(run_dir: Path) -> None:
 
 
 def state_pieces(session: Session) -> Iterator[Piece]:
-    """What this rank has of a checkpoint, on its device: its shards, and the first rank also what
-    all ranks have.
-    """
-    state = session.stage.state
+    """What this rank has of a checkpoint, on its device."""
+    return pieces_of(session.stage.state, leads=session.leads)
+
+
+def pieces_of(state: State, *, leads: bool) -> Iterator[Piece]:
+    """The shards of a rank's state; the first rank's also hold what all ranks have."""
     for kind, piece, tensor in state.shards():
         yield Piece(
             kind=cast("Kind", kind),  # the kinds a state has are kinds of a checkpoint
@@ -142,7 +144,7 @@ def state_pieces(session: Session) -> Iterator[Piece]:
             stop=piece.stop,
             tensor=tensor.detach(),
         )
-    if session.leads:
+    if leads:
         for name, tensor in _biases(state):
             shape, numel = tuple(tensor.shape), tensor.numel()
             yield Piece(kind="state", name=name, shape=shape, start=0, stop=numel, tensor=tensor)
@@ -152,7 +154,8 @@ def _on_host(pieces: Iterable[Piece]) -> list[Piece]:
     return [replace(piece, tensor=piece.tensor.cpu()) for piece in pieces]
 
 
-def _load(state: State, checkpoint: Checkpoint) -> None:
+def load_state(state: State, checkpoint: Checkpoint) -> None:
+    """Fills what this rank holds, in its layout, from what another may have written."""
     for word, piece, tensor in state.held():
         kind = cast("Kind", word)
         found = checkpoint.shape(kind, piece.name)
