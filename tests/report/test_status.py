@@ -33,6 +33,7 @@ def seen(path: Path, after: float, **options: float) -> Status:
         (("start",), 5, LIMIT - 1, "running", True),
         (("start",), 5, LIMIT + 1, "stalled", False),
         (("start", "failure"), 5, 1.0, "failed", False),
+        (("start", "stop"), 5, LIMIT + 1, "stopped", True),
         (("start", "failure", "resume"), 5, 1.0, "running", True),
         (("start", "end"), LAST, 1e6, "finished", True),
         (("start",), LAST, LIMIT + 1, "stalled", False),  # died while it summed up

@@ -1,6 +1,7 @@
 """Where a run stands, in one screen: read from its folder alone, so from any machine that has it.
 
     finished   its last event says so, or all its steps are written
+    stopped    its last event is that it was asked to stop, and did
     failed     its last event is an error
     running    a line was written lately
     stalled    none was, for longer than five of its longest pauses and a minute
@@ -23,9 +24,9 @@ from weft.telemetry import events, metrics
 RECENT = 100  # lines: enough to have an evaluation in them, few enough to forget a slow start
 PATIENCE = 5.0  # longest pauses; a checkpoint on a busy disk takes a few times its usual time
 GRACE_SECONDS = 60.0  # clocks of two machines differ, and shared folders show files late
-FIRST_SECONDS = 600.0  # trainer.session.Place.timeout_seconds: a first step may compile kernels
+FIRST_SECONDS = 600.0  # trainer.hang.FLOOR_SECONDS: a first step may compile kernels
 
-State = Literal["finished", "failed", "running", "stalled"]
+State = Literal["finished", "stopped", "failed", "running", "stalled"]
 Verify = Callable[[Path], str]
 
 
@@ -43,13 +44,13 @@ class Status:
     @property
     def alive(self) -> bool:
         """Whether nobody has to look after it."""
-        return self.state in ("finished", "running")
+        return self.state in ("finished", "stopped", "running")
 
     @property
     def eta_seconds(self) -> float | None:
         """Until the last step at the recent pace, evaluations and checkpoints included."""
         total = self.run.total_steps
-        if self.step_seconds is None or total is None or self.state == "finished":
+        if self.step_seconds is None or total is None or self.state in ("finished", "stopped"):
             return None
         return (total - self.run.last_step) * self.step_seconds
 
@@ -101,6 +102,8 @@ def _state(run: Run, age: float, limit: float) -> State:
     last = run.events[-1]["event"] if run.events else ""
     if last == "failure":
         return "failed"
+    if last == "stop":
+        return "stopped"
     if last == "end" or (not last and run.last_step == run.total_steps):
         return "finished"
     return "running" if age <= limit else "stalled"
