@@ -260,17 +260,63 @@ def counted(chosen, experts):
     return torch.tensor([flat.count(e) for e in experts])
 
 
-def router_losses(logits, load, losses, *, top_k, score, aux_coef, z_coef, tokens, scale):
+def count_load(chosen, *, experts, first, sequence, rows):
+    load = [[0] * experts for _ in range(rows)]
+    for t, choices in enumerate(chosen.tolist()):
+        for e in choices:
+            load[(first + t) // sequence][e] += 1
+    return torch.tensor(load)
+
+
+def router_losses(logits, load, past, losses, *, top_k, score, z_coef, scale, first, sequence,
+                  groups, aux_coef, device_coef, sequence_coef, global_coef):  # fmt: skip
     aux = z = 0.0
-    num_experts = logits.shape[-1]
-    for row in logits.tolist():
+    rows, experts = load.shape
+    tokens, size = rows * sequence, experts // groups
+    whole = [sum(load[b, e].item() for b in range(rows)) for e in range(experts)]
+    for t, row in enumerate(logits.tolist()):
         p = scores_of(real(row), score)
-        p = p / p.sum()
-        aux += sum(
-            load[e].item() / (tokens * top_k) * p[e].item() / tokens for e in range(num_experts)
-        )
+        p = (p / p.sum()).tolist()
+        for e in range(experts):
+            mates = range(e // size * size, e // size * size + size)
+            f = experts / (top_k * tokens) * whole[e]
+            g = experts / (top_k * tokens) * sum(whole[m] for m in mates) / size
+            s = experts / (top_k * sequence) * load[(first + t) // sequence, e].item()
+            a = past[e].item()
+            terms = aux_coef * f + device_coef * g + sequence_coef * s + global_coef * a
+            aux += p[e] * terms / tokens
         z += math.log(sum(math.exp(v) for v in row)) ** 2 / tokens
-    return losses + real([scale * aux_coef * num_experts * aux, scale * z_coef * z])
+    return losses + real([scale * aux, scale * z_coef * z])
+
+
+def score_choices(logits, chosen, *, score):
+    rows = zip(logits, chosen.tolist(), strict=True)
+    return torch.stack([scores_of(row, score)[experts] for row, experts in rows])
+
+
+def keep_choices(scores, chosen, *, experts, groups, capacity, first, tokens):
+    kept = chosen.clone().flatten().tolist()
+    flat = scores.flatten().tolist()
+    for group in range(groups):
+        mine = [c for c, e in enumerate(kept) if e < experts and e // (experts // groups) == group]
+        for c in sorted(mine, key=lambda c: (-flat[c], c))[capacity:]:
+            kept[c] = experts
+    own = torch.tensor(kept).view(chosen.shape)[first : first + tokens]
+    return own, torch.tensor([own.flatten().tolist().count(experts)])
+
+
+def balance_router(stats, verdict, biases, past, *, rate, first):
+    if verdict[1]:
+        return biases.clone(), past.clone()
+    layers, experts = biases.shape
+    moved, seen = biases.clone(), past.clone()
+    for i in range(layers):
+        load = stats[first + i * experts : first + (i + 1) * experts].tolist()
+        mean = sum(load) / experts
+        for e in range(experts):
+            moved[i, e] += rate * ((load[e] < mean) - (load[e] > mean))
+            seen[i, e] = load[e] / max(mean, 1)
+    return moved, seen
 
 
 def sorted_rows(chosen, first, local):
@@ -433,9 +479,13 @@ WRITTEN_OUT = {
         sparsemixer_weights(logits, forced, jitter),
         forced,
     ),
-    "count_load": lambda chosen, *, experts: counted(chosen, range(experts)),
+    "count_load": count_load,
     "router_losses": router_losses,
-    "add_load": summed,
+    "add_load": lambda load, tally: summed(real(load.sum(0).tolist()), tally),
+    "score_choices": score_choices,
+    "keep_choices": keep_choices,
+    "add_dropped": summed,
+    "balance_router": balance_router,
     "plan_rows": plan_rows,
     "plan_received": plan_received,
     "count_local": lambda chosen, *, first, local: counted(chosen, range(first, first + local)),

@@ -84,7 +84,7 @@ def test_a_router_has_the_rule_of_its_family():
 def test_balance_losses_are_those_of_a_micro_batch_whatever_the_layout():
     for layout in (Layout(), Layout(sp=2, ep=2), Layout(dp=2)):
         losses = find(forward(planned(layout=layout)), "router_losses").attributes
-        assert losses["tokens"] == 32
+        assert losses["sequence"] == models.SEQUENCE
         assert losses["scale"] == 1 / 4
 
 

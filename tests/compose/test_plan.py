@@ -2,7 +2,17 @@ from dataclasses import replace
 
 import pytest
 
-from weft.compose.plan import LOADS, is_all_gather, loss_rows, sizes, statistics_size
+from weft.compose.plan import (
+    LOADS,
+    Balance,
+    drop_places,
+    is_all_gather,
+    load_places,
+    loss_rows,
+    sizes,
+    statistics_size,
+    without_limit,
+)
 from weft.graph.dims import LEGEND
 from weft.parallel.layout import Dispatch, Layout
 from weft.testing import models
@@ -61,8 +71,21 @@ def test_sums_are_carried_in_at_least_float32():
     ]  # fmt: skip
 
 
-def test_statistics_hold_their_sums_and_the_load_of_every_expert():
-    assert statistics_size(plan().shape) == LOADS + 2 * 8
+def test_statistics_hold_their_sums_the_load_of_every_expert_and_what_each_layer_dropped():
+    shape = plan().shape
+    assert load_places(shape) == slice(LOADS, LOADS + 2 * 8)
+    assert drop_places(shape) == slice(LOADS + 2 * 8, LOADS + 2 * 8 + 2)
+    assert statistics_size(shape) == LOADS + 2 * 8 + 2
+
+
+@pytest.mark.parametrize(
+    ("capacity", "groups", "choices"), [(0.0, 4, 0), (1.0, 4, 16), (1.1, 4, 18), (0.01, 8, 1)]
+)
+def test_a_group_of_experts_takes_so_many_even_shares_of_64_choices(capacity, groups, choices):
+    balance = Balance(device_groups=groups, capacity=capacity)
+    limited = replace(plan(), arithmetic=replace(plan().arithmetic, balance=balance))
+    assert limited.group_capacity == choices
+    assert without_limit(limited).group_capacity == 0
 
 
 @pytest.mark.parametrize(

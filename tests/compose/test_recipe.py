@@ -3,7 +3,7 @@ from dataclasses import asdict, fields
 import pytest
 
 from weft.compose import recipe
-from weft.compose.plan import Arithmetic
+from weft.compose.plan import Arithmetic, Balance
 from weft.config.load import build
 from weft.config.run import RunConfig
 from weft.model.families import FAMILIES, Shape
@@ -24,6 +24,8 @@ TREE = {
         "yarn": {
             "factor": 2.0, "original": 8, "beta_fast": 30.0, "beta_slow": 2.0, "truncate": False,
         },
+        "device_groups": 4, "device_coef": 0.75, "sequence_coef": 0.625, "global_coef": 0.375,
+        "router_bias": True, "bias_rate": 0.001, "capacity": 1.25,
     },
     "parallel": {"dp": 2, "sp": 2, "ep": 4, "dispatch": "all_gather"},
     "overlap": {"order": "serial"},
@@ -51,8 +53,8 @@ def test_a_shape_takes_every_number_of_the_model(config):
 
 def test_arithmetic_takes_every_constant_of_the_model(config):
     assert asdict(recipe.arithmetic(config.model)) == {
-        f.name: TREE["model"][f.name] for f in fields(Arithmetic)
-    }
+        f.name: TREE["model"][f.name] for f in fields(Arithmetic) if f.name != "balance"
+    } | {"balance": {f.name: TREE["model"][f.name] for f in fields(Balance)}}
 
 
 def test_a_plan_takes_the_layout_and_the_unit_of_work(config):

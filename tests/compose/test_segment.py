@@ -67,7 +67,8 @@ def test_an_update_sums_every_bucket_before_it_decides():
     count = len(owned)
     assert bodies[: 2 * count] == ["reduce_scatter_grad"] * count + ["square_sum"] * count
     assert bodies[2 * count : 2 * count + 2] == ["sum_statistics", "decide"]
-    assert bodies[2 * count + 2 :] == ["adamw", "gather_params"] * count
+    assert bodies[2 * count + 2] == "balance_router"
+    assert bodies[2 * count + 3 :] == ["adamw", "gather_params"] * count
 
 
 def test_one_norm_runs_through_all_buckets():

@@ -44,6 +44,12 @@ def with_fields(model: ModelConfig, **fields: object) -> ModelConfig:
         ({"norm_eps": 0.0}, r"model.norm_eps = 0.0: must be greater than 0.*= 1e-05"),
         ({"aux_coef": -1.0}, r"model.aux_coef = -1.0: must be at least 0"),
         ({"tied": 1}, r"model.tied = 1: must be true or false"),
+        (
+            {"device_groups": 3},
+            r"model.device_groups = 3: must divide model.experts \(8\).*model.device_groups = 2",
+        ),
+        ({"bias_rate": 0.1}, r"model.bias_rate = 0.1: must be 0, since model.router_bias is false"),
+        ({"capacity": -0.5}, r"model.capacity = -0.5: must be at least 0"),
     ],
 )
 def test_a_broken_rule_is_told_with_a_legal_neighbour(

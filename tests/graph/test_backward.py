@@ -92,9 +92,9 @@ def test_an_all_gather_goes_back_by_a_reduce_scatter():
 
 def test_a_loss_needs_no_gradient_to_start_from():
     o = Recorder("p.forward")
-    logits, load = o.input("logits", "T E", "acc"), o.input("load", "E", "i64")
-    losses = o.input("s.losses", "2", "acc")
-    (total,) = o.call("router_losses", logits, load, losses)
+    logits, load = o.input("logits", "T E", "acc"), o.input("load", "B E", "i64")
+    past, losses = o.input("s.past", "E", "acc"), o.input("s.losses", "2", "acc")
+    (total,) = o.call("router_losses", logits, load, past, losses)
     backward = differentiate(o.finish(total)).backward
     assert bodies(backward) == ["router_losses.dgrad"]
     assert backward.outputs == ("d.logits",)

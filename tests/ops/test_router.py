@@ -1,12 +1,11 @@
-"""The choice of experts and the losses of its balance."""
+"""The choice of experts and its weights."""
 
 import pytest
 import torch
 
-from weft.ops.router import replay_experts, router_losses, select_experts
+from weft.ops.router import replay_experts, select_experts
 
 CHOICE = {"top_k": 2, "score": "softmax", "renormalise": True, "scaling": 1.0}
-LOSS = {"top_k": 2, "score": "softmax", "aux_coef": 1.0, "z_coef": 0.0, "tokens": 8, "scale": 1.0}
 NO_BIAS = torch.zeros(4)
 
 
@@ -58,25 +57,3 @@ def test_replaying_the_own_choice_gives_the_same_bits():
     again, forced = replay_experts(logits, NO_BIAS, experts, **CHOICE)
     assert torch.equal(weights, again)
     assert torch.equal(experts, forced)
-
-
-def test_balance_loss_of_an_even_load_is_its_coefficient():
-    losses = router_losses(torch.zeros(8, 4), torch.full((4,), 4), torch.zeros(2), **LOSS)
-    torch.testing.assert_close(losses, torch.tensor([1.0, 0.0]))
-
-
-def test_balance_loss_of_the_most_uneven_load_is_the_number_of_experts_over_the_choices():
-    logits = torch.full((8, 4), -30.0)
-    logits[:, :2] = 30.0
-    losses = router_losses(logits, torch.tensor([8, 8, 0, 0]), torch.zeros(2), **LOSS)
-    torch.testing.assert_close(losses[0], torch.tensor(2.0))
-
-
-def test_losses_of_shards_add_up_to_those_of_the_whole():
-    logits, load = torch.randn(8, 4, dtype=torch.float64), torch.tensor([3, 5, 4, 4])
-    attrs = {**LOSS, "z_coef": 0.5}
-    whole = router_losses(logits, load, torch.zeros(2).double(), **attrs)
-    shards = torch.zeros(2, dtype=torch.float64)
-    for shard in logits.split(3):
-        router_losses(shard, load, shards, **attrs)
-    torch.testing.assert_close(shards, whole)

@@ -18,7 +18,8 @@ def oracle(family: str) -> Oracle:
     statics = stage.state.statics
     weights = {p.name: statics[f"param:{p.name}"] for p in stage.step.parameters}
     for i in range(model.shape.layers):
-        weights[f"layers.{i}.router_bias"] = statics[f"state:layers.{i}.router_bias"]
+        for name in ("router_bias", "past_load"):
+            weights[f"layers.{i}.{name}"] = statics[f"state:layers.{i}.{name}"]
     return Oracle(plan=stage.plan, bodies=reference_bodies(), weights=weights)
 
 

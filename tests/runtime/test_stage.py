@@ -5,7 +5,7 @@ import torch
 
 from weft.comm.mesh import Mesh
 from weft.comm.transports.stacked import StackedWorld
-from weft.compose.plan import LOADS
+from weft.compose.plan import load_places
 from weft.ops.registry import reference_bodies
 from weft.runtime.stage import Rates, Stage, build, evaluator
 from weft.runtime.state import initialise
@@ -85,7 +85,7 @@ def test_loads_count_every_choice_of_the_batch():
     data, divisor = batches(stage)
     stats = stage.train(data, divisor=divisor, rates=RATES)["stats"]
     tokens = stage.plan.tokens * stage.plan.micro_batches
-    assert stats[LOADS:].view(2, 8).sum(1).tolist() == [tokens * 2] * 2
+    assert stats[load_places(stage.plan.shape)].view(2, 8).sum(1).tolist() == [tokens * 2] * 2
 
 
 def test_an_evaluation_gives_the_loss_that_training_starts_from():

@@ -31,6 +31,7 @@ STEP_FIELDS = {
     "expert_load_max": float,
     "expert_load_min": float,
     "dead_experts": int,
+    "dropped": list,
     "expert_load": list,
     "expert_load_entropy": list,
     "expert_load_violation": list,

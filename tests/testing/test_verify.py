@@ -66,19 +66,22 @@ def test_a_layout_of_many_ranks_is_refused_and_not_tried(config: RunConfig) -> N
     assert first.impossible == "16 ranks are more than the 8 that are proved here"
 
 
+# the others show where a sequence is cut
+ACROSS = {"balance": Layout(dp=2), "nodes": Layout(dp=4, node=2)}
 CULPRITS = {
     "sync": ("grads64", r"layers\.0\.\w+ \(on rank 1\) is off by"),
     "nodes": ("grads64", r"layers\.0\.\w+ \(on rank 1\) is off by"),
     "experts": ("start", r"rank 1: layers\.0\.experts\.4\.gate does not start"),
     "order": ("data", r"rank 1: step 1 micro-batch 0 tokens is not its share"),
+    "balance": ("loss64", r"balance loss of step 1 is off by 1,"),
+    "drop": ("grads64", r"experts\.\d\.\w+ \(on rank \d\) is off by"),
 }
 
 
 @pytest.mark.parametrize("fault", SABOTAGES)
 def test_a_sabotaged_layout_fails_and_names_the_culprit(proof: Proof, fault: str) -> None:
     broken = replace(proof, course=replace(proof.course, sabotage=SABOTAGES[fault]))
-    layout = Layout(dp=4, node=2) if fault == "nodes" else Layout(sp=2, ep=2)
-    row = prove(broken, Case(layout=layout, processes=False))
+    row = prove(broken, Case(layout=ACROSS.get(fault, Layout(sp=2, ep=2)), processes=False))
     name, culprit = CULPRITS[fault]
     faults = {check.name: check.fault for check in row.faults}
     assert re.search(culprit, faults[name]), faults

@@ -14,6 +14,7 @@ from weft.trainer import record
 
 CPU = torch.device("cpu")
 LOADS = [4.0, 0.0, 2.0, 2.0, 1.0, 3.0, 4.0, 0.0]  # 2 layers of 4 experts
+DROPPED = [0.0, 3.0]
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def line(few_steps: RunConfig) -> dict:
 
 def line_of(config: RunConfig, sums: list[float], refused: float = 0.0) -> dict:
     results = {
-        "stats": torch.tensor([*sums, 0.0, 0.0, 0.0, *LOADS]),
+        "stats": torch.tensor([*sums, 0.0, 0.0, 0.0, *LOADS, *DROPPED]),
         "verdict": torch.tensor([1.0, refused]),
     }
     reading = record.read(
@@ -53,12 +54,17 @@ def test_each_layer_has_its_own_load_entropy_and_violation(line: dict) -> None:
     assert line["expert_load_entropy"] == [0.75, round(second, 4)]
 
 
+def test_what_each_layer_dropped_is_counted(line: dict) -> None:
+    assert line["dropped"] == [0, 3]
+
+
 def test_dense_layers_have_no_dead_experts(few_steps: RunConfig) -> None:
     model = few_steps.model.model_copy(update={"dense_layers": 1, "dense_ffn_hidden": 32})
     line = line_of(few_steps.model_copy(update={"model": model}), [1.0, 0.0, 0.0, 1.0])
     assert line["dead_experts"] == 1
     assert line["expert_load_max"] == 2.0
     assert line["expert_load"] == [[0.5, 1.5, 2.0, 0.0]]
+    assert line["dropped"] == [3]
     dense = few_steps.model_copy(update={"model": model})
     assert record.routed_layers(plan(dense, 0)) == (1,)
 

@@ -31,6 +31,8 @@ class Fault(StrEnum):
     NODES = "nodes"
     EXPERTS = "experts"
     ORDER = "order"
+    BALANCE = "balance"
+    DROP = "drop"
 
 
 def verify(

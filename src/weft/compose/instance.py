@@ -51,8 +51,12 @@ def static_key(name: str, at: str) -> str:
             return f"grad:{prefix}{short}"
         case ["s", "bias"]:
             return f"state:{prefix}router_bias"
-        case ["s", "tally"]:
-            return f"stats:tally.{at}"
+        case ["s", "past"]:
+            return f"state:{prefix}past_load"
+        case ["s", ("biases" | "pasts") as what]:
+            return f"balance:{what}"
+        case ["s", ("tally" | "dropped") as what]:
+            return f"stats:{what}.{at}"
         case ["s", "boundary"]:
             return "shape:boundary"
         case ["s", ("loss" | "losses" | "norm2" | "stats") as what]:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from weft.compose.plan import Plan, is_all_gather, loss_rows
-from weft.parallel import expert, sequence
+from weft.parallel import capacity, expert, sequence
 from weft.parallel.layout import HeadSplit, split_heads
 
 
@@ -24,7 +24,9 @@ class Context:
     segments: Any = None
     losses: Any = None
     tally: Any = None
+    dropped: Any = None
     bias: Any = None
+    past: Any = None
     forced: Any = None
     divisor: Any = None
     loss: Any = None
@@ -32,17 +34,18 @@ class Context:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Routing:
-    """A token's choices and their gate weights."""
+    """A token's choices and their gate weights; of those kept, a dropped one names no expert."""
 
     weights: Any
     experts: Any
+    kept: Any
 
 
 class Lowering:
     """The algebra that `model.layer` and `model.lm` are written over.
 
-    It holds, beside the plan, the running sums of one recording: `losses`, `tally` and `loss` move
-    on at each call.
+    It holds, beside the plan, the running sums of one recording: `losses`, `tally`, `dropped` and
+    `loss` move on at each call.
     """
 
     def __init__(self, algebra: Any, plan: Plan, context: Context) -> None:
@@ -51,6 +54,7 @@ class Lowering:
         self.context = context
         self.losses = context.losses
         self.tally = context.tally
+        self.dropped = context.dropped
         self.routing: Routing | None = None
 
     @property
@@ -144,20 +148,46 @@ class Lowering:
         """Choices and gate weights; on the way the load and the balance losses are added to their
         sums.
         """
-        a, shape, layout = self.plan.arithmetic, self.plan.shape, self.plan.layout
         logits = self._router_logits(h, w)
         weights, experts = self._select(logits)
-        (load,) = self.algebra.call("count_load", experts, experts=shape.experts)
+        self._balance(logits, experts)
+        kept = self._drop(logits, experts) if self.plan.arithmetic.balance.capacity else experts
+        self.routing = Routing(weights=weights, experts=experts, kept=kept)
+        return self.routing
+
+    def _balance(self, logits: Any, experts: Any) -> None:
+        """The load and the losses that keep it even, added to their sums."""
+        a, shape, plan = self.plan.arithmetic, self.plan.shape, self.plan
+        place = {"first": plan.first_token, "sequence": plan.sequence}
+        (load,) = self.algebra.call(
+            "count_load", experts, experts=shape.experts, rows=plan.micro_batch, **place
+        )
         (self.tally,) = self.algebra.call("add_load", load, self.tally)
-        if layout.sp > 1:
+        if plan.layout.sp > 1:
             (load,) = self.algebra.call("sum_load", load, axis="sp", label="load")
         (self.losses,) = self.algebra.call(
-            "router_losses", logits, load, self.losses,
+            "router_losses", logits, load, self.context.past, self.losses,
             top_k=shape.top_k, score=a.score, aux_coef=a.aux_coef, z_coef=a.z_coef,
-            tokens=self.plan.tokens, scale=1.0 / self.plan.micro_batches,
+            device_coef=a.balance.device_coef, sequence_coef=a.balance.sequence_coef,
+            global_coef=a.balance.global_coef, groups=a.balance.device_groups,
+            scale=1.0 / plan.micro_batches, **place,
         )  # fmt: skip
-        self.routing = Routing(weights=weights, experts=experts)
-        return self.routing
+
+    def _drop(self, logits: Any, experts: Any) -> Any:
+        """The choices that groups of experts have room for; the others are counted."""
+        plan = self.plan
+        kept, dropped = capacity.keep_within(
+            self.algebra, logits, experts,
+            limit=capacity.Limit(
+                groups=plan.arithmetic.balance.device_groups, capacity=plan.group_capacity
+            ),
+            share=capacity.Share(
+                first=plan.first_token, tokens=plan.local_tokens, sp=plan.layout.sp
+            ),
+            score=plan.arithmetic.score, num_experts=plan.shape.experts,
+        )  # fmt: skip
+        (self.dropped,) = self.algebra.call("add_dropped", dropped, self.dropped)
+        return kept
 
     def _router_logits(self, h: Any, w: Any) -> Any:
         if self.plan.shape.family.router_offset:
@@ -184,17 +214,20 @@ class Lowering:
 
     def dispatch(self, h: Any, r: Routing) -> Any:
         shape, layout = self.plan.shape, self.plan.layout
+        routed = (self.algebra, h, r.weights, r.kept)
+        drops = self.plan.arithmetic.balance.capacity > 0
+        plan = expert.plan_kept if drops else expert.plan_all
         if layout.ep == 1:
             return expert.dispatch_local(
-                self.algebra, h, r.weights, r.experts, num_experts=shape.experts, top_k=shape.top_k
+                *routed, num_experts=shape.experts, top_k=shape.top_k, plan=plan
             )
         if is_all_gather(layout):
             return expert.dispatch_all_gather(
-                self.algebra, h, r.weights, r.experts,
+                *routed,
                 first=self.plan.first_expert, local=self.plan.local_experts, top_k=shape.top_k,
             )  # fmt: skip
         return expert.dispatch_all_to_all(
-            self.algebra, h, r.weights, r.experts, num_experts=shape.experts, top_k=shape.top_k
+            *routed, num_experts=shape.experts, top_k=shape.top_k, plan=plan
         )
 
     def expert_up(self, e: Any, w: Any) -> Any:

@@ -5,8 +5,9 @@ but for `rank`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from math import gcd
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from math import ceil, gcd
 
 from weft.errors import LayoutError
 from weft.graph.dims import Sizes
@@ -28,6 +29,22 @@ class Yarn:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Balance:
+    """How the load of experts is kept even, beside the balance loss of single experts.
+
+    Coefficients of the losses of groups of experts, of sequences and of past steps; what a step
+    moves a bias by; and how many times its even share a group of experts takes (0: everything).
+    """
+
+    device_groups: int = 1
+    device_coef: float = 0.0
+    sequence_coef: float = 0.0
+    global_coef: float = 0.0
+    bias_rate: float = 0.0
+    capacity: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Arithmetic:
     """The constants of the model's operators."""
 
@@ -42,6 +59,7 @@ class Arithmetic:
     swiglu_alpha: float = 1.0
     swiglu_limit: float = 0.0
     yarn: Yarn | None = None
+    balance: Balance = Balance()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,6 +105,16 @@ class Plan:
         return self.micro_batch * self.sequence
 
     @property
+    def local_tokens(self) -> int:
+        """Tokens of a micro-batch on this rank (T)."""
+        return self.tokens // self.layout.sp
+
+    @property
+    def first_token(self) -> int:
+        """The number of this rank's first token in the micro-batch."""
+        return self.layout.sp_rank(self.rank) * self.local_tokens
+
+    @property
     def local_micro_batches(self) -> int:
         """Micro-batches that this rank runs in a step."""
         return self.micro_batches // self.layout.dp
@@ -110,9 +138,22 @@ class Plan:
         return self.layout.ep_rank(self.rank) * self.local_experts
 
     @property
+    def group_capacity(self) -> int:
+        """Choices of a micro-batch that one group of experts takes; 0 where it takes all."""
+        balance = self.arithmetic.balance
+        even = Fraction(self.tokens * self.shape.top_k, balance.device_groups)
+        return ceil(Fraction(str(balance.capacity)) * even)
+
+    @property
     def accumulation(self) -> str:
         """The dtype of sums: promote(precision, float32)."""
         return "float64" if self.precision == "float64" else "float32"
+
+
+def without_limit(plan: Plan) -> Plan:
+    """The plan with groups of experts that take whatever chooses them."""
+    balance = replace(plan.arithmetic.balance, capacity=0.0)
+    return replace(plan, arithmetic=replace(plan.arithmetic, balance=balance))
 
 
 def validate(plan: Plan) -> Plan:
@@ -167,6 +208,7 @@ def sizes(plan: Plan) -> Sizes:
         "X": layout.sp,
         "Y": layout.ep,
         "E": shape.experts,
+        "l": shape.layers,
         "L": plan.local_experts,
         "k": shape.top_k,
         "U": tokens * layout.ep,
@@ -183,14 +225,26 @@ def sizes(plan: Plan) -> Sizes:
 
 
 # The statistics vector: four sums, how many ranks were asked to stop, the reciprocals of the
-# largest loss and squared norm of a step (0: any), the tokens that chose each expert of each layer.
+# largest loss and squared norm of a step (0: any), the choices of each expert of each layer, then
+# the choices that each layer dropped.
 # What ranks have to agree on travels with the one sum that every step makes anyway.
 LOSS, AUX, Z, NORM2, STOP, LOSS_BOUND, NORM2_BOUND, LOADS = range(8)
 
 
+def load_places(shape: Shape) -> slice:
+    """Where the loads stand in the statistics, layer by layer."""
+    return slice(LOADS, LOADS + shape.layers * shape.experts)
+
+
+def drop_places(shape: Shape) -> slice:
+    """Where the dropped choices of each layer stand in the statistics."""
+    first = load_places(shape).stop
+    return slice(first, first + shape.layers)
+
+
 def statistics_size(shape: Shape) -> int:
     """Elements of the vector that one all-reduce sums at the end of a step."""
-    return LOADS + shape.layers * shape.experts
+    return drop_places(shape).stop
 
 
 # Elements of a chunk's logits: 256 MiB in bfloat16, where the accumulator of the head's weight is

@@ -1,6 +1,6 @@
 """From a recipe to a plan: the one place where configuration meets the score."""
 
-from weft.compose.plan import Arithmetic, Plan, Update, Yarn
+from weft.compose.plan import Arithmetic, Balance, Plan, Update, Yarn
 from weft.config.model import ModelConfig
 from weft.config.run import RunConfig
 from weft.model.families import FAMILIES, Shape
@@ -93,4 +93,12 @@ def arithmetic(model: ModelConfig) -> Arithmetic:
         swiglu_alpha=model.swiglu_alpha,
         swiglu_limit=model.swiglu_limit,
         yarn=Yarn(**model.yarn.model_dump()) if model.yarn else None,
+        balance=Balance(
+            device_groups=model.device_groups,
+            device_coef=model.device_coef,
+            sequence_coef=model.sequence_coef,
+            global_coef=model.global_coef,
+            bias_rate=model.bias_rate,
+            capacity=model.capacity,
+        ),
     )

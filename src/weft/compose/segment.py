@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType, SimpleNamespace
 
 from weft.compose.lower import Context, Lowering
-from weft.compose.plan import Plan
+from weft.compose.plan import LOADS, Plan
 from weft.compose.stage import is_copy, is_shared
 from weft.graph.backward import differentiate
 from weft.graph.program import Program, Value, join
@@ -94,12 +94,15 @@ def layer(plan: Plan, kind: Kind, weights: Sequence[str], *, evaluate: bool = Fa
     w = SimpleNamespace(**{name: o.input(f"w.{name}", DIMS[name]) for name in weights})
     x = o.input("x", "T D")
     routed = kind is not Kind.DENSE
+    drops = routed and plan.arithmetic.balance.capacity > 0
     context = Context(
         cos=o.input("cos", "T c", "acc"),
         sin=o.input("sin", "T c", "acc"),
         segments=o.input("segments", "", "host"),
         losses=o.input("s.losses", "2", "acc") if routed else None,
         tally=o.input("s.tally", "E", "acc") if routed else None,
+        dropped=o.input("s.dropped", "1", "acc") if drops else None,
+        past=o.input("s.past", "E", "acc") if routed else None,
         bias=o.input("s.bias", "E", "acc") if routed else None,
         forced=o.input("forced", "T k", "i64") if routed and plan.replay else None,
     )
@@ -107,6 +110,7 @@ def layer(plan: Plan, kind: Kind, weights: Sequence[str], *, evaluate: bool = Fa
     y = LAYERS[kind](lowering, x, w)
     extra = (lowering.routing.experts,) if lowering.routing is not None else ()
     effects = (lowering.losses, lowering.tally) if routed else ()
+    effects += (lowering.dropped,) if drops else ()
     program = o.finish(y, *effects, *extra)
     if evaluate:
         return Segment(forward=program, backward=None)
@@ -151,6 +155,11 @@ def update(plan: Plan, owned: Sequence[Bucket]) -> Program:
         (norm2,) = o.call("square_sum", shards[bucket.name], norm2, renames=_lengths(bucket))
     (stats,) = o.call("sum_statistics", stats, norm2, axis="world", label="statistics")
     (verdict,) = o.call("decide", stats, clip_norm=settings.clip_norm)
+    state = [o.input(f"s.{name}", "l E", "acc") for name in ("biases", "pasts")]
+    balance = o.call(
+        "balance_router", stats, verdict, *state,
+        rate=plan.arithmetic.balance.bias_rate, first=LOADS,
+    )  # fmt: skip
     rates = o.input("rates", "", "host")
     gathered: list[Value] = []
     for bucket in owned:
@@ -167,7 +176,7 @@ def update(plan: Plan, owned: Sequence[Bucket]) -> Program:
         flat = o.input(f"w.{bucket.name}", str(bucket.numel))
         place = plan.layout.replica(bucket.axis, plan.rank)
         gathered.append(sync.gather(o, updated, flat, bucket.legs, place=place))
-    return o.finish(stats, verdict, *gathered)
+    return o.finish(stats, verdict, *balance, *gathered)
 
 
 def gather(plan: Plan, owned: Sequence[Bucket]) -> Program:

@@ -81,6 +81,26 @@ class ModelConfig(Branch):
     # 0.01: Switch Transformer (arXiv 2101.03961), section 2.2
     aux_coef: NonNegative = Field(default=0.01, description="the weight of the balance loss")
     z_coef: NonNegative = Field(default=0.0, description="the weight of the router z-loss")
+    device_groups: Size = Field(
+        default=1, description="the groups of neighbouring experts that are balanced as one each"
+    )
+    device_coef: NonNegative = Field(
+        default=0.0, description="the weight of the balance loss of groups of experts"
+    )
+    sequence_coef: NonNegative = Field(
+        default=0.0, description="the weight of the balance loss within each sequence"
+    )
+    global_coef: NonNegative = Field(
+        default=0.0, description="the weight of the balance loss against the load of the last step"
+    )
+    bias_rate: NonNegative = Field(
+        default=0.0, description="what a step moves the bias of an expert by, towards an even load"
+    )
+    capacity: NonNegative = Field(
+        default=0.0,
+        description="the even shares of choices a group of experts takes, the rest is dropped; "
+        "0 drops nothing",
+    )
     # 10000: RoFormer (arXiv 2104.09864), section 3.2.2
     rope_theta: Positive = Field(default=10000.0, description="the base of the rotary frequencies")
     rotary_dim: Count = Field(
@@ -116,6 +136,7 @@ class ModelConfig(Branch):
         _check_windows(self)
         _check_groups(self)
         _check_shared(self)
+        _check_balance(self)
         _check_dense(self)
         return self
 
@@ -195,6 +216,16 @@ def _check_shared(model: ModelConfig) -> None:
     if model.shared_ffn_hidden and not model.shared_experts:
         rule = "must be 0, since model.shared_experts is 0"
         raise ConfigError(refusal("model.shared_ffn_hidden", model.shared_ffn_hidden, rule, 0))
+
+
+def _check_balance(model: ModelConfig) -> None:
+    if model.experts % model.device_groups:
+        rule = f"must divide model.experts ({model.experts})"
+        legal = nearest(model.device_groups, divisors(model.experts))
+        raise ConfigError(refusal("model.device_groups", model.device_groups, rule, legal))
+    if model.bias_rate and not model.router_bias:
+        rule = "must be 0, since model.router_bias is false and there is no bias to move"
+        raise ConfigError(refusal("model.bias_rate", model.bias_rate, rule, 0.0))
 
 
 def _check_dense(model: ModelConfig) -> None:

@@ -35,6 +35,7 @@ LEGEND: Mapping[str, str] = MappingProxyType(
         "Y": "ranks of the expert-parallel group, ep",
         "d": "ranks of the world, dp sp",
         "E": "routed experts",
+        "l": "layers",
         "L": "routed experts on this rank, E / ep",
         "k": "experts a token chooses",
         "U": "tokens of the expert-parallel group, T ep",

@@ -265,12 +265,27 @@ _TABLE = (
         "logits@acc:T E, bias~@acc:E, forced~@i64:T k -> weights@acc:T k, experts~@i64:T k",
         dgrad="logits experts", flops=lambda n: 10 * n.T * n.E,
     ),
-    _op("count_load", "experts~@i64:T k -> load~@i64:E", tolerance=Tolerance.EXACT, paper="5"),
+    # ---- balance -------------------------------------------------------------------------------------------
+    _op("count_load", "experts~@i64:T k -> load~@i64:B E", tolerance=Tolerance.EXACT, paper="5"),
     _op(
-        "router_losses", "logits@acc:T E, load~@i64:E, losses~@acc:2 -> total~@acc:2",
-        dgrad="logits load", is_loss=True, flops=lambda n: 4 * n.T * n.E, tolerance=Tolerance.REDUCTION, paper="5",
+        "router_losses", "logits@acc:T E, load~@i64:B E, past~@acc:E, losses~@acc:2 -> total~@acc:2",
+        dgrad="logits load past", is_loss=True, flops=lambda n: 6 * n.T * n.E, tolerance=Tolerance.REDUCTION, paper="5",
     ),
-    _op("add_load", "load~@i64:E, tally~@acc:E -> total~@acc:E", tolerance=Tolerance.EXACT, paper="5"),
+    _op("add_load", "load~@i64:B E, tally~@acc:E -> total~@acc:E", tolerance=Tolerance.EXACT, paper="5"),
+    _op(
+        "score_choices", "logits~@acc:T E, experts~@i64:T k -> scores~@acc:T k",
+        flops=lambda n: 4 * n.T * n.E, paper="5",
+    ),
+    _op(
+        "keep_choices", "scores~@acc:N k, experts~@i64:N k -> kept~@i64:T k, dropped~@i64:1",
+        tolerance=Tolerance.EXACT, paper="5",
+    ),
+    _op("add_dropped", "dropped~@i64:1, tally~@acc:1 -> total~@acc:1", tolerance=Tolerance.EXACT, paper="5"),
+    _op(
+        "balance_router",
+        "stats~@acc:I, verdict~@acc:2, biases~@acc:l E, past~@acc:l E -> moved~@acc:l E, seen~@acc:l E",
+        flops=lambda n: 3 * n.l * n.E, paper="5",
+    ),
     # ---- row maps and row movement -------------------------------------------------------------------------
     _op(
         "plan_rows", "experts~@i64:T k -> order~@i64:O, slot_row~@i64:T k, counts~@i64:E, ends~@i32:E",
@@ -351,7 +366,7 @@ _TABLE = (
     _comm("all_gather_weights", "weights@acc:T k -> all@acc:U k", adjoint="reduce_scatter_weights", wire="gather", paper="1.3"),
     _comm("reduce_scatter_weights", "all@acc:U k -> weights@acc:T k", adjoint="all_gather_weights", wire="scatter", paper="1.3", tolerance=Tolerance.REDUCTION),
     _comm("all_gather_experts", "experts~@i64:T k -> all~@i64:U k", wire="gather", paper="1.3"),
-    _comm("sum_load", "load~@i64:E -> total~@i64:E", wire="reduce", paper="5"),
+    _comm("sum_load", "load~@i64:B E -> total~@i64:B E", wire="reduce", paper="5"),
     # ---- messages between pipeline stages ------------------------------------------------------------------
     _comm("send", "x~:T D -> sent~:T D", wire="send", paper="1.5"),
     _comm("receive", "like~:T D -> x~:T D", wire="receive", paper="1.5"),

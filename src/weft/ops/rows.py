@@ -30,11 +30,6 @@ class Splits:
 # ---- maps ----
 
 
-def count_load(chosen: Tensor, *, experts: int) -> Tensor:
-    """Returns how many choices fell on each expert."""
-    return _counts(_ends(chosen.flatten().sort().values, experts))
-
-
 def plan_rows(chosen: Tensor, *, experts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns the map of all choices sorted by expert: order, slot_row, counts and ends."""
     by_expert, order = chosen.flatten().sort(stable=True)

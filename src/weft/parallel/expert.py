@@ -11,6 +11,7 @@ Paper: 1.3; elements a rank of all-to-all 2 k / n b s h (n - 1) / n, of all-gath
 reduce-scatter 2 b s h (n - 1) / n.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,11 +55,37 @@ class Gathered:
 Dispatched = Local | Exchanged | Gathered
 
 
+PlanRows = Callable[..., tuple[Any, Any, Any, Any]]  # (o, experts, num_experts=) -> row maps
+
+
+def plan_all(o: Any, experts: Any, *, num_experts: int) -> tuple[Any, Any, Any, Any]:
+    """The map of all choices: order, slot_row, counts, ends."""
+    return o.call("plan_rows", experts, experts=num_experts)
+
+
+def plan_kept(o: Any, experts: Any, *, num_experts: int) -> tuple[Any, Any, Any, Any]:
+    """The map of the choices that were not dropped; one named host synchronisation for their
+    number.
+    """
+    every, here = {"first": 0, "local": num_experts}, {"U": "T", "L": "E", "R": "O"}
+    (counts,) = o.call("count_local", experts, **every, renames=here)
+    (kept,) = o.call("rows_to_host", counts, renames=here)
+    order, slot_row, ends = o.call("plan_local", experts, kept, **every, renames=here)
+    return order, slot_row, counts, ends
+
+
 def dispatch_local(
-    o: Any, h: Any, weights: Any, experts: Any, *, num_experts: int, top_k: int
+    o: Any,
+    h: Any,
+    weights: Any,
+    experts: Any,
+    *,
+    num_experts: int,
+    top_k: int,
+    plan: PlanRows = plan_all,
 ) -> Local:
     """Rows sorted by expert on one rank that holds them all."""
-    order, slot_row, _, ends = o.call("plan_rows", experts, experts=num_experts)
+    order, slot_row, _, ends = plan(o, experts, num_experts=num_experts)
     here = {"R": "O"}
     (rows,) = o.call("permute", h, order, slot_row, top_k=top_k, renames=here)
     (row_weights,) = o.call("permute_weights", weights, order, slot_row, top_k=top_k, renames=here)
@@ -72,12 +99,19 @@ def combine_local(o: Any, d: Any, e: Local, *, top_k: int) -> Any:
 
 
 def dispatch_all_to_all(
-    o: Any, h: Any, weights: Any, experts: Any, *, num_experts: int, top_k: int
+    o: Any,
+    h: Any,
+    weights: Any,
+    experts: Any,
+    *,
+    num_experts: int,
+    top_k: int,
+    plan: PlanRows = plan_all,
 ) -> Exchanged:
     """Rows sorted by (expert, source rank) on the rank that holds the expert; one named host
     synchronisation.
     """
-    order, slot_row, counts, _ = o.call("plan_rows", experts, experts=num_experts)
+    order, slot_row, counts, _ = plan(o, experts, num_experts=num_experts)
     (received,) = o.call("all_to_all_counts", counts, axis="ep", label="counts")
     leaving = {"R": "O"}
     (rows,) = o.call("permute", h, order, slot_row, top_k=top_k, renames=leaving)

@@ -76,7 +76,9 @@ class Oracle:
                 segments=batch.segments,
                 losses=losses,
                 tally=torch.zeros(shape.experts, dtype=cos.dtype, device=x.device),
+                dropped=torch.zeros(1, dtype=cos.dtype, device=x.device),
                 bias=self.weights[f"layers.{i}.router_bias"],
+                past=self.weights[f"layers.{i}.past_load"],
             )
             lowering = self._over(context)
             x = LAYERS[shape.kind(i)](lowering, x, self._layer(i))

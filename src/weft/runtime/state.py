@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weft.compose.plan import AUX, LOADS, LOSS, NORM2, sizes, statistics_size
+from weft.compose.plan import AUX, LOSS, NORM2, drop_places, load_places, sizes, statistics_size
 from weft.compose.stage import is_copy
 from weft.compose.step import Step
+from weft.model.families import Shape
 from weft.model.params import Init, Logical, Parameter
 from weft.parallel.zero import Bucket, Buffer, Piece, decayed, pieces
 
@@ -87,10 +88,8 @@ def allocate(step: Step, *, device: torch.device) -> State:
     zeroed = [grads for _, grads in flats.values()]
     stats = torch.zeros(statistics_size(plan.shape), dtype=dtypes.acc, device=device)
     zeroed.append(stats)
-    statics.update(_statistics(stats, plan.shape.layers, plan.shape.experts))
-    for i in range(plan.shape.layers):
-        bias = torch.zeros(plan.shape.experts, dtype=dtypes.acc, device=device)
-        statics[f"state:layers.{i}.router_bias"] = bias
+    statics.update(_statistics(stats, plan.shape))
+    statics.update(_balance(plan.shape, dtypes.acc, device))
     # what a stage receives, its shape and dtype alone: one element seen as all
     boundary = torch.zeros((), dtype=dtypes.act, device=device)
     statics["shape:boundary"] = boundary.expand(sizes(plan).shape("T D"))
@@ -126,9 +125,21 @@ def _allocate_shard(
         statics[f"{kind}:{bucket.name}"] = torch.zeros_like(grads[own])
 
 
-def _statistics(stats: Tensor, layers: int, experts: int) -> dict[str, Tensor]:
-    tallies = stats[LOADS:].view(layers, experts)
-    named = {f"stats:tally.layers.{i}": tallies[i] for i in range(layers)}
+def _balance(shape: Shape, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    """What a step leaves to the next one beside parameters: all layers in one, each by itself."""
+    named: dict[str, Tensor] = {}
+    for many, one in (("biases", "router_bias"), ("pasts", "past_load")):
+        whole = torch.zeros(shape.layers, shape.experts, dtype=dtype, device=device)
+        named[f"balance:{many}"] = whole
+        named.update({f"state:layers.{i}.{one}": row for i, row in enumerate(whole)})
+    return named
+
+
+def _statistics(stats: Tensor, shape: Shape) -> dict[str, Tensor]:
+    tallies = stats[load_places(shape)].view(shape.layers, shape.experts)
+    named = {f"stats:tally.layers.{i}": row for i, row in enumerate(tallies)}
+    drops = stats[drop_places(shape)].view(shape.layers, 1)
+    named.update({f"stats:dropped.layers.{i}": row for i, row in enumerate(drops)})
     named["stats:stats"] = stats
     named["stats:loss"] = stats[LOSS : LOSS + 1]
     named["stats:losses"] = stats[AUX : AUX + 2]
@@ -138,9 +149,8 @@ def _statistics(stats: Tensor, layers: int, experts: int) -> dict[str, Tensor]:
 
 def with_own_statistics(state: State) -> State:
     """The same parameters with statistics of its own, so that evaluating disturbs nothing."""
-    shape = state.step.plan.shape
     stats = torch.zeros_like(state.stats)
-    statics = {**state.statics, **_statistics(stats, shape.layers, shape.experts)}
+    statics = {**state.statics, **_statistics(stats, state.step.plan.shape)}
     return State(step=state.step, statics=statics, stats=stats, zeroed=(stats,))
 
 

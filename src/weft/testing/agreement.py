@@ -22,7 +22,7 @@ from torch import Tensor
 from weft.comm.mesh import Mesh
 from weft.comm.transport import Transport
 from weft.comm.transports.stacked import StackedWorld
-from weft.compose.plan import LOADS, Plan
+from weft.compose.plan import Plan, drop_places, load_places
 from weft.compose.step import Order, training_step
 from weft.data.batches import MicroBatch
 from weft.errors import VerificationError
@@ -177,15 +177,26 @@ def train_step(ranks: Stack, work: Work, step: int) -> Tensor:
     return first.clone()
 
 
-def run_oracle(plan_of: PlanOf, work: Work, *, bodies: Bodies, seed: int = 0) -> Trace:
-    """The losses and gradients of the first step on one rank as autograd has them; no state."""
-    (start,) = stack(plan_of, Layout(), bodies=bodies, seed=seed).stages
+def run_oracle(
+    plan_of: PlanOf,
+    work: Work,
+    *,
+    bodies: Bodies,
+    seed: int = 0,
+    prepare: Callable[[Stack], Stack] = lambda ranks: ranks,
+) -> Trace:
+    """The losses and gradients of the first step on one rank as autograd has them; no state.
+
+    `prepare` may change the initial state.
+    """
+    (start,) = prepare(stack(plan_of, Layout(), bodies=bodies, seed=seed)).stages
     plan, statics = start.plan, start.state.statics
     weights = {p.name: statics[f"param:{p.name}"].clone() for p in start.step.parameters}
     for weight in weights.values():
         weight.requires_grad_()
     for i in range(plan.shape.layers):
-        weights[f"layers.{i}.router_bias"] = statics[f"state:layers.{i}.router_bias"]
+        for name in ("router_bias", "past_load"):
+            weights[f"layers.{i}.{name}"] = statics[f"state:layers.{i}.{name}"]
     oracle = Oracle(plan=plan, bodies=bodies, weights=weights)
     micro_batches = work.batches(1)
     divisor = count_targets(micro_batches)
@@ -306,9 +317,11 @@ def _logical(
 def _named_sums(statistics: Tensor, shape: Shape, step: int) -> Iterator[tuple[str, Tensor]]:
     for place, name in enumerate(_SUMS):
         yield f"step {step} {name}", statistics[place]
-    loads = statistics[LOADS:].view(shape.layers, shape.experts)
+    loads = statistics[load_places(shape)].view(shape.layers, shape.experts)
     for layer, load in enumerate(loads):
         yield f"step {step} load of layer {layer}", load
+    for layer, dropped in enumerate(statistics[drop_places(shape)]):
+        yield f"step {step} dropped in layer {layer}", dropped
 
 
 # ---- comparing ----

@@ -7,7 +7,7 @@ its own input.
 """
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -71,7 +71,8 @@ def cases(name: str, dtype: torch.dtype, device: str = "cpu") -> Mapping[str, Ca
     """Returns the calls of the operator of that name, by label."""
     seed = zlib.crc32(name.encode())
     maker = Maker(generator=torch.Generator().manual_seed(seed), dtype=dtype, device=device)
-    for table in (_dense(), _attention(), _router(), _maps(), _movement(), _experts(), _step()):
+    rooms = (_dense, _attention, _router, _balance, _maps, _movement, _experts, _step)
+    for table in (room() for room in rooms):
         if name in table:
             return table[name](maker)
     raise KeyError(f"no cases for operator {name!r}; add them to weft/testing/case.py")
@@ -225,7 +226,6 @@ def _documents(m: Maker, ends: tuple[int, ...], kv_heads: int) -> Case:
 
 
 def _router() -> Table:
-    loss = {"top_k": K, "aux_coef": 0.3, "z_coef": 0.2, "tokens": 3 * T, "scale": 0.25}
     return {
         "select_experts": lambda m: {
             label: Case(inputs=(logits, bias), attrs=attrs, length=E)
@@ -267,15 +267,77 @@ def _router() -> Table:
             label: Case(inputs=(logits, bias, routings(m)["random"]), attrs=attrs, length=E)
             for label, logits, bias, attrs in _selections(m)
         },
+    }
+
+
+def _balance() -> Table:
+    return {
+        "count_load": lambda m: _each_routing(m, {"experts": E, **SHARE}),
         "router_losses": lambda m: {
-            score: Case(
-                inputs=(2 * m.acc(T, E), m.below(9, E), m.acc(2)),
-                attrs={**loss, "score": score},
+            label: Case(
+                inputs=(2 * m.acc(T, E), m.below(9, ROWS, E), m.acc(E).abs(), m.acc(2)),
+                attrs=attrs,
                 length=T,
             )
+            for label, attrs in _losses()
+        },
+        "add_load": lambda m: {"load": Case(inputs=(m.below(9, ROWS, E), m.acc(E).round()))},
+        "score_choices": lambda m: {
+            score: Case(inputs=(m.acc(T, E), routings(m)["random"]), attrs={"score": score})
             for score in ("softmax", "sigmoid")
         },
-        "add_load": lambda m: {"load": Case(inputs=(m.below(9, E), m.acc(E).round()))},
+        "keep_choices": _limited,
+        "add_dropped": lambda m: {"dropped": Case(inputs=(m.below(9, 1), m.acc(1).round()))},
+        "balance_router": lambda m: {
+            label: Case(
+                inputs=(m.acc(21).abs().round(), m.acc(2) * 0 + refused, m.acc(3, E), m.acc(3, E)),
+                attrs={"rate": 0.25, "first": 4},
+            )
+            for label, refused in (("taken", 0), ("refused", 1))
+        },
+    }
+
+
+# Sequences of 10 tokens of which T are on this rank, from the sixth of the first: two edges inside.
+ROWS = 3
+SHARE = {"first": 6, "sequence": 10, "rows": ROWS}
+
+
+def _losses() -> Iterator[tuple[str, Mapping[str, object]]]:
+    place = {"top_k": K, "z_coef": 0.2, "scale": 0.25, "first": 6, "sequence": 10}
+    coefs = ("aux_coef", "device_coef", "sequence_coef", "global_coef")
+    every = dict.fromkeys(coefs, 0.3)
+    for score in ("softmax", "sigmoid"):
+        yield score, {**place, **every, "score": score, "groups": E}
+        for alone in coefs:
+            only = {name: 0.3 * (name == alone) for name in coefs}
+            yield f"{score}_{alone}", {**place, **only, "score": score, "groups": 1}
+
+
+def _limited(m: Maker) -> Mapping[str, Case]:
+    """Choices of four experts in two groups, so that a group may be full, empty or at its limit."""
+
+    def case(
+        chosen: Tensor, capacity: int, scores: Tensor, first: int = 4, tokens: int = 7
+    ) -> Case:
+        attrs = {"experts": 4, "groups": 2, "capacity": capacity, "first": first, "tokens": tokens}
+        return Case(
+            inputs=(
+                scores,
+                chosen,
+            ),
+            attrs=attrs,
+        )
+
+    spread = torch.rand(T, 4, generator=m.generator).argsort(-1)[:, :K].to(m.device)
+    uneven = spread.masked_fill(spread == 3, 0)
+    ties = torch.ones_like(m.acc(T, K))
+    return {
+        "room": case(spread, T * K, m.acc(T, K)),
+        "full": case(uneven, 9, m.acc(T, K)),
+        "ties": case(uneven, 5, ties),
+        "one_group": case(spread % 2, 11, m.acc(T, K).round()),
+        "whole": case(spread, 3, m.acc(T, K), 0, T),
     }
 
 
@@ -293,7 +355,6 @@ def _selections(m: Maker) -> list[tuple[str, Tensor, Tensor, Mapping[str, object
 def _maps() -> Table:
     local = {"first": 1, "local": 2}
     return {
-        "count_load": lambda m: _each_routing(m, {"experts": E}),
         "plan_rows": lambda m: _each_routing(m, {"experts": E}),
         "count_local": lambda m: _each_routing(m, local),
         "plan_local": lambda m: {

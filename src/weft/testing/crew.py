@@ -23,7 +23,7 @@ from weft.comm.transport import Transport
 from weft.comm.transports.counting import CountingTransport
 from weft.comm.transports.gloo import GlooTransport
 from weft.comm.transports.stacked import StackedWorld
-from weft.compose.plan import Plan
+from weft.compose.plan import Plan, without_limit
 from weft.compose.recipe import plan as make_plan
 from weft.compose.step import Step, training_step
 from weft.config.compression import CompressionConfig
@@ -62,7 +62,9 @@ class Course:
 class Trial:
     """One way to run: so many steps in a dtype and an order, with experts forced or not.
 
-    Gradients are compressed as the recipe says only where nothing is compared up to rounding.
+    What travels is compressed as the recipe says only where nothing is compared up to rounding.
+    Without `drops` groups of experts take whatever chooses them: then choices alone say which rows
+    travel.
     """
 
     steps: int
@@ -70,6 +72,7 @@ class Trial:
     order: str = "overlapped"
     routing: Routing | None = None
     compressed: bool = False
+    drops: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -208,14 +211,15 @@ def plan_of(course: Course, trial: Trial, layout: Layout, rank: int) -> Plan:
         "parallel": parallel,
         "compression": compression,
     }
-    return make_plan(config.model_copy(update=update), rank, replay=trial.routing is not None)
+    made = make_plan(config.model_copy(update=update), rank, replay=trial.routing is not None)
+    return made if trial.drops else without_limit(made)
 
 
 def _stage(crew: Crew, rank: int, transport: Transport, course: Course, trial: Trial) -> Stage:
-    plan = plan_of(course, trial, crew.layout, rank)
+    plan = course.sabotage.plan(plan_of(course, trial, crew.layout, rank))
     stage = build(
         plan,
-        bodies=_bodies(trial.precision),
+        bodies=course.sabotage.bodies(_bodies(trial.precision), rank),
         transport=course.sabotage.wire(transport, rank),
         device=_CPU,
         step=training_step(plan, record_routing=True),

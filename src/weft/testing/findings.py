@@ -150,8 +150,8 @@ def _wire_trials(course: Course, layout: Layout) -> Mapping[str, Trial]:
 
     skewed = partial(generated, course, "skewed")
     return {
-        EVEN: Trial(steps=1, precision="bfloat16", routing=spread, compressed=True),
-        RAGGED: Trial(steps=1, precision="bfloat16", routing=skewed, compressed=True),
+        EVEN: Trial(steps=1, precision="bfloat16", routing=spread, compressed=True, drops=False),
+        RAGGED: Trial(steps=1, precision="bfloat16", routing=skewed, compressed=True, drops=False),
     }
 
 

@@ -4,12 +4,14 @@ sync      the transport of one rank keeps its own term where one bucket's gradie
 nodes     the same between nodes only: one rank keeps the sum of its own node
 experts   two experts of one rank trade places after initialisation
 order     the batches of one rank come from one sample further on
+balance   the balance losses of every rank are multiplied by the degree of data parallelism
+drop      the first choice of one rank's tokens gets no row, and is not counted as dropped
 
 Nothing outside this file knows that they exist.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import final
 
@@ -26,10 +28,12 @@ from weft.data.batches import Batches, MicroBatch
 from weft.model.families import Kind
 from weft.runtime.batch import Batch
 from weft.runtime.batch import stage as stage_batch
+from weft.runtime.closures import Body
 from weft.runtime.stage import Stage
 from weft.runtime.state import copy_to_master
 from weft.trainer.feed import Feed
 
+Bodies = Mapping[str, Body]
 Load = Callable[[Plan, int], list[Batch]]  # a rank's batches of a step; steps count from 0
 
 CULPRIT = 1  # the rank that misbehaves: every layout of more than one rank has it
@@ -46,6 +50,16 @@ def honest_start(_stage: Stage) -> None:
     """Leaves the initial state as it is."""
 
 
+def honest_plan(plan: Plan) -> Plan:
+    """The plan itself."""
+    return plan
+
+
+def honest_bodies(bodies: Bodies, _rank: int) -> Bodies:
+    """The bodies themselves."""
+    return bodies
+
+
 def honest_feed(feed: Feed, _config: RunConfig) -> Load:
     """The batches of a feed."""
     return lambda plan, step: feed.load(plan, step, _CPU)
@@ -53,11 +67,13 @@ def honest_feed(feed: Feed, _config: RunConfig) -> Load:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sabotage:
-    """What stands between a rank and its wire, its initial state and its batches."""
+    """What stands between a rank and its wire, its initial state, batches, plan and bodies."""
 
     wire: Callable[[Transport, int], Transport] = honest_wire
     start: Callable[[Stage], None] = honest_start
     feed: Callable[[Feed, RunConfig], Load] = honest_feed
+    plan: Callable[[Plan], Plan] = honest_plan
+    bodies: Callable[[Bodies, int], Bodies] = honest_bodies
 
 
 HONEST = Sabotage()
@@ -184,11 +200,37 @@ def join(samples: Sequence[MicroBatch]) -> MicroBatch:
     )
 
 
+# ---- balance and drop ----------------------------------------------------------------------------
+
+
+def scale_balance(plan: Plan) -> Plan:
+    """The plan whose balance losses are each summed over as many micro-batches as a rank has."""
+    a, dp = plan.arithmetic, plan.layout.dp
+    coefs = ("device_coef", "sequence_coef", "global_coef")
+    more = {name: getattr(a.balance, name) * dp for name in coefs}
+    balance = replace(a.balance, **more)
+    return replace(plan, arithmetic=replace(a, aux_coef=a.aux_coef * dp, balance=balance))
+
+
+def drop_silently(bodies: Bodies, rank: int) -> Bodies:
+    """Bodies of which, on one rank, the one that sums a token's rows passes by the first."""
+    honest = bodies["gather_sum"]
+
+    def careless(rows: Tensor, slot_row: Tensor, order: Tensor, **attributes: int) -> Tensor:
+        slots = slot_row.clone()
+        slots[0, 0] = -1
+        return honest(rows, slots, order, **attributes)
+
+    return {**bodies, "gather_sum": careless} if rank == CULPRIT else bodies
+
+
 SABOTAGES: Mapping[str, Sabotage] = MappingProxyType(
     {
         "sync": Sabotage(wire=drop_sync),
         "nodes": Sabotage(wire=drop_nodes),
         "experts": Sabotage(start=swap_experts),
         "order": Sabotage(feed=shift_order),
+        "balance": Sabotage(plan=scale_balance),
+        "drop": Sabotage(bodies=drop_silently),
     }
 )

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weft.compose.plan import AUX, LOADS, LOSS, NORM2, Plan, Z
+from weft.compose.plan import AUX, LOSS, NORM2, Plan, Z, drop_places, load_places
 from weft.model.count import token_flops
 from weft.model.families import Kind
 from weft.runtime.backends import peak_flops
@@ -133,7 +133,8 @@ def _loads(stats: Tensor, plan: Plan) -> dict[str, Any]:
         The violation is MaxVio of "Auxiliary-Loss-Free Load Balancing" (arXiv 2408.15664), 4.1.
     """
     shape = plan.shape
-    loads = stats[LOADS:].view(shape.layers, shape.experts)[list(routed_layers(plan))]
+    routed = list(routed_layers(plan))
+    loads = stats[load_places(shape)].view(shape.layers, shape.experts)[routed]
     chances = loads / loads.sum(-1, keepdim=True).clamp_min(1)
     share = chances * shape.experts
     entropy = torch.special.entr(chances).sum(-1) / math.log(max(shape.experts, 2))
@@ -141,6 +142,7 @@ def _loads(stats: Tensor, plan: Plan) -> dict[str, Any]:
         "expert_load_max": float(share.max()),
         "expert_load_min": float(share.min()),
         "dead_experts": int((loads == 0).sum()),
+        "dropped": [int(count) for count in stats[drop_places(shape)][routed]],
         "expert_load": [_rounded(layer, 3) for layer in share],
         "expert_load_entropy": _rounded(entropy, 4),
         "expert_load_violation": _rounded(share.amax(-1) - 1, 3),

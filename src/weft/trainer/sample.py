@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from weft.checkpoint.load import Checkpoint
-from weft.compose.plan import Plan
+from weft.compose.plan import Plan, without_limit
 from weft.compose.recipe import arithmetic, plan, shape
 from weft.config.run import RunConfig
 from weft.data.batches import MicroBatch
@@ -48,7 +48,7 @@ def _alone(config: RunConfig) -> Plan:
     made = plan(single, 0)
     assert made.shape == shape(config.model)
     assert made.arithmetic == arithmetic(config.model)
-    return made
+    return without_limit(made)
 
 
 def _read(checkpoint: Checkpoint, part: Logical) -> Tensor:

@@ -160,7 +160,7 @@ def check_same_model(plan: Plan, pretrained: Pretrained) -> None:
     Raises:
         CheckpointError: the first number that differs, and what to set in the recipe.
     """
-    free = ("init_std", "aux_coef", "z_coef")
+    free = ("init_std", "aux_coef", "z_coef", "balance")
     for ours, theirs in (
         (plan.shape, shape(pretrained.model)),
         (plan.arithmetic, arithmetic(pretrained.model)),
