@@ -35,6 +35,10 @@ def test_a_recipe_is_simulated_and_traced(tmp_path: Path):
     assert result.exit_code == 0, result.output
     assert "exposed" in result.output
     assert trace.stat().st_size > 1000
+    both = tmp_path / "both.png"
+    again = invoke("simulate", RECIPE, "--over", str(trace), "--picture", str(both))
+    assert again.exit_code == 0, again.output
+    assert both.read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_scale_up_ratio_is_explained_and_nothing_else():

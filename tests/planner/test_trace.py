@@ -3,13 +3,14 @@ from itertools import pairwise
 
 import pytest
 
+from weft.errors import ConfigError
 from weft.parallel.layout import Layout
 from weft.planner.cost import rates
 from weft.planner.machine import machine
 from weft.planner.play import COMPUTE
 from weft.planner.simulate import Job, Simulated, Studio
-from weft.planner.trace import spans
-from weft.telemetry.trace import SEGMENT
+from weft.planner.trace import read_trace, spans
+from weft.telemetry.trace import SEGMENT, write_trace
 from weft.testing import models
 
 
@@ -45,3 +46,12 @@ def test_segments_hold_what_runs_in_them():
         assert any(
             r == span.rank and a - 1e-9 <= span.start and span.stop <= b + 1e-9 for r, a, b in boxes
         )
+
+
+def test_a_written_trace_is_read_back_and_another_file_refused(tmp_path):
+    write_trace(tmp_path / "step.json", SPANS, {})
+    again = read_trace(tmp_path / "step.json")
+    assert [(s.rank, s.lane, s.name) for s in again] == [(s.rank, s.lane, s.name) for s in SPANS]
+    (tmp_path / "other.json").write_text("[]")
+    with pytest.raises(ConfigError, match="weft trace"):
+        read_trace(tmp_path / "other.json")

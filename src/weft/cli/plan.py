@@ -19,7 +19,7 @@ from weft.planner.memory import memory
 from weft.planner.recipe import tree_of
 from weft.planner.search import Wanted, search
 from weft.planner.simulate import Job, Studio
-from weft.planner.trace import spans
+from weft.planner.trace import read_trace, spans
 from weft.telemetry.trace import write_trace
 
 
@@ -64,6 +64,10 @@ def simulate(
         float, typer.Option(min=1.0, help="rows of the fullest rank over the mean, for memory")
     ] = 1.0,
     trace: Annotated[Path | None, typer.Option(help="write the step as a Perfetto trace")] = None,
+    over: Annotated[
+        Path | None, typer.Option(help="a trace that weft trace measured, to draw beside it")
+    ] = None,
+    picture: Annotated[Path | None, typer.Option(help="draw the lanes of rank 0 as PNG")] = None,
 ) -> None:
     """One step of a recipe at the prices of a machine: time, memory, exposed communication."""
     config = load(recipe, overrides or ())
@@ -73,10 +77,19 @@ def simulate(
     held = memory(studio.compose(job.plan, found), job.plan, imbalance=imbalance)
     print(f"{config.name} on {job.ranks} x {found.machine.name}")
     print("\n".join((*report.step_lines(done, found.machine), report.memory_line(held))))
+    lanes = list(spans(done))
     if trace is not None:
         about = {"recipe": config.name, "machine": found.machine.name, "times": "simulated"}
-        write_trace(trace, list(spans(done)), about)
+        write_trace(trace, lanes, about)
         print(f"trace    {trace}")
+    if picture is not None:
+        from weft.planner.picture import draw_timelines  # matplotlib takes a second to import
+
+        drawn = {f"simulated, {found.machine.name}": [s for s in lanes if s.rank == 0]}
+        if over is not None:
+            drawn["measured"] = [s for s in read_trace(over) if s.rank == 0]
+        longest = max(s.stop for own in drawn.values() for s in own)
+        print(f"drawn    {draw_timelines(drawn, picture, seconds=longest)}")
 
 
 def explain(

@@ -110,7 +110,8 @@ def _scaling(rows: Sequence[Row]) -> Figure:
             dots = [(gpus, r.published) for (of, gpus), r in told.items() if of == system]
             if config == "strong" and dots:
                 axes.plot(*zip(*dots, strict=True), "x", color="black", markersize=9, mew=2)
-        axes.set_title(f"352B on H800, {config} scaling (x: published)", fontsize=10)
+        note = " (x: published)" if config == "strong" else ""
+        axes.set_title(f"352B on H800, {config} scaling{note}", fontsize=10)
         axes.set_xlabel("GPUs")
         axes.set_ylabel("thousand tokens a second")
         axes.set_ylim(bottom=0)
@@ -144,13 +145,14 @@ def _bars(name: str, rows: Sequence[Row]) -> Figure:
         for r in rows
     ]
     for at, row in enumerate(rows):
-        base = row.published or row.predicted
-        axes.barh(at, row.predicted / base, color=COLORS[0] if row.published else "#c8d4e0")
-        axes.text(0.02, at, f"{row.predicted:,.3g} {row.unit}", va="center", fontsize=6)
+        share = row.predicted / row.published if row.published else 0.0
+        axes.barh(at, share, color=COLORS[0])
+        told = f"{row.predicted:,.3g} {row.unit}"
+        axes.text(0.02, at, told, va="center", fontsize=7, color="white" if share else "black")
     axes.axvline(1.0, color="black", linewidth=0.8)
-    axes.set_yticks(range(len(rows)), labels, fontsize=6)
+    axes.set_yticks(range(len(rows)), labels, fontsize=7)
     axes.invert_yaxis()
-    axes.set_xlabel("predicted over published; pale where nothing published may be used")
+    axes.set_xlabel("predicted over published; no bar where it is predicted blind")
     axes.set_title(name, fontsize=10)
     return figure
 

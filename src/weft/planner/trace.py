@@ -5,8 +5,12 @@ another and their bars lie on their lanes. Micro-batches that the pipeline left 
 are not in it.
 """
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+from weft.errors import ConfigError
 from weft.planner.play import COMPUTE
 from weft.planner.simulate import Segment, Simulated
 from weft.schedule.action import is_collective
@@ -22,6 +26,32 @@ def spans(done: Simulated) -> Iterator[Span]:
             piece = f"{name} {slot.work}"
             yield from _segment(slot.rank, piece, name, now, segment)
             now += segment.seconds
+
+
+def read_trace(path: Path) -> list[Span]:
+    """The spans of a trace file, measured or simulated, of every rank.
+
+    Raises:
+        ConfigError: the file is no trace.
+    """
+    try:
+        events: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path}: no trace ({error!r}); weft trace RECIPE --out {path} writes one"
+        ) from None
+    return [
+        Span(
+            rank=event["pid"],
+            lane=event["cat"],
+            name=event["name"],
+            start=event["ts"] * 1e-6,
+            stop=(event["ts"] + event["dur"]) * 1e-6,
+            detail=event["args"],
+        )
+        for event in events
+        if event["ph"] == "X"
+    ]
 
 
 def _segment(rank: int, title: str, name: str, at: float, segment: Segment) -> Iterator[Span]:
