@@ -115,7 +115,11 @@ def masked(recipe: Recipe, tmp_path: Path, *overrides: str) -> RunConfig:
     lines = [json.dumps({"q": "x" * (i % 70), "a": "y" * (i % 9 + 1)}) for i in range(60)]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     fields = ("data.source=jsonl", "data.prompt_field=q", "data.answer_field=a")
-    own = (f"data.path={tmp_path / 'a.jsonl'}", "data.validation_bytes=40", "train.steps=2")
+    # cut as a stream, so that some ranks and some micro-batches have no answer at all
+    own = (
+        f"data.path={tmp_path / 'a.jsonl'}", "data.validation_bytes=40", "train.steps=2",
+        "data.packing=stream",
+    )  # fmt: skip
     return recipe("run", *fields, *own, *overrides)
 
 

@@ -17,8 +17,9 @@ def export(
     dtype: Annotated[
         Literal["bfloat16", "float32"], typer.Option(help="the dtype of the written weights")
     ] = "bfloat16",
+    shard_gb: Annotated[float, typer.Option(help="the most gigabytes of a file", min=1e-6)] = 5.0,
 ) -> None:
-    """Write the newest good checkpoint of a run as safetensors and config.json."""
+    """Write the newest good checkpoint of a run: safetensors, config.json, its tokenizer."""
     read_run(run)
     from weft.checkpoint.hf.write import export_checkpoint  # torch takes seconds to import
     from weft.checkpoint.load import find_latest
@@ -28,7 +29,9 @@ def export(
         raise CheckpointError(
             f"{run} has no checkpoint; expected one to export; train with train.checkpoint_every"
         )
-    print(f"{export_checkpoint(source, folder, dtype=dtype)}, from {source}")
+    size = int(shard_gb * 1e9)
+    made = export_checkpoint(source, folder, dtype=dtype, shard_bytes=size, report=_say)
+    print(f"{made}, from {source}")
 
 
 def _say(text: str) -> None:

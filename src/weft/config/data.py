@@ -72,6 +72,10 @@ class DataConfig(Branch):
     on_bad: Literal["stop", "skip"] = Field(
         default="stop", description="what to do with a document that cannot be read"
     )
+    packing: Literal["auto", "stream", "whole"] = Field(
+        default="auto",
+        description="whether samples cut documents, or leave them whole; auto: those with a prompt",
+    )
     sequence: Size = Field(examples=[256], description="the positions of a sequence")
     validation_bytes: Size = Field(
         default=131072,  # 128 KiB: steady to about 0.01 nats for bytes, and seconds to evaluate

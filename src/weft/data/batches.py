@@ -4,6 +4,10 @@
     samples  [256 a b c][256 d e 256][f g h i]   stride S; one more token is read for the targets
     targets  [a b c 256][d e 256 f][g h i 256]   shifted here, before anything is cut over ranks
 
+or, where documents stay whole (`packing`), samples end with a document and are filled up:
+
+    samples  [256 a b c][256 d e  . ][256 f  .  . ]
+
 Every token is predicted once an epoch, but for those of a prompt, whose target is IGNORED. The last
 sample is filled up, and its filling IGNORED. Attention never crosses a document or a sample: `ends`
 says where each stops and `positions` restart there.
@@ -17,8 +21,8 @@ from numpy.typing import NDArray
 
 from weft.data.mixture import Mixture, draw_phases, turn
 from weft.data.order import shuffled, step_positions
+from weft.data.packing import Cut, Packing, cut
 from weft.data.stream import Ordered, TokenStream
-from weft.errors import DataError
 
 IGNORED = -100  # the target that torch.nn.functional.cross_entropy leaves out by default
 _EPOCHS_IN_MEMORY = 2  # a step may straddle the boundary of two epochs
@@ -38,6 +42,9 @@ class MicroBatch:
     ends: tuple[int, ...]
 
 
+_Sample = tuple[NDArray[np.int64], NDArray[np.int64]]  # tokens and targets
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Epoch:
     documents: Ordered
@@ -47,9 +54,12 @@ class _Epoch:
 class _Component:
     """One stream of a run: its epochs are built when first asked for, in any order."""
 
-    def __init__(self, stream: TokenStream, index: int, *, sequence: int, seed: int) -> None:
+    def __init__(
+        self, stream: TokenStream, index: int, *, sequence: int, seed: int, packing: Packing
+    ) -> None:
         self.stream = stream
-        self.num_samples = num_windows(stream.num_tokens, sequence)
+        self.cut = cut(stream, sequence=sequence, packing=packing)
+        self.num_samples = self.cut.num_samples
         self._index = index
         self._seed = seed
         self._epochs: dict[int, _Epoch] = {}
@@ -62,7 +72,11 @@ class _Component:
     def epoch(self, epoch: int) -> _Epoch:
         if epoch not in self._epochs:
             count, seed, index = self.stream.num_documents, self._seed, self._index
-            documents = shuffled(count, seed=seed, epoch=epoch, what="documents", component=index)
+            documents = self.cut.documents
+            if documents is None:
+                documents = shuffled(
+                    count, seed=seed, epoch=epoch, what="documents", component=index
+                )
             samples = shuffled(
                 self.num_samples, seed=seed, epoch=epoch, what="samples", component=index
             )
@@ -83,6 +97,7 @@ class Batches:
         global_batch: int,
         micro_batch: int,
         seed: int,
+        packing: Packing = "stream",
     ) -> None:
         assert sequence > 0, f"{sequence=}"
         assert micro_batch > 0, f"{micro_batch=}"
@@ -92,7 +107,7 @@ class Batches:
         self._weights = stream.weights if isinstance(stream, Mixture) else (1,)
         self._phases = draw_phases(self._weights, seed=seed)
         self._components = [
-            _Component(each, index, sequence=sequence, seed=seed)
+            _Component(each, index, sequence=sequence, seed=seed, packing=packing)
             for index, each in enumerate(streams)
         ]
         self._sequence = sequence
@@ -121,7 +136,7 @@ class Batches:
         nothing is asked, nothing is what the loss has to be.
         """
         counted = (
-            self._components[c].epoch(e).documents.num_asked(i * self._sequence, self._stop(i))
+            self._components[c].epoch(e).documents.num_asked(*self._components[c].cut.span(i))
             for c, e, i in self.samples(step)
         )
         return max(1, sum(counted))
@@ -132,15 +147,14 @@ class Batches:
         first = step * self._global_batch + index * self._micro_batch
         located = [self._locate(position) for position in range(first, first + self._micro_batch)]
         return _assemble(
-            [
-                _window(self._components[c].epoch(e).documents, i, sequence=self._sequence)
-                for c, e, i in located
-            ],
+            [self._window(*place) for place in located],
             end_of_text=self._components[0].stream.end_of_text,
         )
 
-    def _stop(self, sample: int) -> int:
-        return (sample + 1) * self._sequence
+    def _window(self, c: int, epoch: int, sample: int) -> _Sample:
+        component = self._components[c]
+        documents = component.epoch(epoch).documents
+        return _window(documents, component.cut, sample, sequence=self._sequence)
 
     def _locate(self, position: int) -> tuple[int, int, int]:
         component, number = turn(position, self._weights, self._phases)
@@ -150,10 +164,18 @@ class Batches:
 class ValidationBatches:
     """The validation stream in its own order, in windows that do not overlap: each target once."""
 
-    def __init__(self, stream: TokenStream, *, sequence: int, micro_batch: int) -> None:
+    def __init__(
+        self,
+        stream: TokenStream,
+        *,
+        sequence: int,
+        micro_batch: int,
+        packing: Packing = "stream",
+    ) -> None:
         assert sequence > 0, f"{sequence=}"
         assert micro_batch > 0, f"{micro_batch=}"
-        self._documents = Ordered(stream)
+        self._cut = cut(stream, sequence=sequence, packing=packing)
+        self._documents = Ordered(stream, self._cut.documents)
         self._sequence = sequence
         self._micro_batch = micro_batch
 
@@ -171,53 +193,37 @@ class ValidationBatches:
             >>> batches.num_micro_batches(dp=1), batches.num_micro_batches(dp=4)
             (2, 4)
         """
-        windows = num_windows(self._documents.stream.num_tokens, self._sequence)
+        windows = self._cut.num_samples
         return -(-windows // (self._micro_batch * dp)) * dp
 
     def load(self, index: int) -> MicroBatch:
         """Micro-batch `index`; behind the end of the stream every target is IGNORED."""
         first = index * self._micro_batch
         samples = range(first, first + self._micro_batch)
-        windows = [_window(self._documents, i, sequence=self._sequence) for i in samples]
+        windows = [_window(self._documents, self._cut, i, sequence=self._sequence) for i in samples]
         return _assemble(windows, end_of_text=self._documents.stream.end_of_text)
 
     def __iter__(self) -> Iterator[MicroBatch]:
         return (self.load(index) for index in range(self.num_micro_batches()))
 
 
-def num_windows(num_tokens: int, sequence: int) -> int:
-    """The samples a stream is cut in, the last one filled up.
-
-    Raises:
-        DataError when the stream is empty.
-
-    Example:
-        >>> num_windows(9, 4)
-        3
-    """
-    if num_tokens < 1:
-        raise DataError("the token stream is empty; expected a document; try another data.path")
-    return -(-num_tokens // sequence)
-
-
-def _window(
-    documents: Ordered, sample: int, *, sequence: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Tokens and targets of one sample. What fills it up is never the token that starts one."""
-    first, length = sample * sequence, documents.stream.num_tokens
+def _window(documents: Ordered, cut: Cut, sample: int, *, sequence: int) -> _Sample:
+    """Tokens and targets of one sample; one behind the last is filling alone."""
     end = documents.stream.end_of_text
+    # what fills a sample up is never the token that starts a document
     window = np.full(sequence + 1, 0 if end else 1, np.int64)
-    inside = documents.read(first, first + sequence + 1)
-    window[: len(inside)] = inside
-    if 0 <= length - first <= sequence:
-        window[length - first] = end
-    asked = documents.asked(first, first + sequence)
+    asked = np.zeros(sequence, np.bool_)
+    if sample < cut.num_samples:
+        first, last = cut.span(sample)
+        inside = documents.read(first, last if cut.is_whole else last + 1)
+        window[: len(inside)] = inside
+        if len(inside) <= sequence or cut.is_whole:
+            window[len(inside)] = end
+        asked[: last - first] = documents.asked(first, last)
     return window[:-1], np.where(asked, window[1:], IGNORED)
 
 
-def _assemble(
-    windows: list[tuple[NDArray[np.int64], NDArray[np.int64]]], *, end_of_text: int
-) -> MicroBatch:
+def _assemble(windows: list[_Sample], *, end_of_text: int) -> MicroBatch:
     tokens = np.stack([window for window, _ in windows])
     starts = tokens == end_of_text
     starts[:, 0] = True

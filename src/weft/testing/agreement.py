@@ -223,8 +223,8 @@ def share(plan: Plan, batch: MicroBatch) -> Batch:
 
 
 def count_targets(micro_batches: Sequence[MicroBatch]) -> float:
-    """What the summed loss of a step is divided by: the targets that are not ignored."""
-    return float(sum(int((batch.targets >= 0).sum()) for batch in micro_batches))
+    """What the summed loss of a step is divided by: the targets that are not ignored, or 1."""
+    return float(max(1, sum(int((batch.targets >= 0).sum()) for batch in micro_batches)))
 
 
 def _forced(plan: Plan, routing: Routing, step: int) -> Mapping[str, Tensor]:

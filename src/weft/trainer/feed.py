@@ -81,9 +81,13 @@ def open_feed(config: RunConfig) -> Feed:
             global_batch=config.train.global_batch,
             micro_batch=config.train.micro_batch,
             seed=config.train.seed,
+            packing=config.data.packing,
         ),
         validation=ValidationBatches(
-            opened.validation, sequence=config.data.sequence, micro_batch=config.train.micro_batch
+            opened.validation,
+            sequence=config.data.sequence,
+            micro_batch=config.train.micro_batch,
+            packing=config.data.packing,
         ),
         streams=(opened.training, opened.validation),
         tokenizer=tokenizer,

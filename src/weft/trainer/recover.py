@@ -36,6 +36,7 @@ FIXED = (
     ("model", None),
     ("optim", None),
     ("data", "sequence"),
+    ("data", "packing"),
     ("data", "validation_bytes"),  # what is held back is not trained on
     ("train", "global_batch"),
     ("train", "micro_batch"),

@@ -124,12 +124,23 @@ def test_a_checkpoint_of_weft_is_exported_from_its_master_weights(tmp_path, mode
         )
         for part in parts_of(model)
     ]
-    config = {"model": model.model_dump(mode="json"), "data": {"sequence": 64}}
+    (tmp_path / "own.json").write_text('{"version": "1.0"}')
+    (tmp_path / "first").mkdir()
+    first = {"eos_token_id": 5, "torch_dtype": "float64", "vocab_size": 1}
+    (tmp_path / "first" / CONFIG).write_text(json.dumps(first))
+    config = {
+        "model": model.model_dump(mode="json"),
+        "data": {"sequence": 64, "tokenizer": str(tmp_path / "own.json")},
+        "train": {"init_from": str(tmp_path / "first")},
+    }
     progress = Progress(step=3, config=config, data={})
     source = save(tmp_path / "run", pieces, progress=progress, writer=alone())
     folder = export_checkpoint(source, tmp_path / "m", dtype="float32")
     with open_pretrained(folder) as pretrained:
         assert pretrained.model == model
         assert pretrained.config["max_position_embeddings"] == 64
+        assert pretrained.config["eos_token_id"] == 5
+        assert pretrained.config["torch_dtype"] == "float32"
+        assert (folder / "tokenizer.json").read_text() == '{"version": "1.0"}'
         for part in parts_of(model):
             assert torch.equal(pretrained.read(part), drawn(part))

@@ -92,6 +92,7 @@ class Pretrained:
         file, entry = self._places[part.name]
         try:
             if file not in self._files:
+                self._files.clear()  # one file at a time: the pages of a mapped one stay resident
                 self._files[file] = safe_open(self.folder / file, framework="pt")
             if entry.packed is None:
                 return self._files[file].get_tensor(entry.disk)

@@ -1,30 +1,34 @@
 """Writing a Hugging Face checkpoint in the layout that every reader knows, expert by expert.
 
-Files are filled in order of use up to `shard_bytes`; more than one get an index. Everything goes to
-`folder.partial`, which takes its name when it is whole. Tokenizers are not weft's to write.
+Files are filled in order of use up to `shard_bytes`; more than one get an index. One tensor is in
+memory at a time. Everything goes to `folder.partial`, which takes its name when it is whole.
 """
 
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial as partial_of
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+from warnings import warn
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from weft.checkpoint.durable import sync_file, sync_folder, write_durably
-from weft.checkpoint.hf.config import write_config
+from weft.checkpoint.hf.carry import carried_files, carried_keys
+from weft.checkpoint.hf.config import Report, write_config
 from weft.checkpoint.hf.dialect import Entry, entries, numel
 from weft.checkpoint.hf.read import CONFIG, INDEX, SINGLE
+from weft.checkpoint.hf.stream import Spec, write_stream
 from weft.checkpoint.load import Checkpoint
 from weft.config.model import ModelConfig
 from weft.errors import CheckpointError, ConfigError
 from weft.model.params import Logical
 
 Read = Callable[[Logical], Tensor]
+_NOTHING: Mapping[str, Path] = MappingProxyType({})
 SHARD_BYTES = 5_000_000_000  # what save_pretrained of transformers 4 took; fits every file system
 DTYPES: Mapping[str, torch.dtype] = {
     "float64": torch.float64,
@@ -41,11 +45,13 @@ def export(
     *,
     dtype: str = "bfloat16",
     also: Mapping[str, object] | None = None,
+    files: Mapping[str, Path] = _NOTHING,
     shard_bytes: int = SHARD_BYTES,
 ) -> Path:
     """Writes a model whose logical parameters `read` gives, and returns the folder.
 
     `also` is what `config.json` shall say beyond the model: the longest sequence, special tokens.
+    `files` are copied along, under the names they have here: a tokenizer's.
 
     Numerics:
         Values are rounded once to `dtype`, biases of routers to no less than float32.
@@ -66,16 +72,20 @@ def export(
             shutil.rmtree(partial)
         partial.mkdir(parents=True)
         for file, names in shards.items():
-            made = {disk: _whole(held[disk], model, read, DTYPES[dtype]) for disk in names}
-            save_file(made, partial / file, {"format": "pt"})
+            specs = {disk: _spec(held[disk], model, DTYPES[dtype]) for disk in names}
+            make = partial_of(_whole, held, model, read, DTYPES[dtype])
+            write_stream(partial / file, specs, make)
             sync_file(partial / file)
+        for name, source in files.items():
+            shutil.copyfile(source, partial / name)
+            sync_file(partial / name)
         if len(shards) > 1:
             write_durably(partial / INDEX, _encoded(_index(shards, held, DTYPES[dtype])))
         write_durably(partial / CONFIG, _encoded(config))
         sync_folder(partial)
         partial.rename(folder)
         sync_folder(folder.parent)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise CheckpointError(
             f"cannot write {folder}: {error}; expected room for the model; try another folder"
         ) from None
@@ -88,8 +98,13 @@ def export_checkpoint(
     *,
     dtype: str = "bfloat16",
     also: Mapping[str, object] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    report: Report = warn,
 ) -> Path:
     """Writes the master weights of a checkpoint of weft as a Hugging Face one; returns the folder.
+
+    The tokenizer of the run goes along, and what the `config.json` it began from says beside the
+    model; a file that is gone is reported.
 
     Raises:
         ConfigError: no Hugging Face configuration fits the model.
@@ -100,13 +115,17 @@ def export_checkpoint(
         model = ModelConfig.model_validate(recipe.get("model"))
         data = recipe.get("data")
         longest = data.get("sequence") if isinstance(data, dict) else None  # trained on no longer
-        told = {"max_position_embeddings": longest, **(also or {})}
+        first = carried_keys(recipe, write_config(model)[1], report=report)
+        told = {"max_position_embeddings": longest, **first, **(also or {})}
 
         def read(part: Logical) -> Tensor:
             kind = "state" if part.name.endswith(".router_bias") else "master"
             return checkpoint.read(kind, part.name).view(part.shape)
 
-        return export(folder, model, read, dtype=dtype, also=told)
+        files = carried_files(recipe, report=report)
+        return export(
+            folder, model, read, dtype=dtype, also=told, files=files, shard_bytes=shard_bytes
+        )
 
 
 def _completed(config: dict[str, Any], dtype: str, also: Mapping[str, object]) -> dict[str, Any]:
@@ -150,8 +169,15 @@ def _shards(
     }
 
 
-def _whole(parts: list[Entry], model: ModelConfig, read: Read, dtype: torch.dtype) -> Tensor:
+def _spec(parts: list[Entry], model: ModelConfig, dtype: torch.dtype) -> Spec:
+    return Spec(shape=parts[0].size(model.experts), dtype=_dtype(parts[0], dtype))
+
+
+def _whole(
+    held: Mapping[str, list[Entry]], model: ModelConfig, read: Read, dtype: torch.dtype, disk: str
+) -> Tensor:
     """A tensor as it is on the disk: one parameter, or those of all experts, each in its place."""
+    parts = held[disk]
     first = parts[0]
     if first.packed is None:
         return _converted(first, read(first.part), dtype)
