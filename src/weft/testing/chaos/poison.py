@@ -38,6 +38,7 @@ PLACES = (
     "expert_down.wgrad",
 )
 VALUES = (math.nan, math.inf, -math.inf)
+HARMLESS = (-math.inf, "router_logits")  # a chance of zero, as good as any other
 MODEL = models.mixtral_like()
 WORK = Work(batches=partial(models.batches, MODEL), steps=1)
 CPU = torch.device("cpu")
@@ -64,7 +65,8 @@ def check(size: Size) -> Result:
     trials, faults = size.of(12, 30), []
     honest = reference_bodies()
     names = [name for name in PLACES if name in honest]
-    cases = list(islice(product(VALUES, names), trials))
+    pairs = (pair for pair in product(VALUES, names) if pair != HARMLESS)
+    cases = list(islice(pairs, trials))
     for value, name in cases:
         ranks, poison = _two_ranks(name, value, {})
         train_step(ranks, WORK, 1)
