@@ -123,6 +123,16 @@ def test_the_selective_set_weighs_the_second_formula(name):
 
 
 @MODEL
+def test_the_default_weighs_norms_rows_and_gated_rows_more(name):
+    made = plan(name)
+    k, f, m = numbers(made)
+    whole = layer(made)
+    kept = ("x", *({*whole.forward.kept} - NOT_IN_THE_FORMULA - {"rstd", "rstd_2"}))
+    selective = 2 * k * f + 4 + 2 / m
+    assert in_units(made, kept_bytes(made, whole.forward, kept)) == selective + k * f + k + 3
+
+
+@MODEL
 def test_the_selective_set_is_that_of_the_paper_by_name(name):
     made = plan(name)
     whole = layer(made)

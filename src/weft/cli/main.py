@@ -11,6 +11,7 @@ from weft.cli import (
     bench,
     ckpt,
     data,
+    diff,
     export,
     generate,
     plan,
@@ -49,6 +50,7 @@ app.command("explain")(plan.explain)
 app.command("trace")(trace.trace)
 app.command("doctor")(doctor)
 app.add_typer(show.app, name="show")
+app.add_typer(diff.app, name="diff")
 app.add_typer(bench.app, name="bench")
 app.add_typer(ckpt.app, name="ckpt")
 app.add_typer(data.app, name="data")

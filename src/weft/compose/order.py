@@ -4,11 +4,12 @@
     overlapped  collectives as soon and waits as late as they can be (schedule.layer)
     paper       the paper's list for a layer, by hand; elsewhere as overlapped (schedule.paper)
     auto        found by search from the others (schedule.search)
+    saved       read from a file, for the segments that it has (schedule.saved)
 
 Each takes its program from `compose.templates` or `compose.weave`; their bits are the same.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from weft.compose.keep import dtype_widths
@@ -18,14 +19,26 @@ from weft.graph.program import Program
 from weft.schedule.action import Ordered
 from weft.schedule.layer import overlapped, serial
 from weft.schedule.paper import paper
+from weft.schedule.saved import restored, sections
 from weft.schedule.search import TIMINGS, search
 
 Order = Callable[[Program], Ordered]
 
 
 def named_order(plan: Plan, pricing: Pricing | None = None) -> Order:
-    """The order a recipe names, at the prices of a machine, or at nominal ones."""
-    given = {"plan": plan, "pricing": pricing or nominal_pricing()}
+    """The order a recipe names, at the prices of a machine, or at nominal ones; a saved schedule
+    goes before it.
+    """
+    named = _by_name(plan, pricing or nominal_pricing())
+    return partial(_restored, saved=sections(plan.saved), otherwise=named) if plan.saved else named
+
+
+def _restored(program: Program, *, saved: Mapping[str, str], otherwise: Order) -> Ordered:
+    return restored(saved[program.name], program) if program.name in saved else otherwise(program)
+
+
+def _by_name(plan: Plan, pricing: Pricing) -> Order:
+    given = {"plan": plan, "pricing": pricing}
     match plan.order:
         case "serial":
             return serial

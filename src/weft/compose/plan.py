@@ -98,6 +98,7 @@ class Plan:
     sync: Sync = field(default_factory=Sync)
     across: bool = False
     merge: bool = False
+    saved: str = ""
 
     @property
     def tokens(self) -> int:

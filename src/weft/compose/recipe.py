@@ -1,8 +1,11 @@
 """From a recipe to a plan: the one place where configuration meets the score."""
 
+from pathlib import Path
+
 from weft.compose.plan import Arithmetic, Balance, Plan, Update, Yarn
 from weft.config.model import ModelConfig
 from weft.config.run import RunConfig
+from weft.errors import ConfigError
 from weft.model.families import FAMILIES, Shape
 from weft.parallel.layout import Dispatch, Layout
 from weft.parallel.sync import Sync, Wire
@@ -34,7 +37,25 @@ def plan(config: RunConfig, rank: int, *, replay: bool = False) -> Plan:
         ),
         across=config.overlap.across,
         merge=config.overlap.merge,
+        saved=_saved(config.overlap.schedule),
     )
+
+
+def _saved(path: str) -> str:
+    """The text of a saved schedule, empty where none is asked for.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    if not path:
+        return ""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f'overlap.schedule = "{path}": cannot be read ({error}); '
+            "weft show schedule RECIPE --actions writes one"
+        ) from None
 
 
 def layout(config: RunConfig) -> Layout:

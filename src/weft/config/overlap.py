@@ -38,6 +38,11 @@ class OverlapConfig(Branch):
         description='bytes for what the layers of a rank keep, with remat = "auto"',
     )
 
+    schedule: str = Field(
+        default="",
+        description="a file of saved orders (weft show schedule --actions) that go before `order`",
+    )
+
     @field_validator("remat", mode="before")
     @classmethod
     def _take_list(cls, value: Any) -> Any:

@@ -24,6 +24,7 @@ Size = Callable[[str], int]
 
 TIMINGS = 9000  # a fifth of a second for a layer; benchmarks/bench_orders.py shows what more gives
 _HEAT = 0.2  # of what is exposed at first: the most that a move may cost; 0.05 and 0.6 do worse
+_MOST = 200  # tasks; two layers beside each other have 90. Beyond, no look-ahead and fewer timings
 _ROUNDS = 3  # improvements from the same start, of which the best is taken
 _ROUNDING = 1e-9  # of a segment's time: no difference
 
@@ -45,7 +46,9 @@ def search(
     given = [[names[task.name] for task in starts(ordered)] for ordered in starting]
     memory = _Memory(program, size)
     bound = max(memory.peak(order) for order in given)
-    ahead = _look_ahead(chart)
+    count = len(program.tasks)
+    ahead = _look_ahead(chart) if count <= _MOST else given[0]
+    timings = timings * _MOST // max(count, _MOST)
     candidates = [*given, *([ahead] if memory.peak(ahead) <= bound else [])]
     best = min(candidates, key=chart.seconds)
     rounds = (
