@@ -11,7 +11,7 @@ from weft.bench.ranks import Order, measure_here
 def test_one_rank_measures_in_this_process(recipe, tmp_path) -> None:
     said: list[str] = []
     file = tmp_path / "results" / "step.jsonl"
-    order = Order(config=recipe(), steps=1, documents=1, file=file, say=said.append)
+    order = Order(what="step", config=recipe(), steps=1, documents=1, file=file, say=said.append)
     measure_here(order)
     measure_here(order)
     assert len(said) == 2
@@ -23,7 +23,7 @@ def test_one_rank_measures_in_this_process(recipe, tmp_path) -> None:
 def test_two_ranks_are_two_processes_and_one_record(recipe, tmp_path, capfd) -> None:
     config = recipe("parallel.sp=2", "parallel.ep=2")
     file = tmp_path / "step.jsonl"
-    measure_here(Order(config=config, steps=1, documents=1, file=file, say=print))
+    measure_here(Order(what="step", config=config, steps=1, documents=1, file=file, say=print))
     (line,) = (json.loads(line) for line in file.read_text().splitlines())
     assert line["ranks"] == 2
     assert line["exposed_ms"] > 0
@@ -32,6 +32,6 @@ def test_two_ranks_are_two_processes_and_one_record(recipe, tmp_path, capfd) -> 
 
 def test_a_rank_that_fails_ends_all(recipe) -> None:
     config = recipe("parallel.sp=2", "parallel.ep=2")
-    order = Order(config=config, steps=1, documents=99, file=None, say=print)
+    order = Order(what="step", config=config, steps=1, documents=99, file=None, say=print)
     with pytest.raises(ProcessRaisedException, match="larger sample than population"):
         measure_here(order)

@@ -1,4 +1,4 @@
-"""`weft bench ceilings|executor|step`: how fast this machine runs a schedule."""
+"""`weft bench ceilings|executor|step|moe-layer|attention`: how fast this machine is."""
 
 import os
 from pathlib import Path
@@ -68,11 +68,47 @@ def bench_step(
     json: JsonFile = None,
 ) -> None:
     """Time of every operator and of the whole step of a recipe, on random tokens."""
+    _measure("step", recipe, overrides, steps, documents, json)
+
+
+@app.command("moe-layer")
+def bench_moe_layer(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    repeats: Annotated[int, typer.Option(min=1, help="how often to measure")] = 20,
+    json: JsonFile = None,
+) -> None:
+    """The experts of one layer alone, from routing to combination: time, rate, what is kept."""
+    _measure("moe-layer", recipe, overrides, repeats, 1, json)
+
+
+@app.command("attention")
+def bench_attention(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    repeats: Annotated[int, typer.Option(min=1, help="how often to measure")] = 20,
+    documents: Annotated[int, typer.Option(min=1, help="documents in each sequence")] = 1,
+    json: JsonFile = None,
+) -> None:
+    """The attention half of one layer alone, norms and projections included."""
+    _measure("attention", recipe, overrides, repeats, documents, json)
+
+
+def _measure(
+    what: str,
+    recipe: str,
+    overrides: list[str] | None,
+    steps: int,
+    documents: int,
+    file: Path | None,
+) -> None:
     config = load(recipe, overrides or ())
     from weft.bench import ranks  # after the recipe is found good: torch takes seconds to import
     from weft.trainer.launch import check_processes
 
-    order = ranks.Order(config=config, steps=steps, documents=documents, file=json, say=print)
+    order = ranks.Order(
+        what=what, config=config, steps=steps, documents=documents, file=file, say=print
+    )
     if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
         ranks.measure_here(order)
         return

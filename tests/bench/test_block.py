@@ -1,0 +1,51 @@
+"""A block is cut out of the layer's own program, and both its directions run."""
+
+import json
+
+import pytest
+
+from weft.bench import block
+from weft.bench.block import BLOCKS, cut, measure
+from weft.bench.rig import rigged
+from weft.compose.plan import sizes
+from weft.compose.recipe import plan
+from weft.compose.step import training_step
+
+
+@pytest.fixture
+def layer(recipe):
+    return training_step(plan(recipe(), 0)).templates["moe.forward"].program
+
+
+def test_the_two_blocks_and_the_residual_sum_are_the_layer(layer) -> None:
+    attention, experts = (cut(layer, name).forward.tasks for name in BLOCKS)
+    assert [*attention, *experts, layer.tasks[-1]] == list(layer.tasks)
+    assert layer.tasks[-1].op.name == "add"
+
+
+def test_a_block_of_experts_reads_its_tokens_and_gives_its_sum(layer) -> None:
+    found = cut(layer, "moe-layer")
+    assert found.forward.tasks[0].op.name == "router_logits"
+    (gradient,) = (name for name in found.backward.inputs if name.startswith("d."))
+    assert found.backward.values[gradient].dims == "T D"
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_both_directions_are_timed(name, recipe, place, ceilings) -> None:
+    with rigged(recipe(), place) as rig:
+        found = measure(rig, name, ceilings, repeats=2)
+        n = sizes(rig.plan)
+    assert found.forward.ms.repeats == found.backward.ms.repeats == 2
+    assert found.backward.flops > 1.9 * found.forward.flops > 0
+    assert found.forward.floor_ms > 0
+    assert found.tokens == n.T
+    assert name in block.render(found)
+    assert json.loads(json.dumps(block.record(found)))["kept"] == found.kept
+
+
+def test_experts_keep_their_tokens_and_what_their_products_made(recipe, place, ceilings) -> None:
+    with rigged(recipe(), place) as rig:
+        found = measure(rig, "moe-layer", ceilings, repeats=1)
+        n = sizes(rig.plan)
+    assert n.T * n.D * 4 in found.kept.values()
+    assert n.R * 2 * n.F * 4 in found.kept.values()
