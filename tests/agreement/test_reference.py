@@ -449,6 +449,29 @@ def round_params(master, own):
     return master
 
 
+def rounded(values):
+    """To the nearest number of eight digits, ties to the even one."""
+    found = []
+    for v in values:
+        digits, exponent = math.frexp(v)
+        found.append(math.ldexp(round(digits * 256), exponent - 8))
+    return found
+
+
+def decode_grad(received, grad, *, ranks):
+    blocks = torch.tensor(received.tolist()).view(ranks, -1).tolist()
+    return real([sum(terms) for terms in zip(*blocks, strict=True)])
+
+
+def block_of(values, block, size):
+    return values.tolist()[block * size : (block + 1) * size]
+
+
+def add_block(arrived, sent, *, block):
+    own = block_of(sent, block, len(arrived))
+    return real(rounded([a + b for a, b in zip(arrived.tolist(), own, strict=True)]))
+
+
 WRITTEN_OUT = {
     "embed": embed,
     "rope_table": rope_table,
@@ -509,6 +532,11 @@ WRITTEN_OUT = {
     ),
     "splits_to_host": splits_to_host,
     "rows_to_host": lambda counts: sum(counts.tolist()),
+    "encode_grad": lambda grad: real(rounded(grad.tolist())),
+    "decode_grad": decode_grad,
+    "take_block": lambda sent, *, block, ranks: real(block_of(sent, block, len(sent) // ranks)),
+    "add_block": add_block,
+    "widen_grad": lambda partial: real(partial.tolist()),
     "square_sum": lambda shard, norm2: norm2 + sum(v * v for v in shard.tolist()),
     "decide": decide,
     "adamw": adamw,
