@@ -14,7 +14,6 @@ import argparse
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from pathlib import Path
 
 import torch
@@ -269,17 +268,19 @@ def compare(file: Path, only: list[str]) -> Iterator[str]:
 
 def tiles(file: Path) -> Iterator[str]:
     """The experts' weight gradient with tiles of several shapes."""
-    from weft.kernels.triton.grouped import Tile, expert_wgrad_tiled  # noqa: PLC0415
+    from weft.kernels.triton.grouped import (  # noqa: PLC0415
+        Tile,
+        Walk,
+        expert_wgrad_tiled,
+    )
 
-    sides = ((128, 256, 8), (256, 128, 8), (128, 128, 4), (128, 128, 8), (64, 256, 4))
     for label, shape in SHAPES.items():
         wanted = {"expert_up.wgrad", "expert_down.wgrad"}
         for name, make in trials(shape):
             if name not in wanted:
                 continue
             trial = make()
-            for (m, n, warps), stages, rows in product(sides, (3, 4), (64,)):
-                tile = Tile(m=m, n=n, rows=rows, warps=warps, stages=stages)
+            for tile in shapes(Tile, Walk):
                 try:
                     took = timed(lambda t=tile, x=trial: expert_wgrad_tiled(*x.inputs, t))
                 except Exception as error:  # noqa: BLE001 - a tile that does not fit is a result
@@ -288,7 +289,18 @@ def tiles(file: Path) -> Iterator[str]:
                 line = {"shape": label, "body": name, "tile": repr(tile), "ms": took.record()}
                 record.append(file, record.entry("tiles", DEVICE, line))
                 reached = f"{took.median:.3f} ms, {trial.flops / took.median / 1e9:.0f} TFLOP/s"
-                yield f"{label} {name} {m}x{n}x{rows}, {warps} warps, {stages} stages: {reached}"
+                yield f"{label} {name} {tile}: {reached}"
+
+
+def shapes(tile: type, walk: type) -> Iterator[object]:
+    """Tiles that fit a multiprocessor of an H200."""
+    yield tile(walk=walk.ADDED)
+    yield tile(walk=walk.ADDED, m=256, n=128)
+    for m, n in ((128, 256), (256, 128)):
+        yield tile(walk=walk.PERSISTENT, m=m, n=n, stages=3, pieces=2)
+        yield tile(walk=walk.PERSISTENT, m=m, n=n, stages=3, pieces=4)
+        yield tile(walk=walk.PERSISTENT, m=m, n=n, stages=4, pieces=4)
+    yield tile(walk=walk.PERSISTENT, m=128, n=128, stages=4, pieces=2)
 
 
 def main() -> None:
