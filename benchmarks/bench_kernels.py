@@ -163,7 +163,8 @@ def trials(s: Shape) -> Iterator[tuple[str, Callable[[], Trial]]]:
         "select_experts.dgrad",
         call(wide(s.tokens, s.top_k), wide(s.tokens, s.experts), chosen, **rule, moved=2 * logits),
     )
-    yield "count_load", call(chosen, experts=s.experts, moved=s.rows * 8)
+    counted = {"experts": s.experts, "first": 0, "sequence": 4096, "rows": s.tokens // 4096}
+    yield "count_load", call(chosen, **counted, moved=s.rows * 8)
     yield "plan_rows", call(chosen, experts=s.experts, moved=s.rows * 24)
     yield "permute", call(some(*hidden), order, slot_row, **top, moved=token_bytes + row_bytes)
     yield (
@@ -268,11 +269,7 @@ def compare(file: Path, only: list[str]) -> Iterator[str]:
 
 def tiles(file: Path) -> Iterator[str]:
     """The experts' weight gradient with tiles of several shapes."""
-    from weft.kernels.triton.grouped import (  # noqa: PLC0415
-        Tile,
-        Walk,
-        expert_wgrad_tiled,
-    )
+    from weft.kernels.triton.grouped import Tile, expert_wgrad_tiled  # noqa: PLC0415
 
     for label, shape in SHAPES.items():
         wanted = {"expert_up.wgrad", "expert_down.wgrad"}
@@ -280,7 +277,7 @@ def tiles(file: Path) -> Iterator[str]:
             if name not in wanted:
                 continue
             trial = make()
-            for tile in shapes(Tile, Walk):
+            for tile in shapes(Tile):
                 try:
                     took = timed(lambda t=tile, x=trial: expert_wgrad_tiled(*x.inputs, t))
                 except Exception as error:  # noqa: BLE001 - a tile that does not fit is a result
@@ -292,15 +289,11 @@ def tiles(file: Path) -> Iterator[str]:
                 yield f"{label} {name} {tile}: {reached}"
 
 
-def shapes(tile: type, walk: type) -> Iterator[object]:
+def shapes(tile: type) -> Iterator[object]:
     """Tiles that fit a multiprocessor of an H200."""
-    yield tile(walk=walk.ADDED)
-    yield tile(walk=walk.ADDED, m=256, n=128)
-    for m, n in ((128, 256), (256, 128)):
-        yield tile(walk=walk.PERSISTENT, m=m, n=n, stages=3, pieces=2)
-        yield tile(walk=walk.PERSISTENT, m=m, n=n, stages=3, pieces=4)
-        yield tile(walk=walk.PERSISTENT, m=m, n=n, stages=4, pieces=4)
-    yield tile(walk=walk.PERSISTENT, m=128, n=128, stages=4, pieces=2)
+    for m, n, warps in ((128, 256, 8), (256, 128, 8), (128, 128, 4), (128, 128, 8), (64, 256, 4)):
+        for stages in (3, 4):
+            yield tile(m=m, n=n, warps=warps, stages=stages)
 
 
 def main() -> None:

@@ -19,7 +19,8 @@ def found(recipe, ceilings):
 def test_every_body_of_a_rank_alone_has_a_floor(recipe, ceilings) -> None:
     least = found(recipe, ceilings)
     without = {name for name, ms in least.items() if ms == 0}
-    assert without == {"gather_params", "reduce_scatter_grad", "sum_statistics"}
+    views = {"join_heads", "join_heads.dgrad"}
+    assert without - views == {"gather_params", "reduce_scatter_grad", "sum_statistics"}
 
 
 def test_adamw_reads_four_tensors_and_writes_four(recipe, ceilings) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from weft.bench.ceilings import Ceilings
 from weft.bench.floor import floor_ms
-from weft.bench.profile import is_product, widths
+from weft.bench.profile import hold, is_product, widths
 from weft.bench.rig import Rig
 from weft.bench.spread import Spread, spread
 from weft.compose.instance import is_static, static_key
@@ -110,6 +110,7 @@ def measure(rig: Rig, block: str, ceilings: Ceilings, *, repeats: int) -> Measur
     given = dict(forward.inputs)
     for _ in range(WARM_UP + repeats):
         rig.transport.barrier()
+        hold(rig.place.device)  # the host runs ahead, as it does in a step
         took, results = forward.run(given)
         ahead.append(took)
         took, _ = backward.run({**given, **results, **backward.inputs})

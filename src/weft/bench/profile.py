@@ -89,7 +89,7 @@ def profile(rig: Rig, *, steps: int, ceilings: Ceilings) -> Profile:
     recorded = []
     for _ in range(steps + 1):  # the first one warms up
         rig.transport.barrier()
-        _hold(rig.place.device)
+        hold(rig.place.device)
         tap.time(STEP, lambda: bound.run(tap.time(ZERO, rig.environment)))
         recorded.append(_by_name(tap.empty()))
     step, cuda = rig.stage.step, rig.place.device.type == "cuda"
@@ -101,7 +101,7 @@ def profile(rig: Rig, *, steps: int, ceilings: Ceilings) -> Profile:
 HELD_CYCLES = 200_000_000  # a tenth of a second at 2 GHz, longer than a tapped step takes to issue
 
 
-def _hold(device: torch.device) -> None:
+def hold(device: torch.device) -> None:
     """Keeps a CUDA device busy, so that a short body is timed by itself and not by its launch."""
     if device.type == "cuda":
         torch.cuda._sleep(HELD_CYCLES)

@@ -35,7 +35,7 @@ def _what_an_interpreter_lacks():
     """It has no addition by the copy engine, and a CPU no product of a wider dtype."""
     with pytest.MonkeyPatch.context() as patch:
         if DEVICE == "cpu":
-            patch.setattr(grouped, "DEFAULT", grouped.Tile(walk=grouped.Walk.PLAIN))
+            patch.setattr(grouped, "DEFAULT", grouped.Tile(copy_engine=False))
             patch.setattr(loss, "add_narrow_product", add_product)
         yield
 

@@ -14,9 +14,20 @@ from torch import Tensor
 _PART, _STEP = 1024, 64  # choices of a program, and of one step: 64 x 128 cells for 128 experts
 
 
-def count_load(chosen: Tensor, *, experts: int) -> Tensor:
-    """Returns how many choices fell on each expert."""
-    return _counts(chosen, 0, experts).sum(0, dtype=torch.int64)
+def count_load(chosen: Tensor, *, experts: int, first: int, sequence: int, rows: int) -> Tensor:
+    """Returns how many choices of each sequence of the micro-batch fell on each expert.
+
+    Shapes:
+        chosen [T, k] of tokens from number `first` of the micro-batch -> load [rows, experts]
+    """
+    top_k = chosen.shape[1]
+    parts = triton.cdiv(sequence * top_k, _PART)
+    partial = torch.empty(rows, parts, experts, dtype=torch.int32, device=chosen.device)
+    _count[rows, parts](
+        chosen, partial, chosen.numel(), 0, experts, first * top_k, sequence * top_k,
+        PART=_PART, STEP=_STEP, COLUMNS=triton.next_power_of_2(experts), num_warps=4,
+    )  # fmt: skip
+    return partial.sum(1, dtype=torch.int64)
 
 
 def count_local(chosen: Tensor, *, first: int, local: int) -> Tensor:
@@ -60,8 +71,8 @@ def _counts(chosen: Tensor, first: int, experts: int) -> Tensor:
     parts = triton.cdiv(chosen.numel(), _PART)
     partial = torch.empty(parts, experts, dtype=torch.int32, device=chosen.device)
     if parts:
-        _count[parts,](
-            chosen, partial, chosen.numel(), first, experts,
+        _count[1, parts](
+            chosen, partial, chosen.numel(), first, experts, 0, chosen.numel(),
             PART=_PART, STEP=_STEP, COLUMNS=triton.next_power_of_2(experts), num_warps=4,
         )  # fmt: skip
     return partial
@@ -69,17 +80,24 @@ def _counts(chosen: Tensor, first: int, experts: int) -> Tensor:
 
 @triton.jit
 def _count(
-    chosen, partial, choices, first, experts,
+    chosen, partial, choices, first, experts, offset, length,
     PART: tl.constexpr, STEP: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    part = tl.program_id(0)
+    """Counts a part of the stretch of choices that belongs to one row: length long, and the first
+    begins `offset` before this rank's choices.
+    """
+    row, part = tl.program_id(0), tl.program_id(1)
     c = tl.arange(0, COLUMNS)
     total = tl.zeros((COLUMNS,), tl.int32)
-    for begin in range(0, PART, STEP):
-        at = part * PART + begin + tl.arange(0, STEP)
-        expert = tl.load(chosen + at, mask=at < choices, other=-1).to(tl.int32) - first
-        total += tl.sum((expert[:, None] == c[None, :]).to(tl.int32), axis=0)
-    tl.store(partial + part * experts + c, total, mask=c < experts)
+    begin = row * length - offset
+    for start in range(0, PART, STEP):
+        into = part * PART + start + tl.arange(0, STEP)
+        at = begin + into
+        inside = (into < length) & (at >= 0) & (at < choices)
+        expert = tl.load(chosen + at, mask=inside, other=-1).to(tl.int32) - first
+        total += tl.sum((inside[:, None] & (expert[:, None] == c[None, :])).to(tl.int32), axis=0)
+    out = (row * tl.num_programs(1) + part) * experts
+    tl.store(partial + out + c, total, mask=c < experts)
 
 
 @triton.jit
