@@ -84,14 +84,25 @@ def test_the_hierarchy_gives_what_one_flat_sum_gives(at, node):
     require_agreement(found, run(Layout(), Sync()))
 
 
+@pytest.mark.parametrize("at", ["dp4", "dp4 sp2 ep2"])
+@pytest.mark.parametrize("node", [0, 2])
+def test_gradients_summed_in_shards_give_what_one_rank_gives(at, node):
+    layout = replace(FLAT[at], node=node)
+    serial = run(layout, Sync(zero=2, bucket=SMALL))
+    require_agreement(serial, run(Layout(), Sync()))
+    found = run(layout, Sync(zero=2, bucket=SMALL), order="overlapped")
+    assert first_difference(found, serial) is None
+
+
 def test_buckets_of_any_size_differ_by_the_rounding_of_the_norm_alone():
     found, whole = run(FLAT["dp4"], Sync(bucket=SMALL)), run(FLAT["dp4"], Sync())
     require_agreement(found, whole, loss=1e-14, gradient=1e-14)
 
 
+@pytest.mark.parametrize("zero", [1, 2])
 @pytest.mark.parametrize("wire", Wire)
-def test_the_overlapped_order_of_a_wire_gives_the_bits_of_the_serial_one(wire):
-    layout, sync = Layout(dp=4, ep=2, node=2), Sync(gradients=wire, bucket=SMALL)
+def test_the_overlapped_order_of_a_wire_gives_the_bits_of_the_serial_one(wire, zero):
+    layout, sync = Layout(dp=2, ep=2, node=1), Sync(gradients=wire, bucket=SMALL, zero=zero)
     serial = run(layout, sync, precision="float32")
     found = run(layout, sync, precision="float32", order="overlapped")
     assert first_difference(found, serial) is None
@@ -169,7 +180,8 @@ def test_processes_over_gloo_give_the_bits_of_stacked_ranks(wire):
 
 @pytest.mark.parametrize("wire", Wire)
 @pytest.mark.parametrize("node", [0, 2, 4])
-def test_every_wire_brings_the_bytes_that_its_program_says(node, wire):
+@pytest.mark.parametrize("zero", [1, 2])
+def test_every_wire_brings_the_bytes_that_its_program_says(node, wire, zero):
     layout = Layout(dp=4, ep=2, node=node)
     counters: list[CountingTransport] = []
 
@@ -182,7 +194,8 @@ def test_every_wire_brings_the_bytes_that_its_program_says(node, wire):
         tokens = models.SEQUENCE * models.MICRO_BATCH
         return balanced(tokens, shape.experts, shape.top_k, 10 * micro_batch + layer)
 
-    plans = plan_of(Sync(gradients=wire, bucket=SMALL), precision="bfloat16", replay=True)
+    sync = Sync(gradients=wire, bucket=SMALL, zero=zero)
+    plans = plan_of(sync, precision="bfloat16", replay=True)
     ranks = stack(plans, layout, bodies=BODIES, wire=counted)
     train(ranks, replace(work(steps=1), routing=choices))
     for stage, counter in zip(ranks.stages, counters, strict=True):
@@ -211,5 +224,5 @@ def test_a_dropped_sum_between_nodes_is_told_apart():
     broken = stack(
         plans, Layout(dp=4, node=2), bodies=BODIES, wire=lambda t: drop_nodes(t, next(ranks))
     )
-    with pytest.raises(VerificationError, match="norm2"):
+    with pytest.raises(VerificationError, match="sum step 2"):
         require_agreement(train(broken, work()), run(Layout(), Sync()))

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from weft.compose.plan import Plan, sizes
@@ -6,6 +8,7 @@ from weft.compose.step import training_step
 from weft.graph.program import Program, Task
 from weft.model.count import token_flops
 from weft.parallel.layout import Dispatch, Layout
+from weft.parallel.sync import Sync, Wire
 from weft.testing import models
 
 
@@ -108,10 +111,25 @@ def test_a_collective_costs_its_latency_even_when_it_moves_nothing():
     assert price(task, program, n, Nominal(latency=1.0)) == pytest.approx(1.0, rel=1e-6)
 
 
-def test_the_update_brings_a_rank_its_shard_from_the_others_and_their_parameters():
+def test_a_reduction_brings_a_rank_its_shard_from_the_others_and_the_update_their_parameters():
     step, n = training_step(TWO), sizes(TWO)
-    program = step.templates["update"].program
     bucket = step.buckets[0]
-    scatter, gather = (find(program, body) for body in ("reduce_scatter_grad", "gather_params"))
-    assert wire_bytes(scatter, program, n, BYTES) == bucket.numel * 4 / 2
-    assert wire_bytes(gather, program, n, BYTES) == bucket.numel * 2 / 2
+    reduction = step.templates[f"reduce.dense.{bucket.numel}"].program
+    update = step.templates["update"].program
+    scatter, gather = find(reduction, "reduce_scatter_grad"), find(update, "gather_params")
+    assert wire_bytes(scatter, reduction, n, BYTES) == bucket.numel * 4 / 2
+    assert wire_bytes(gather, update, n, BYTES) == bucket.numel * 2 / 2
+
+
+def test_a_compressed_gradient_has_half_the_bytes_and_its_cast_a_price():
+    plan = replace(planned(Layout(dp=4)), sync=Sync(gradients=Wire.BF16))
+    step, n = training_step(plan), sizes(plan)
+    bucket = step.buckets[0]
+    program = step.templates[f"reduce.dense.{bucket.numel}"].program
+    exchange, cast = find(program, "all_to_all_grad"), find(program, "encode_grad")
+    assert wire_bytes(exchange, program, n, BYTES) == bucket.numel * 2 * 3 / 4
+    assert price(cast, program, n, Nominal(memory=1.0)) == bucket.numel * (4 + 2)
+    ring = replace(plan, sync=Sync(gradients=Wire.BF16_RING))
+    program = training_step(ring).templates[f"reduce.dense.{bucket.numel}"].program
+    hops = [task for task in program.tasks if task.body == "pass_on"]
+    assert sum(wire_bytes(hop, program, n, BYTES) for hop in hops) == bucket.numel * 2 * 3 / 4

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -9,6 +10,7 @@ from weft.graph.program import verify
 from weft.model.families import Kind
 from weft.model.params import parameters
 from weft.parallel.layout import Layout
+from weft.parallel.sync import Sync, Wire
 from weft.testing import models
 
 PLAN = models.plan(models.mixtral_like())
@@ -60,15 +62,29 @@ def test_the_gradient_of_an_embedding_is_a_sum_over_its_tokens():
     assert set(segment.embedding(PLAN).backward.inputs) == {"d.x", "tokens", "acc.w.embed"}
 
 
-def test_an_update_sums_every_bucket_before_it_decides():
+def test_an_update_squares_every_bucket_before_it_decides():
     _, owned = owned_parameters(PLAN)
     tasks = segment.update(PLAN, owned).tasks
     bodies = [task.body for task in tasks]
     count = len(owned)
-    assert bodies[: 2 * count] == ["reduce_scatter_grad"] * count + ["square_sum"] * count
-    assert bodies[2 * count : 2 * count + 2] == ["sum_statistics", "decide"]
-    assert bodies[2 * count + 2] == "balance_router"
-    assert bodies[2 * count + 3 :] == ["adamw", "gather_params"] * count
+    assert bodies[:count] == ["square_sum"] * count
+    assert bodies[count : count + 2] == ["sum_statistics", "decide"]
+    assert bodies[count + 2] == "balance_router"
+    assert bodies[count + 3 :] == ["adamw", "gather_params"] * count
+
+
+def test_sums_reach_an_update_in_flight_or_lie_in_shards():
+    def inputs(order: str, **sync) -> tuple[set[str], tuple[str, ...]]:
+        plan = replace(PLAN, order=order, layout=Layout(dp=2), sync=Sync(**sync))
+        program = segment.update(plan, owned_parameters(plan)[1])
+        return set(program.inputs), program.joins
+
+    held, joins = inputs("overlapped", zero=2)
+    assert "s.shard.head.dense" in held
+    assert not joins
+    assert "shard.head.dense" in inputs("overlapped")[1]
+    assert not inputs("serial")[1]
+    assert not inputs("overlapped", gradients=Wire.BF16)[1], "the last part of it is a sum"
 
 
 def test_one_norm_runs_through_all_buckets():

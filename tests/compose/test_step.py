@@ -128,7 +128,8 @@ def test_micro_batches_run_one_after_the_other_layers_there_and_back():
         "embedding.forward", "dense.forward", "shared_moe.forward", "shared_moe.forward", "head",
         "shared_moe.backward", "shared_moe.backward", "dense.backward", "embedding.backward",
     ]  # fmt: skip
-    assert [i.template for i in step.instances] == one * 4 + ["update"]
+    found = [i.template for i in step.instances if not i.template.startswith("reduce.")]
+    assert found == one * 4 + ["update"]
 
 
 def test_data_parallel_ranks_run_fewer_micro_batches():
@@ -146,7 +147,8 @@ def test_a_backward_reads_what_its_own_forward_kept():
 
 
 def test_a_template_is_shared_by_every_layer_of_its_kind():
-    assert set(step_of("mixtral").templates) == {
+    names = {name for name in step_of("mixtral").templates if not name.startswith("reduce.")}
+    assert names == {
         "embedding.forward", "head", "update", "moe.forward", "moe.backward", "embedding.backward",
     }  # fmt: skip
 

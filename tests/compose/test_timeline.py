@@ -36,8 +36,8 @@ def test_what_crosses_an_edge_in_flight_arrives_no_earlier_and_hides_under_what_
     tmp_path: Path,
 ) -> None:
     """Cut behind its first collective and followed by work, a segment waits for less."""
-    overrides = (f"data.path={tmp_path}", "parallel.sp=2", "parallel.ep=2")
-    whole = training_step(plan(build(RECIPE, overrides), 0))
+    layout = ("parallel.sp=2", "parallel.ep=2", "overlap.order=serial")
+    whole = training_step(plan(build(RECIPE, (f"data.path={tmp_path}", *layout)), 0))
     cut = cut_step(whole, _behind_first_collective, serial)
     placed = list(place_step(cut, Nominal(latency=1.0)))  # nothing here is as long
     busy: dict[str, float] = {}

@@ -6,7 +6,8 @@ import torch
 
 from weft.compose.step import training_step
 from weft.parallel.layout import Layout
-from weft.parallel.zero import ALIGNMENT
+from weft.parallel.sync import Sync
+from weft.parallel.zero import ALIGNMENT, gradient_elements
 from weft.runtime.state import (
     KINDS,
     State,
@@ -34,6 +35,19 @@ def logical(s: State) -> dict[str, torch.Tensor]:
         flat = s.statics[f"param:{parameter.name}"].view(-1)
         found |= {p.name: flat[p.start : p.stop].view(p.shape) for p in parameter.parts}
     return found
+
+
+@pytest.mark.parametrize("zero", [1, 2])
+def test_gradients_take_the_bytes_that_the_formula_says(zero):
+    model = models.mixtral_like().with_shape(layers=4)
+    plan = replace(models.plan(model, WORLD, precision="bfloat16"), sync=Sync(zero=zero))
+    made = allocate(training_step(plan), device=CPU)
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for key, tensor in made.statics.items()
+        if key.startswith(("grad:", "gradients:", "shard:"))
+    }
+    assert sum(storages.values()) == 4 * gradient_elements(made.step.buckets, zero=zero)
 
 
 @pytest.mark.parametrize("word", ["float32", "bfloat16", "float64"])

@@ -69,8 +69,8 @@ def test_a_layout_of_many_ranks_is_refused_and_not_tried(config: RunConfig) -> N
 # the others show where a sequence is cut
 ACROSS = {"balance": Layout(dp=2), "nodes": Layout(dp=4, node=2)}
 CULPRITS = {
-    "sync": ("grads64", r"layers\.0\.\w+ \(on rank 1\) is off by"),
-    "nodes": ("grads64", r"layers\.0\.\w+ \(on rank 1\) is off by"),
+    "sync": ("grads64", r"layers\.1\.\w+ \(on rank 1\) is off by"),
+    "nodes": ("grads64", r"layers\.1\.\w+ \(on rank 1\) is off by"),
     "experts": ("start", r"rank 1: layers\.0\.experts\.4\.gate does not start"),
     "order": ("data", r"rank 1: step 1 micro-batch 0 tokens is not its share"),
     "balance": ("loss64", r"balance loss of step 1 is off by 1,"),

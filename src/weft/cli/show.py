@@ -170,7 +170,7 @@ def _step(recipe: str, overrides: list[str] | None, rank: int) -> Step:
 
 def _segments(step: Step, wanted: str) -> list[str]:
     if not wanted:
-        return [name for name in step.templates if name != "update"]
+        return [name for name in step.templates if not name.startswith(("update", "reduce."))]
     if wanted not in step.templates:
         raise ConfigError(f"--segment {wanted}: expected one of {', '.join(step.templates)}")
     return [wanted]

@@ -106,13 +106,15 @@ def _post(
 
 
 def _buffers(buckets: tuple[Bucket, ...]) -> Mapping[str, frozenset[str]]:
-    """The buckets in which each parameter and each gradient lies."""
+    """The memory of each parameter and each gradient, a bucket at a time."""
     found: dict[str, frozenset[str]] = {}
     for bucket in buckets:
+        memory = frozenset({f"gradients:{bucket.buffer.memory} from {bucket.start}"})
+        found[f"gradients:{bucket.name}"] = memory
         for slot in bucket.slots:
-            for one, whole in (("param", "bucket"), ("grad", "gradients")):
+            for one, held in (("param", frozenset({f"bucket:{bucket.name}"})), ("grad", memory)):
                 key = f"{one}:{slot.parameter.name}"
-                found[key] = found.get(key, frozenset()) | {f"{whole}:{bucket.name}"}
+                found[key] = found.get(key, frozenset()) | held
     return found
 
 

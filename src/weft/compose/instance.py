@@ -61,7 +61,7 @@ def static_key(name: str, at: str) -> str:
             return "shape:boundary"
         case ["s", ("loss" | "losses" | "norm2" | "stats") as what]:
             return f"stats:{what}"
-        case ["s", ("master" | "mean" | "square" | "own" | "decay") as what, *bucket]:
+        case ["s", ("master" | "mean" | "square" | "own" | "decay" | "shard") as what, *bucket]:
             return f"{what}:{'.'.join(bucket)}"
         case ["acc", *bucket]:
             return f"gradients:{'.'.join(bucket)}"
@@ -77,7 +77,7 @@ def divided_instance(
     """The instances of the parts of a divided template (`graph.divide`); what passes from one to
     the next does so under keys that start with `crossing`.
     """
-    made = {v for part in parts for task in part.tasks for v in task.outputs}
+    made = {v for part in parts for v in _made(part)}
     read = {v for part in parts for v in part.inputs if v in made}
     keys = {**{v: f"{crossing}.{v}" for v in read}, **instance.reads, **instance.writes}
     return tuple(
@@ -85,10 +85,19 @@ def divided_instance(
             template=part.name,
             statics={v: instance.statics[v] for v in part.inputs if v in instance.statics},
             reads={v: keys[v] for v in part.inputs if v not in instance.statics},
-            writes={v: keys[v] for task in part.tasks for v in task.outputs if v in keys},
+            writes={v: keys[v] for v in (*_made(part), *_passed(part)) if v in keys},
         )
         for part in parts
     )
+
+
+def _made(part: Program) -> list[str]:
+    return [value for task in part.tasks for value in task.outputs]
+
+
+def _passed(part: Program) -> list[str]:
+    """What a part joins and hands on."""
+    return [value for value in part.joins if value in part.outputs]
 
 
 def with_drops(instances: Sequence[Instance], keep: tuple[str, ...]) -> tuple[Instance, ...]:

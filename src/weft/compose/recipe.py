@@ -33,7 +33,9 @@ def plan(config: RunConfig, rank: int, *, replay: bool = False) -> Plan:
         remat=config.overlap.remat,
         memory=config.overlap.memory,
         sync=Sync(
-            gradients=Wire(config.compression.gradients), bucket=config.parallel.bucket_elements
+            gradients=Wire(config.compression.gradients),
+            zero=config.parallel.zero,
+            bucket=config.parallel.bucket_elements,
         ),
         across=config.overlap.across,
         merge=config.overlap.merge,

@@ -11,6 +11,7 @@ from types import MappingProxyType, SimpleNamespace
 
 from weft.compose.lower import Context, Lowering
 from weft.compose.plan import LOADS, Plan
+from weft.compose.replicas import arrives_in_flight
 from weft.compose.stage import is_copy, is_shared
 from weft.graph.backward import differentiate
 from weft.graph.program import Program, Value, join
@@ -140,13 +141,12 @@ def update(plan: Plan, owned: Sequence[Bucket]) -> Program:
     o = Recorder("update")
     settings = plan.update
     stats, norm2 = o.input("s.stats", "I", "acc"), o.input("s.norm2", "1", "acc")
-    shards: dict[str, Value] = {}
-    for bucket in owned:
-        grad = o.input(f"acc.{bucket.name}", str(bucket.numel), "acc")
-        place = plan.layout.replica(bucket.axis, plan.rank)
-        shards[bucket.name] = sync.reduce(
-            o, grad, bucket.legs, wire=plan.sync.gradients, place=place
-        )
+    held = plan.sync.zero > 1
+    shards = {
+        b.name: o.input(f"s.shard.{b.name}" if held else f"shard.{b.name}", str(b.shard), "acc")
+        for b in owned
+    }
+    joins = [shards[b.name] for b in owned if arrives_in_flight(plan, b)]
     for bucket in (b for b in owned if is_shared(plan, b.name)):
         (shards[bucket.name],) = o.call(
             "sum_ends", shards[bucket.name], axis="ends", label="tied", renames=_lengths(bucket)
@@ -176,7 +176,7 @@ def update(plan: Plan, owned: Sequence[Bucket]) -> Program:
         flat = o.input(f"w.{bucket.name}", str(bucket.numel))
         place = plan.layout.replica(bucket.axis, plan.rank)
         gathered.append(sync.gather(o, updated, flat, bucket.legs, place=place))
-    return o.finish(stats, verdict, *balance, *gathered)
+    return o.finish(stats, verdict, *balance, *gathered, joins=tuple(joins))
 
 
 def gather(plan: Plan, owned: Sequence[Bucket]) -> Program:

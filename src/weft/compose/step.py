@@ -10,7 +10,7 @@ One stage runs the forward and the backward of a micro-batch after one another.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from weft.compose import edge, segment, stage, templates, work
+from weft.compose import edge, replicas, segment, stage, templates, work
 from weft.compose.check import check_edges
 from weft.compose.instance import Instance, with_drops
 from weft.compose.order import Order as Order
@@ -43,9 +43,11 @@ def training_step(plan: Plan, order: Order | None = None, *, record_routing: boo
     stage.validate(validate(plan))
     programs = templates.training_programs(plan)
     pieces = stage.pieces_of(plan)
-    programs["update"] = segment.update(plan, owned_parameters(plan)[1])
-    instances = _instances(plan, programs, pieces)
-    instances.append(work.update(programs["update"]))
+    flat = owned_parameters(plan)[1]
+    woven = replicas.weave(plan, _instances(plan, programs, pieces), flat)
+    programs.update(woven.programs)
+    programs["update"] = segment.update(plan, flat)
+    instances = [*woven.instances, work.update(programs["update"])]
     results = ("stats", "verdict", *(_choices(plan) if record_routing else ()))
     return _checked(plan, programs, instances, results, order)
 
@@ -67,7 +69,7 @@ def gathering_step(plan: Plan, order: Order | None = None) -> Step:
 def owned_parameters(plan: Plan) -> tuple[tuple[Parameter, ...], tuple[Bucket, ...]]:
     """What this rank holds: its parameters, and the flat buckets they lie in."""
     owned = stage.owned(plan)
-    return owned, buckets(owned, plan.layout, most=plan.sync.bucket)
+    return owned, buckets(owned, plan.layout, most=plan.sync.bucket, zero=plan.sync.zero)
 
 
 def _instances(plan: Plan, programs: dict[str, Program], pieces: Sequence[Piece]) -> list[Instance]:

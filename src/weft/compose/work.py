@@ -121,4 +121,5 @@ def gather(program: Program) -> Instance:
 def update(program: Program) -> Instance:
     """The end of a step."""
     stats, verdict, *_ = program.outputs
-    return instance_of(program, {"rates": "rates"}, {stats: "stats", verdict: "verdict"}, "")
+    reads = {"rates": "rates", **{v: v for v in program.inputs if v.startswith("shard.")}}
+    return instance_of(program, reads, {stats: "stats", verdict: "verdict"}, "")

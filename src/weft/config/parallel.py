@@ -21,6 +21,9 @@ class ParallelConfig(Branch):
     dispatch: Literal["all_to_all", "all_gather"] = Field(
         default="all_to_all", description="how tokens reach their experts"
     )
+    zero: Literal[1, 2] = Field(
+        default=1, description="1 shards the optimizer's state, 2 sums of gradients as well"
+    )
     node: Count = Field(
         default=0, description="ranks of a node, whose wires are faster; 0 where all are alike"
     )

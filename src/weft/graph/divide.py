@@ -5,7 +5,8 @@
     second   z in flight -> [b] -> out                              joins z
 
 What the second part needs of the first leaves it as an output; the result of a collective that only
-the second part reads, and nobody else, leaves it in flight. Weight gradients are put off this way,
+the second part reads, and nobody else, leaves it in flight. What arrives in flight and both parts
+read is joined by the first and passed on. Weight gradients are put off this way,
 and a collective gets whatever runs between the two parts to hide behind.
 """
 
@@ -21,8 +22,7 @@ def divide(program: Program, later: Collection[str], names: tuple[str, str]) -> 
     """The program without the tasks named in `later`, and those tasks.
 
     Raises:
-        ProgramError: a task that stays reads what a later one makes, or both parts read an input
-        that arrives in flight.
+        ProgramError: a task that stays reads what a later one makes.
     """
     now = tuple(task for task in program.tasks if task.name not in later)
     then = tuple(task for task in program.tasks if task.name in later)
@@ -31,11 +31,11 @@ def divide(program: Program, later: Collection[str], names: tuple[str, str]) -> 
         raise ProgramError(f"{program.name}: {names[0]} reads {early}, which {names[1]} makes")
     crossing = _made(now) & _read(then)
     opens = _in_flight(now) & crossing - _read(now) - {*program.outputs, *program.kept}
-    twice = sorted({*program.joins} & _read(now) & _read(then))
-    if twice:
-        raise ProgramError(f"{program.name}: both parts read {twice}, which arrive in flight")
+    passed = tuple(v for v in program.joins if v in _read(now) & _read(then))
     first = _part(program, names[0], now, crossing)
+    first = replace(first, outputs=(*first.outputs, *passed))
     second = _part(program, names[1], then, set())
+    second = replace(second, joins=tuple(v for v in second.joins if v not in passed))
     return (
         verify(replace(first, opens=(*first.opens, *_ordered(now, opens)))),
         verify(replace(second, joins=(*second.joins, *_ordered(now, opens)))),

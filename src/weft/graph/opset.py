@@ -385,6 +385,8 @@ _TABLE = (
     _comm("pass_on", "partial~@bf16:z -> arrived~@bf16:z", wire="shift", paper="4.1"),
     _op("add_block", "arrived~@bf16:z, sent~@bf16:Z -> partial~@bf16:z", flops=lambda n: n.z, paper="4.1"),
     _op("widen_grad", "partial~@bf16:z -> shard~@acc:z", tolerance=Tolerance.EXACT, paper="4.1"),
+    _op("add_shard", "shard~@acc:z, total~@acc:z -> summed~@acc:z", flops=lambda n: n.z, paper="1.4"),
+    _op("clear_grad", "grad~@acc:Z, read~@acc:z -> cleared~@acc:Z", tolerance=Tolerance.EXACT, paper="1.4"),
     _op("square_sum", "shard~@acc:z, norm2~@acc:1 -> total~@acc:1", flops=lambda n: 2 * n.z, tolerance=Tolerance.REDUCTION),
     _comm("sum_ends", "shard~@acc:z -> total~@acc:z", wire="reduce", paper="1.5", tolerance=Tolerance.REDUCTION),
     _comm("sum_statistics", "stats~@acc:I, norm2~@acc:1 -> total~@acc:I", wire="reduce", tolerance=Tolerance.REDUCTION),

@@ -80,3 +80,13 @@ def add_block(arrived: Tensor, sent: Tensor, *, block: int) -> Tensor:
 def widen_grad(partial: Tensor) -> Tensor:
     """A sum that came around the ring, as the optimizer reads it."""
     return partial.to(accumulation_dtype(partial.dtype))
+
+
+def add_shard(shard: Tensor, total: Tensor) -> Tensor:
+    """Adds the sum of a micro-batch to those of earlier ones, in place."""
+    return total.add_(shard)
+
+
+def clear_grad(grad: Tensor, read: Tensor) -> Tensor:
+    """Zeroes a gradient whose sum has been taken, for the next micro-batch."""
+    return grad.zero_()

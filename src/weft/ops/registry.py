@@ -154,6 +154,8 @@ def reference_bodies() -> Bodies:
             "take_block": gradient.take_block,
             "add_block": gradient.add_block,
             "widen_grad": gradient.widen_grad,
+            "add_shard": gradient.add_shard,
+            "clear_grad": gradient.clear_grad,
             "square_sum": optimizer.square_sum,
             "decide": optimizer.decide,
             "adamw": optimizer.adamw,

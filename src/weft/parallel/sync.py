@@ -41,9 +41,12 @@ class Wire(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sync:
-    """How replicas are kept in step: the wire of gradients, the most elements of a bucket."""
+    """How replicas are kept in step: the wire of gradients, the most elements of a bucket, and what
+    is sharded: optimizer state (ZeRO-1), sums of gradients too (ZeRO-2).
+    """
 
     gradients: Wire = Wire.FP32
+    zero: int = 1
     bucket: int = 40_000_000  # Megatron-LM's default; 160 MB of FP32
 
 
@@ -109,6 +112,13 @@ def _ring(o: Any, grad: Any, leg: Leg, place: int) -> Any:
         (partial,) = o.call("add_block", arrived, sent, block=block, renames=lengths)
     (shard,) = o.call("widen_grad", partial, renames=lengths)
     return shard
+
+
+def accumulate(o: Any, grad: Any, shard: Any, total: Any) -> tuple[Any, Any]:
+    """The shard added to those of earlier micro-batches, and the gradient cleared for the next."""
+    (summed,) = o.call("add_shard", shard, total, renames={"z": shard.dims})
+    (cleared,) = o.call("clear_grad", grad, summed, renames={"Z": grad.dims, "z": shard.dims})
+    return summed, cleared
 
 
 def gather(o: Any, updated: Any, bucket: Any, legs: Sequence[Leg], *, place: int) -> Any:

@@ -13,8 +13,9 @@ work at once.
 Paper: 1.4 (dense over dp x sp, experts over their replicas).
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Protocol
 
@@ -66,9 +67,12 @@ class Slot:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Buffer:
-    """Parameters end to end: their slots, the padded size, and where decay ends."""
+    """Parameters end to end: their slots, the padded size, where decay ends, and the memory in
+    which their gradients are accumulated.
+    """
 
     name: str
+    memory: str
     axis: str
     slots: tuple[Slot, ...]
     numel: int
@@ -121,20 +125,43 @@ class Piece:
     offset: int
 
 
-def buckets(parameters: Sequence[Tensor], layout: Layout, *, most: int) -> tuple[Bucket, ...]:
-    """The buckets of one rank's parameters, in order of use, none of more than `most` elements."""
+def buckets(
+    parameters: Sequence[Tensor], layout: Layout, *, most: int, zero: int = 1
+) -> tuple[Bucket, ...]:
+    """The buckets of one rank's parameters, in order of use, none of more than `most` elements.
+
+    With ZeRO-2 the gradients of layers of one size take turns in the memory of two.
+    """
     groups: dict[tuple[str, str], list[Tensor]] = {}
     for parameter in parameters:
         groups.setdefault((parameter.segment, str(parameter.residence)), []).append(parameter)
+    laid = [
+        _lay(f"{segment}.{axis}", axis, layout.degree(axis) * ALIGNMENT, members)
+        for (segment, axis), members in groups.items()
+    ]
     return tuple(
         bucket
-        for (segment, axis), members in groups.items()
-        for bucket in _cut(
-            _lay(f"{segment}.{axis}", axis, layout.degree(axis) * ALIGNMENT, members),
-            layout.legs(axis),
-            most,
-        )
+        for buffer in (_share_memory(laid) if zero > 1 else laid)
+        for bucket in _cut(buffer, layout.legs(buffer.axis), most)
     )
+
+
+def _share_memory(laid: Sequence[Buffer]) -> Iterator[Buffer]:
+    """Two memories for all buffers of one size: one is accumulated in, the other on the wire."""
+    met: Counter[tuple[str, int]] = Counter()
+    for buffer in laid:
+        alike = buffer.axis, buffer.numel
+        yield replace(buffer, memory=f"{buffer.axis}.{buffer.numel}.{met[alike] % 2}")
+        met[alike] += 1
+
+
+def gradient_elements(made: Sequence[Bucket], *, zero: int) -> int:
+    """Elements of gradients that a rank holds: each memory once, and with ZeRO-2 its shards.
+
+    With ZeRO-1 P; with ZeRO-2 P / (replicas) + twice the largest layer, the embedding and the head.
+    """
+    memories = {bucket.buffer.memory: bucket.buffer.numel for bucket in made}
+    return sum(memories.values()) + (zero > 1) * sum(bucket.shard for bucket in made)
 
 
 def _lay(name: str, axis: str, unit: int, members: list[Tensor]) -> Buffer:
@@ -146,7 +173,12 @@ def _lay(name: str, axis: str, unit: int, members: list[Tensor]) -> Buffer:
         if parameter.decays:
             decay_stop = end
     return Buffer(
-        name=name, axis=axis, slots=tuple(slots), numel=_aligned(end, unit), decay_stop=decay_stop
+        name=name,
+        memory=name,
+        axis=axis,
+        slots=tuple(slots),
+        numel=_aligned(end, unit),
+        decay_stop=decay_stop,
     )
 
 

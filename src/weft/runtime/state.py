@@ -79,13 +79,21 @@ def allocate(step: Step, *, device: torch.device) -> State:
     dtypes = precision(plan.precision)
     statics: dict[str, Any] = {}
     buffers = {bucket.buffer.name: bucket.buffer for bucket in step.buckets}
+    memories = {
+        buffer.memory: torch.zeros(buffer.numel, dtype=dtypes.acc, device=device)
+        for buffer in buffers.values()
+    }
     flats = {
-        name: _allocate_buffer(statics, buffer, dtypes, device) for name, buffer in buffers.items()
+        name: _allocate_buffer(statics, buffer, memories[buffer.memory], dtypes.act)
+        for name, buffer in buffers.items()
     }
     for bucket in step.buckets:
         place = plan.layout.replica(bucket.axis, plan.rank)
-        _allocate_shard(statics, bucket, place, *flats[bucket.buffer.name])
-    zeroed = [grads for _, grads in flats.values()]
+        grads = memories[bucket.buffer.memory]
+        _allocate_shard(statics, bucket, place, flats[bucket.buffer.name], grads)
+        if plan.sync.zero > 1:
+            statics[f"shard:{bucket.name}"] = grads.new_zeros(bucket.shard)
+    zeroed = [*memories.values(), *(v for k, v in statics.items() if k.startswith("shard:"))]
     stats = torch.zeros(statistics_size(plan.shape), dtype=dtypes.acc, device=device)
     zeroed.append(stats)
     statics.update(_statistics(stats, plan.shape))
@@ -97,17 +105,16 @@ def allocate(step: Step, *, device: torch.device) -> State:
 
 
 def _allocate_buffer(
-    statics: dict[str, Any], buffer: Buffer, dtypes: Precision, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Parameters and gradients of a buffer, and the views of each parameter."""
-    flat = torch.zeros(buffer.numel, dtype=dtypes.act, device=device)
-    grads = torch.zeros(buffer.numel, dtype=dtypes.acc, device=device)
+    statics: dict[str, Any], buffer: Buffer, grads: Tensor, act: torch.dtype
+) -> Tensor:
+    """The parameters of a buffer, and the views of each parameter and its gradient."""
+    flat = torch.zeros(buffer.numel, dtype=act, device=grads.device)
     for slot in buffer.slots:
         parameter = slot.parameter
         place = slice(slot.start, slot.start + parameter.numel)
         statics[f"param:{parameter.name}"] = flat[place].view(parameter.shape)
         statics[f"grad:{parameter.name}"] = grads[place].view(parameter.shape)
-    return flat, grads
+    return flat
 
 
 def _allocate_shard(

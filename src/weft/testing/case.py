@@ -544,5 +544,7 @@ def _gradients() -> Table:
         "decode_grad": lambda m: {"two": received(m, 2, 16), "five": received(m, 5, 8)},
         "take_block": lambda m: block(m, ranks=3),
         "add_block": lambda m: block(m, narrow(m, 8)),
+        "add_shard": lambda m: {"shard": Case(inputs=(m.acc(8), m.acc(8)))},
+        "clear_grad": lambda m: {"bucket": Case(inputs=(m.acc(24), m.acc(8)))},
         "widen_grad": lambda m: {"shard": Case(inputs=(narrow(m, 8),))},
     }

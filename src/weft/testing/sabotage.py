@@ -37,7 +37,7 @@ Bodies = Mapping[str, Body]
 Load = Callable[[Plan, int], list[Batch]]  # a rank's batches of a step; steps count from 0
 
 CULPRIT = 1  # the rank that misbehaves: every layout of more than one rank has it
-_DROPPED = 1  # the first layer's bucket; that of the embedding comes before it
+_DROPPED = 1  # the last layer's first bucket; that of the head is summed before it
 _CPU = torch.device("cpu")
 
 
