@@ -20,6 +20,7 @@ from weft.errors import VerificationError
 from weft.ops.registry import cpu_bodies, reference_bodies
 from weft.parallel.layout import Dispatch, Layout
 from weft.parallel.sync import Sync, Wire
+from weft.runtime.executor import run_together
 from weft.runtime.stage import Rates, Stage, build
 from weft.runtime.state import initialise
 from weft.testing import models
@@ -29,6 +30,7 @@ from weft.testing.agreement import (
     compare,
     count_targets,
     first_difference,
+    gather_state,
     local_micro_batches,
     require_agreement,
     run_layout,
@@ -106,6 +108,30 @@ def test_the_overlapped_order_of_a_wire_gives_the_bits_of_the_serial_one(wire, z
     serial = run(layout, sync, precision="float32")
     found = run(layout, sync, precision="float32", order="overlapped")
     assert first_difference(found, serial) is None
+
+
+@pytest.mark.parametrize("to", [(Sync(zero=2, bucket=SMALL), 2), (Sync(), 4)])
+def test_state_moves_bit_by_bit_between_ways_of_keeping_replicas_in_step(to):
+    sync, node = to
+    plans = plan_of(Sync(), precision="bfloat16")
+    source = stack(plans, Layout(dp=4, ep=2), bodies=BODIES)
+    train(source, work())
+    whole = gather_state(source.stages)
+    goal = stack(
+        plan_of(sync, precision="bfloat16"), Layout(dp=4, ep=2, node=node), bodies=BODIES, seed=1
+    )
+    for stage in goal.stages:
+        for kind, piece, values in stage.state.shards():
+            values.copy_(whole[f"{kind} {piece.name}"][piece.start : piece.stop])
+    run_together([s.gathers for s in goal.stages], [{} for _ in goal.stages], goal.world.pending)
+    found = gather_state(goal.stages)
+    assert all(torch.equal(found[name], value) for name, value in whole.items())
+    for ours, theirs in zip(goal.stages, source.stages, strict=True):
+        assert all(
+            torch.equal(ours.state.statics[key], value)
+            for key, value in theirs.state.statics.items()
+            if key.startswith("param:")
+        )
 
 
 # ---- compressed ----------------------------------------------------------------------------------

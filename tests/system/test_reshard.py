@@ -19,6 +19,7 @@ from weft.trainer.session import Session
 
 SAVED = 4
 SOURCE = LAYOUTS["sp2 ep2"]
+NODES = ("parallel.dp=2", "parallel.node=1", "parallel.zero=2", "parallel.bucket_elements=4096")
 SETTINGS = (f"train.steps={SAVED + 1}", f"train.checkpoint_every={SAVED}", "train.eval_every=99")
 BOUNDS = {"float32": 1e-6, "float64": 1e-12}  # relative, of the next loss
 
@@ -90,7 +91,7 @@ def test_a_checkpoint_continues_in_any_layout(recipe: Recipe, precision: str) ->
     config = recipe("source", *SETTINGS, *SOURCE, f"train.precision={precision}")
     expected = finish(config)
     source = Path(config.train.run_dir) / step_name(SAVED)
-    for name, layout in LAYOUTS.items():
+    for name, layout in {**LAYOUTS, "nodes": NODES}.items():
         found, loaded = resume_elsewhere(recipe, source, layout, precision)
         assert loaded == digest(source), name
         assert relative(found, expected) <= BOUNDS[precision], name

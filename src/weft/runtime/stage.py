@@ -81,12 +81,18 @@ def build(
     transport: Transport,
     device: torch.device,
     step: Step | None = None,
+    lanes: Lanes | None = None,
 ) -> Stage:
-    """Composes, allocates and binds one rank's training step."""
+    """Composes, allocates and binds one rank's training step.
+
+    Without `lanes` collectives run beside compute, as the device has it. Ranks that share a process
+    and its GPU (`stacked`) share one stream too: they take `HostLanes`.
+    """
     step = step or training_step(plan)
     state = allocate(step, device=device)
-    bound = _bind(step, state.statics, bodies, transport, device)
-    gathers = _bind(gathering_step(plan), state.statics, bodies, transport, device)
+    lanes = lanes or lanes_of(device)
+    bound = _bind(step, state.statics, bodies, transport, lanes)
+    gathers = _bind(gathering_step(plan), state.statics, bodies, transport, lanes)
     return Stage(step=step, state=state, bound=bound, gathers=gathers, transport=transport)
 
 
@@ -123,12 +129,23 @@ class Evaluator:
         return float(total)
 
 
-def evaluator(stage: Stage, *, bodies: Mapping[str, Body], device: torch.device) -> Evaluator:
+def evaluator(
+    stage: Stage,
+    *,
+    bodies: Mapping[str, Body],
+    device: torch.device,
+    lanes: Lanes | None = None,
+) -> Evaluator:
     """Binds the evaluation step to the parameters of a stage."""
     step = evaluation_step(stage.plan)
     own = with_own_statistics(stage.state)
-    bound = _bind(step, own.statics, bodies, stage.transport, device)
+    bound = _bind(step, own.statics, bodies, stage.transport, lanes or lanes_of(device))
     return Evaluator(bound=bound, stats=own.stats, transport=stage.transport)
+
+
+def lanes_of(device: torch.device) -> Lanes:
+    """How a rank with a device to itself runs its collectives."""
+    return CudaLanes(device) if device.type == "cuda" else HostLanes()
 
 
 def _bind(
@@ -136,8 +153,7 @@ def _bind(
     statics: Mapping[str, Any],
     bodies: Mapping[str, Body],
     transport: Transport,
-    device: torch.device,
+    lanes: Lanes,
 ) -> BoundStep:
-    lanes: Lanes = CudaLanes(device) if device.type == "cuda" else HostLanes()
     wired = {**bodies, **collective_bodies(transport)}
     return bind(step, bodies=wired, statics=statics, lanes=lanes)

@@ -1,0 +1,277 @@
+"""Does a compressed gradient train the same model? One model, three wires, several seeds.
+
+    python benchmarks/convergence.py OUT [--ranks 8] [--steps 2000] [--seeds 3] [--device auto]
+                                         [--plot FILE.png]
+
+A mixture of experts of 7 million parameters learns the source of Python's standard library byte by
+byte. All data-parallel ranks live in this process (`stacked`), so that one GPU or one CPU is
+enough, and every collective is really made: each rank has its own gradients, rounds them and sums
+what arrives. Runs of one seed start from the same weights and see the same bytes.
+
+OUT holds one file a run, `<wire>-<seed>.jsonl`: a line a step, at the end one with the validation
+loss. A run that has its last line is not run again; another is begun anew. What the runs say
+together is printed, and drawn with --plot.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+
+import weft
+from weft.comm.mesh import Mesh
+from weft.comm.transports.stacked import StackedWorld
+from weft.compose.recipe import plan
+from weft.config.load import build as build_config
+from weft.config.run import RunConfig
+from weft.optim.lr import learning_rate
+from weft.parallel.sync import Wire
+from weft.report.figure import BLUE, GREEN, ORANGE, PNG_DPI, curve, new_axes, new_figure, styled
+from weft.runtime.backends import bodies, choose, pick_device, prepare
+from weft.runtime.executor import run_together
+from weft.runtime.lanes import HostLanes
+from weft.runtime.stage import Rates, Stage, build, evaluator
+from weft.runtime.state import initialise, precision
+from weft.trainer.feed import Feed, open_feed
+
+RECIPE: Mapping[str, Any] = {
+    "name": "convergence",
+    "model": {
+        "family": "mixtral",
+        "vocab": 257,
+        "hidden": 256,
+        "layers": 4,
+        "heads": 8,
+        "kv_heads": 4,
+        "head_dim": 32,
+        "ffn_hidden": 256,
+        "experts": 8,
+        "top_k": 2,
+        "init_std": 0.04,  # about 1 / sqrt(2 hidden), as in recipes/quickstart.toml
+    },
+    "data": {"source": "stdlib", "sequence": 256},
+    "optim": {"lr": 2e-3, "warmup_steps": 100},
+    "train": {"micro_batch": 1, "eval_every": 1, "checkpoint_every": 0},
+}
+COLORS = {Wire.FP32: GREEN, Wire.BF16: BLUE, Wire.BF16_RING: ORANGE}
+LATE = 10  # the last tenth of a run is what its curve has come to
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """One run: its wire, its seed, where it is written."""
+
+    wire: Wire
+    seed: int
+    path: Path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Curve:
+    """What a finished run left: the loss of each step, the validation loss after the last."""
+
+    losses: tuple[float, ...]
+    validation: float
+
+
+def main() -> None:
+    """Does the runs that are missing, and says what all of them come to."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--ranks", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--precision", default="float32")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--set", action="append", default=[], help="any value of the recipe")
+    options = parser.parse_args()
+    device = pick_device(options.device, 0)
+    prepare(device, threads=None, neighbours=1)
+    options.out.mkdir(parents=True, exist_ok=True)
+    runs = [
+        Run(wire=wire, seed=seed, path=options.out / f"{wire.value}-{seed}.jsonl")
+        for seed in range(options.seeds)
+        for wire in Wire
+    ]
+    for run in runs:
+        if finished(run) is None:
+            train(run, recipe(options, run), device)
+    curves = {run: finished(run) for run in runs}
+    print("\n".join(table({run: found for run, found in curves.items() if found})))
+    if options.plot:
+        draw({run: found for run, found in curves.items() if found}, options.plot)
+
+
+def recipe(options: argparse.Namespace, run: Run) -> RunConfig:
+    """The recipe of a run: one micro-batch a rank."""
+    sets = (
+        f"parallel.dp={options.ranks}",
+        f"compression.gradients={run.wire.value}",
+        f"train.global_batch={options.ranks}",
+        f"train.steps={options.steps}",
+        f"train.seed={run.seed}",
+        f"train.precision={options.precision}",
+        f"optim.warmup_steps={min(RECIPE['optim']['warmup_steps'], options.steps)}",
+        *options.set,
+    )
+    return build_config(RECIPE, sets)
+
+
+# ---- running -------------------------------------------------------------------------------------
+
+
+def train(run: Run, config: RunConfig, device: torch.device) -> None:
+    """Trains all ranks in this process and writes a line a step."""
+    feed = open_feed(config)
+    world = StackedWorld(Mesh(dp=config.parallel.dp))
+    stages = [stage(config, rank, world, device) for rank in range(config.parallel.dp)]
+    with run.path.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(header(run, config, stages[0], device)) + "\n")
+        for step in range(config.train.steps):
+            stats = train_step(stages, world, feed, config, step)
+            line = {"step": step + 1, "loss": float(stats[0]), "norm2": float(stats[3])}
+            file.write(json.dumps(line) + "\n")
+            if step % 100 == 0:
+                file.flush()
+                print(f"{run.path.stem}: step {step + 1} loss {line['loss']:.4f}", flush=True)
+        line = {"validation": validate(stages, feed, config, device)}
+        file.write(json.dumps(line) + "\n")
+    print(f"{run.path.stem}: validation loss {line['validation']:.4f}", flush=True)
+
+
+def stage(config: RunConfig, rank: int, world: StackedWorld, device: torch.device) -> Stage:
+    """One rank with its first weights."""
+    made = build(
+        plan(config, rank),
+        bodies=bodies(choose(device, precision(config.train.precision).act)),
+        transport=world.transport(rank),
+        device=device,
+        lanes=HostLanes(),
+    )
+    initialise(made.state, seed=config.train.seed)
+    return made
+
+
+def train_step(
+    stages: Sequence[Stage], world: StackedWorld, feed: Feed, config: RunConfig, step: int
+) -> torch.Tensor:
+    """One step of every rank; the statistics, summed over all."""
+    optim, device = config.optim, stages[0].state.stats.device
+    lr = learning_rate(
+        step,
+        peak=optim.lr,
+        floor_ratio=optim.min_lr_ratio,
+        warmup=optim.warmup_steps,
+        total=config.train.steps,
+    )
+    environments = [
+        made.environment(
+            feed.load(made.plan, step, device),
+            divisor=float(feed.training.divisor(step)),
+            rates=Rates(lr=lr, weight_decay=optim.weight_decay, step=step + 1),
+        )
+        for made in stages
+    ]
+    run_together([made.bound for made in stages], environments, world.pending)
+    return environments[0]["stats"]
+
+
+def validate(stages: Sequence[Stage], feed: Feed, config: RunConfig, device: torch.device) -> float:
+    """The validation loss: every rank its share."""
+    table = bodies(choose(device, precision(config.train.precision).act))
+    total = 0.0
+    for made in stages:
+        one = evaluator(made, bodies=table, device=device, lanes=HostLanes())
+        for batch in feed.load_validation(made.plan, device):
+            one.add(batch, divisor=float(feed.validation.divisor))
+        total += float(one.stats[0])
+    return total
+
+
+def header(run: Run, config: RunConfig, made: Stage, device: torch.device) -> dict[str, Any]:
+    """What a run was, as its first line."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return {
+        "wire": run.wire.value,
+        "seed": run.seed,
+        "parameters": sum(p.numel for p in made.step.parameters),
+        "device": name,
+        "torch": torch.__version__,
+        "weft": weft.__version__,
+        "recipe": config.model_dump(mode="json"),
+    }
+
+
+# ---- reading -------------------------------------------------------------------------------------
+
+
+def finished(run: Run) -> Curve | None:
+    """The curve of a run that reached its end, if it did."""
+    if not run.path.exists():
+        return None
+    lines = [json.loads(line) for line in run.path.read_text(encoding="utf-8").splitlines()]
+    if not lines or "validation" not in lines[-1]:
+        return None
+    losses = tuple(line["loss"] for line in lines if "loss" in line)
+    return Curve(losses=losses, validation=lines[-1]["validation"])
+
+
+def table(curves: Mapping[Run, Curve]) -> Iterator[str]:
+    """Losses of each wire and seed, and how far each wire is from FP32 beside the seeds' spread."""
+    yield "| wire | seed | loss, last tenth | validation | difference from FP32 |"
+    yield "|---|---|---|---|---|"
+    plain = {run.seed: late(found) for run, found in curves.items() if run.wire is Wire.FP32}
+    for run, found in sorted(curves.items(), key=lambda item: (item[0].wire, item[0].seed)):
+        apart = f"{late(found) - plain[run.seed]:+.5f}" if run.seed in plain else "-"
+        yield (
+            f"| {run.wire.value} | {run.seed} | {late(found):.5f} | {found.validation:.5f} | "
+            f"{apart} |"
+        )
+    if len(plain) > 1:
+        yield ""
+        yield f"spread of the seeds in FP32: {stdev(plain.values()):.5f}"
+
+
+def late(found: Curve) -> float:
+    """The mean loss of the last tenth of a run."""
+    return mean(found.losses[-max(1, len(found.losses) // LATE) :])
+
+
+def draw(curves: Mapping[Run, Curve], path: Path) -> None:
+    """The losses of the first seed, and below them how far each wire is from FP32, over seeds."""
+    with styled():
+        figure = new_figure()
+        axes = new_axes(figure, unit="loss less that of FP32, nats a byte")
+        for wire in (Wire.BF16_RING, Wire.BF16):
+            apart = differences(curves, wire)
+            steps = list(range(1, len(apart) + 1))
+            end = curve(axes, (steps, apart), COLORS[wire])
+            axes.annotate(
+                wire.value, (steps[-1], end), (4, 0), textcoords="offset points",
+                color=COLORS[wire], fontsize=8, annotation_clip=False,
+            )  # fmt: skip
+        figure.savefig(path, dpi=PNG_DPI)
+
+
+def differences(curves: Mapping[Run, Curve], wire: Wire) -> list[float]:
+    """Loss less that of FP32 at each step, the mean over seeds."""
+    found = {(run.wire, run.seed): np.array(c.losses) for run, c in curves.items()}
+    pairs = [
+        losses - found[Wire.FP32, seed]
+        for (one, seed), losses in found.items()
+        if one is wire and (Wire.FP32, seed) in found
+    ]
+    assert all(len(a) == len(b) for a, b in pairwise(pairs)), "runs of different lengths"
+    return np.mean(pairs, axis=0).tolist()
+
+
+if __name__ == "__main__":
+    main()
