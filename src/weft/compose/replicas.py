@@ -57,6 +57,11 @@ def weave(plan: Plan, instances: Sequence[Instance], buckets: Sequence[Bucket]) 
     )
 
 
+def is_end(template: str) -> bool:
+    """Whether a template belongs to the end of a step: a reduction or the update."""
+    return template == "update" or template.startswith("reduce.")
+
+
 def shard_key(bucket: Bucket) -> str:
     """Where the update finds the sum of a bucket, as it is or in flight."""
     return f"shard.{bucket.name}"

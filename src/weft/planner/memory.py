@@ -16,10 +16,12 @@ from dataclasses import dataclass, fields
 
 from weft.compose.plan import Plan, sizes
 from weft.compose.price import BYTES, value_bytes
+from weft.compose.replicas import is_end
 from weft.compose.stage import chunks_of
 from weft.compose.step import Step
 from weft.graph.dims import Sizes, letters
 from weft.graph.program import Program
+from weft.parallel.zero import gradient_elements
 from weft.planner.cost import imbalanced
 from weft.planner.pipeline import in_flight
 from weft.planner.work import VIEWS, Products, work
@@ -56,11 +58,11 @@ def memory(step: Step, plan: Plan, *, imbalance: float = 1.0) -> Memory:
     n = imbalanced(sizes(plan), imbalance)
     elements = sum(bucket.numel for bucket in step.buckets)
     shards = sum(bucket.shard for bucket in step.buckets)
-    peaks = [_peak(ordered, n) for name, ordered in step.templates.items() if name != "update"]
+    peaks = [_peak(ordered, n) for name, ordered in step.templates.items() if not is_end(name)]
     dispatch, workspace = max(peaks, key=sum)
     return Memory(
         weights=elements * BYTES["act"],
-        gradients=elements * BYTES["acc"],
+        gradients=gradient_elements(step.buckets, zero=plan.sync.zero) * BYTES["acc"],
         optimizer=STATES * shards * BYTES["acc"],
         activations=_kept(step, plan, n),
         dispatch=dispatch,

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from weft.compose.plan import Plan, sizes
+from weft.compose.replicas import is_end
 from weft.compose.stage import chunks_of
 from weft.compose.step import Step, named_order, training_step
 from weft.compose.work import Parts, instances_of
@@ -145,7 +146,7 @@ def simulate(job: Job, found: Rates, studio: Studio) -> Simulated:
     segments = {
         name: segment(ordered, n, found, job.regime, studio.asked(ordered.program, n))
         for name, ordered in templates.items()
-        if name != "update"
+        if not is_end(name)
     }
     pieces = _pieces(plan, templates)
     cost = {p: sum(segments[name].seconds for name in names) for p, names in pieces.items()}
@@ -308,13 +309,15 @@ def _stage_ends(
     pieces: Mapping[Piece, tuple[str, ...]],
     found: Rates,
 ) -> Ends:
-    program = step.templates["update"].program
-    asked = studio.asked(program, sizes(step.plan))
-    paid = prices(asked, found, job.regime)
-    carried = {task.name: task.attributes.get("label") for task in program.tasks}
-    gradients = sum(paid[name] for name, label in carried.items() if label == GRADIENTS)
-    parameters = sum(paid[name] for name, label in carried.items() if label == PARAMETERS)
-    passes = sum(paid[name] for name, kind in asked.items() if isinstance(kind, Passing))
+    gradients = parameters = passes = 0.0
+    for name in (one.template for one in step.instances if is_end(one.template)):
+        program = step.templates[name].program
+        asked = studio.asked(program, sizes(step.plan))
+        paid = prices(asked, found, job.regime)
+        carried = {task.name: task.attributes.get("label") for task in program.tasks}
+        gradients += sum(paid[task] for task, label in carried.items() if label == GRADIENTS)
+        parameters += sum(paid[task] for task, label in carried.items() if label == PARAMETERS)
+        passes += sum(paid[task] for task, kind in asked.items() if isinstance(kind, Passing))
     if not job.regime.beside:
         return Ends(gradients=gradients, optimizer=passes, parameters=parameters)
     ready = _ready(step.plan, run, segments, pieces)
