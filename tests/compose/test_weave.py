@@ -72,7 +72,8 @@ def test_merged_micro_batches_run_layers_in_pairs():
     step = training_step(plan("mixtral", merge=True))
     pair = "moe.backward+moe.forward"
     middle = ["embedding.forward", pair, pair, "embedding.backward", "head"]
-    assert templates(step) == [
+    found = [name for name in templates(step) if not name.startswith("reduce.")]
+    assert found == [
         "embedding.forward", "moe.forward", "moe.forward", "head",
         *middle, *middle, *middle,
         "moe.backward", "moe.backward", "embedding.backward", "update",

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 
 from weft.compose.instance import Instance
 from weft.compose.plan import Plan
+from weft.errors import LayoutError
 from weft.graph.divide import divide
 from weft.graph.program import Program
 from weft.graph.record import Recorder
@@ -48,7 +49,16 @@ class _Flight:
 
 
 def weave(plan: Plan, instances: Sequence[Instance], buckets: Sequence[Bucket]) -> Woven:
-    """Puts the reduction of every bucket where its gradients are complete."""
+    """Puts the reduction of every bucket where its gradients are complete.
+
+    Raises:
+        LayoutError: gradients cannot take turns in memory where micro-batches are merged.
+    """
+    if plan.sync.zero > 1 and plan.merge:
+        raise LayoutError(
+            "parallel.zero = 2 with overlap.merge = true: a merged segment adds to gradients while "
+            "those of another micro-batch are unsummed; try parallel.zero = 1"
+        )
     made = {bucket.name: _parts(plan, bucket) for bucket in buckets}
     due = _due(instances, buckets, each=plan.sync.zero > 1)
     return Woven(
