@@ -62,6 +62,7 @@ from weft.model.families import Kind
 from weft.model.params import Logical
 from weft.ops.registry import reference_bodies
 from weft.parallel.layout import Layout
+from weft.parallel.share import whole as whole_share
 from weft.runtime.batch import Batch, stage
 from weft.runtime.eager import Oracle
 from weft.runtime.stage import Rates, Stage, build
@@ -432,13 +433,13 @@ def batch_of(tokens: Tensor) -> Batch:
 
 
 def pack(tokens: Tensor, targets: Tensor, lengths: list[int]) -> Batch:
-    whole = MicroBatch(
+    text = MicroBatch(
         tokens=tokens.numpy(),
         targets=targets.numpy(),
         positions=np.concatenate([np.arange(n) for n in lengths]),
         ends=tuple(np.cumsum(lengths).tolist()),
     )
-    return stage(whole, sp=1, sp_rank=0, device=CPU)
+    return stage(text, whole_share(len(text.tokens)), device=CPU)
 
 
 def parts(made: Stage, values: Mapping[str, Tensor]) -> dict[Logical, Tensor]:

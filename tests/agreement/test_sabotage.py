@@ -12,7 +12,7 @@ from weft.comm.transport import Transport
 from weft.compose.plan import Plan
 from weft.errors import CommunicationError, VerificationError
 from weft.ops.registry import reference_bodies
-from weft.parallel.layout import Dispatch, Layout
+from weft.parallel.layout import Attention, Dispatch, FeedForward, Layout
 from weft.testing import agreement, models
 from weft.testing.agreement import Stack, Trace, Work, require_agreement, run_layout, stack, train
 
@@ -122,6 +122,43 @@ def test_a_collective_that_brings_nothing_from_others_is_caught(label):
 def test_a_gather_or_scatter_that_brings_nothing_from_others_is_caught(label):
     layout = Layout(sp=2, ep=2, dispatch=Dispatch.ALL_GATHER)
     assert "found a relative error" in refused(stacked(layout, partial(Deaf, label=label)))
+
+
+@pytest.mark.parametrize(
+    ("layout", "label"),
+    [
+        (Layout(sp=2, attention=Attention.TP), "tokens of attention"),
+        (Layout(sp=2, attention=Attention.TP), "attention"),
+        (Layout(sp=2, attention=Attention.CP), "keys and values"),
+        (Layout(sp=2, ffn=FeedForward.TP), "tokens"),
+        (Layout(sp=2, ffn=FeedForward.TP), "outputs"),
+        (Layout(sp=2, ffn=FeedForward.TP), "weights"),
+        (Layout(sp=2, ep=2, dispatch=Dispatch.DEDUPLICATED), "rows"),
+        (Layout(sp=2, ep=2, dispatch=Dispatch.DEDUPLICATED), "outputs"),
+        (Layout(sp=2, ep=2, dispatch=Dispatch.DEDUPLICATED), "weights"),
+    ],
+    ids=str,
+)
+def test_every_mechanism_is_caught_when_it_brings_nothing_from_others(layout, label):
+    assert "found a relative error" in refused(stacked(layout, partial(Deaf, label=label)))
+
+
+@pytest.mark.parametrize("what", ["attention", "ffn"])
+def test_slices_that_trade_places_are_caught(what):
+    layout = Layout(sp=2, attention=Attention.TP, ffn=FeedForward.TP)
+    ranks = stacked(layout)
+    for name in {"attention": ("out",), "ffn": ("down",)}[what]:
+        one, two = (s.state.statics[f"param:layers.0.{name}"] for s in ranks.stages)
+        kept = one.clone()
+        one.copy_(two)
+        two.copy_(kept)
+    assert "found a relative error" in refused(ranks)
+
+
+def test_a_gradient_of_a_slice_that_is_not_summed_is_caught():
+    layout = Layout(sp=2, dp=2, attention=Attention.TP, ffn=FeedForward.TP)
+    wire = partial(Deaf, label="gradients", axis="dp")
+    assert "found a relative error" in refused(stacked(layout, wire))
 
 
 def test_balance_losses_over_a_ranks_own_load_are_caught():

@@ -26,8 +26,8 @@ def test_group_sizes_are_the_degrees(dp, sp, ep):
     world = dp * sp
     sizes = {axis: {len(group) for group in groups(mesh, axis)} for axis in AXES}
     assert sizes == {
-        "sp": {sp}, "ep": {ep}, "edp": {world // ep}, "dense": {world}, "world": {world},
-        "pp": {1}, "ends": {1},
+        "sp": {sp}, "dp": {dp}, "ep": {ep}, "edp": {world // ep}, "dense": {world},
+        "world": {world}, "pp": {1}, "ends": {1},
     }  # fmt: skip
 
 
@@ -105,7 +105,7 @@ def test_degree_of_zero_is_refused():
 
 
 def test_unknown_axis_is_refused_with_the_known_ones():
-    with pytest.raises(LayoutError, match="no axis 'tp'; the axes are sp, ep"):
+    with pytest.raises(LayoutError, match="no axis 'tp'; the axes are sp, dp, ep"):
         membership(Mesh(), "tp", 0)
 
 

@@ -11,10 +11,12 @@ from weft.compose.plan import (
     loss_rows,
     sizes,
     statistics_size,
+    validate,
     without_limit,
 )
+from weft.errors import LayoutError
 from weft.graph.dims import LEGEND
-from weft.parallel.layout import Dispatch, Layout
+from weft.parallel.layout import Attention, Dispatch, FeedForward, Layout
 from weft.testing import models
 
 BUCKETS = {"Z", "y", "z"}  # sizes of buckets, not of a layer
@@ -111,3 +113,37 @@ def test_a_dense_layer_beside_shared_experts_has_its_own_width():
     assert shape.shared_hidden != shape.dense_ffn_hidden
     n = sizes(plan(family="deepseek"))
     assert (n.W, n.w) == (shape.dense_ffn_hidden, shape.shared_hidden)
+
+
+def test_a_sliced_feed_forward_has_a_slice_of_each_width_and_every_row_of_its_group():
+    whole, sliced = (
+        sizes(plan(Layout(sp=2, ffn=ffn), family="deepseek"))
+        for ffn in (FeedForward.EP, FeedForward.TP)
+    )
+    assert [2 * getattr(sliced, x) for x in "FWw"] == [getattr(whole, x) for x in "FWw"]
+    assert (sliced.U, sliced.R, sliced.L) == (whole.N, 2 * whole.R, whole.L)
+
+
+def test_context_parallel_ranks_attend_with_every_head():
+    n = sizes(plan(Layout(sp=8, attention=Attention.CP)))
+    assert (n.J, n.K) == (n.H, n.G)
+
+
+@pytest.mark.parametrize(
+    ("family", "layout", "message"),
+    [
+        ("mixtral", Layout(sp=2, ep=2, ffn=FeedForward.TP), "leaves none to ep; try ep = 1"),
+        ("mixtral", Layout(sp=4, dp=4, ffn=FeedForward.TP, attention=Attention.CP), None),
+        ("mixtral", Layout(sp=16, attention=Attention.CP), "8 pairs of tokens .* try sp = 8"),
+        ("olmoe", Layout(sp=2, attention=Attention.TP), "no slice of a norm over all heads"),
+        ("qwen2", Layout(sp=4, attention=Attention.TP), "biased key/value head; try sp = 2"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_cut_is_refused_before_anything_starts(family, layout, message):
+    made = models.plan({**models.FAMILIES, **models.VARIANTS}[family], layout)
+    if message is None:
+        assert validate(made) is made
+        return
+    with pytest.raises(LayoutError, match=message):
+        validate(made)

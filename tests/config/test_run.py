@@ -65,6 +65,29 @@ def tree(**branches: dict[str, Any]) -> dict[str, Any]:
             {"parallel": {"sp": 3, "dp": 1, "ep": 4}},  # 2 is as near, but only 4 leaves ep legal
             r"parallel.sp = 4$",
         ),
+        (
+            {"data": {"sequence": 36}, "parallel": {"sp": 4, "attention": "cp"}},
+            r"must divide half of data.sequence \(36\).*parallel.sp = 3$",
+        ),
+        (
+            {"model": {"attention_bias": True}, "parallel": {"sp": 4, "attention": "tp"}},
+            r"must be at most model.kv_heads \(2\).*parallel.sp = 2$",
+        ),
+        (
+            {
+                "model": {"family": "olmoe", "qk_norm": True},
+                "parallel": {"sp": 2, "attention": "tp"},
+            },
+            r"a norm over all heads has no slice.*parallel.sp = 1$",
+        ),
+        (
+            {"model": {"ffn_hidden": 18}, "parallel": {"sp": 4, "ffn": "tp"}},
+            r"must divide model.ffn_hidden \(18\).*parallel.sp = 2$",
+        ),
+        (
+            {"parallel": {"sp": 2, "ep": 2, "ffn": "tp"}},
+            r'parallel.ep = 2: must be 1 with parallel.ffn = "tp".*parallel.ep = 1$',
+        ),
     ],
 )
 def test_a_layout_that_cannot_exist_is_refused_with_the_nearest_that_can(

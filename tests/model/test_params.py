@@ -1,10 +1,11 @@
+from collections import Counter
 from math import prod
 
 import pytest
 
 from weft.model.count import total
 from weft.model.families import Shape
-from weft.model.params import Init, Parameter, Residence, parameters
+from weft.model.params import Cut, Init, Parameter, Residence, parameters
 from weft.testing.models import FAMILIES, VARIANTS
 
 ALL = {**FAMILIES, **VARIANTS}
@@ -105,3 +106,47 @@ def test_parameters_of_a_layer_know_its_kind():
     for name, parameter in by_name(shape).items():
         expected = shape.kind(int(name.split(".")[1])) if name.startswith("layers.") else None
         assert parameter.kind == expected
+
+
+def held_elements(shape: Shape, cut: Cut) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for parameter in parameters(shape, attention=cut, ffn=cut):
+        for part in parameter.parts:
+            found.setdefault(part.name, []).extend(i for run in part.runs() for i in run)
+    return found
+
+
+@SHAPES
+@pytest.mark.parametrize("degree", [2, 4])
+def test_slices_cover_what_is_cut_once_and_the_rest_on_every_rank(shape, degree):
+    whole = {part.name: part.shape for p in parameters(shape) for part in p.parts}
+    ranks = [held_elements(shape, Cut(rank=r, degree=degree)) for r in range(degree)]
+    for name, size in whole.items():
+        counts = Counter(i for rank in ranks for i in rank[name])
+        assert counts.keys() == set(range(prod(size))), name
+        assert len(set(counts.values())) == 1, name
+        last = name.rpartition(".")[2]
+        shares_heads = name.endswith((".k", ".v")) and degree > shape.kv_heads
+        sliced = ("q", "k", "v", "out", "gate", "up", "down", "q_bias", "k_bias", "v_bias")
+        is_cut = last in sliced and not shares_heads
+        assert counts[0] == (1 if is_cut else degree), name
+
+
+@SHAPES
+@pytest.mark.parametrize("degree", [2, 4])
+def test_parts_of_a_slice_lie_end_to_end(shape, degree):
+    cut = Cut(rank=degree - 1, degree=degree)
+    for parameter in parameters(shape, attention=cut, ffn=cut):
+        edges = [0, *(part.stop for part in parameter.parts)]
+        assert [part.start for part in parameter.parts] == edges[:-1], parameter.name
+        assert edges[-1] == parameter.numel == prod(parameter.shape), parameter.name
+        for part in parameter.parts:
+            assert sum(map(len, part.runs())) == part.stop - part.start
+
+
+def test_columns_are_one_run_a_row_and_rows_are_one():
+    by = {p.name: p for p in parameters(FAMILIES["mixtral"].shape, ffn=Cut(rank=1, degree=2))}
+    up, down = by["layers.0.up"].parts[0], by["layers.0.down"].parts[0]
+    assert list(up.runs()) == [range(10 * 28, 20 * 28)]
+    assert list(down.runs()) == [range(20 * row + 10, 20 * row + 20) for row in range(28)]
+    assert down.label == "layers.0.experts.0.down[0:28, 10:20]"

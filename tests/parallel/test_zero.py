@@ -5,9 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from weft.compose import stage
 from weft.model.params import parameters
-from weft.parallel.layout import Layout
+from weft.parallel.layout import Attention, FeedForward, Layout
 from weft.parallel.zero import ALIGNMENT, Bucket, buckets, decayed, pieces
+from weft.testing import models
 from weft.testing.models import FAMILIES
 
 LAYOUTS = [
@@ -20,6 +22,8 @@ LAYOUTS = [
     Layout(dp=4, node=2),
     Layout(dp=4, sp=2, ep=2, node=4),
     Layout(dp=4, sp=2, ep=4, node=2),
+    Layout(dp=2, sp=2, attention=Attention.TP, ffn=FeedForward.TP),
+    Layout(dp=2, sp=4, ep=8, attention=Attention.TP),  # ranks share key/value heads
 ]
 MOST = 1000  # cuts the experts of a layer in two or more
 EVERY = pytest.mark.parametrize("layout", LAYOUTS, ids=Layout.name)
@@ -28,7 +32,7 @@ EVERY = pytest.mark.parametrize("layout", LAYOUTS, ids=Layout.name)
 def of_rank(
     layout: Layout, rank: int, family: str = "deepseek", most: int = 10**9
 ) -> tuple[Bucket, ...]:
-    owned = parameters(FAMILIES[family].shape, ep=layout.ep, ep_rank=layout.ep_rank(rank))
+    owned = stage.owned(models.plan(FAMILIES[family], layout, rank))
     return buckets(owned, layout, most=most)
 
 
@@ -123,6 +127,9 @@ class Tensor:
         self.name, self.shape, self.numel, self.decays = f"p{index}", (numel,), numel, decays
         self.segment, self.residence, self.start, self.stop = "all", "dense", 0, numel
         self.parts = (self,)
+
+    def runs(self):
+        yield range(self.numel)
 
 
 @settings(max_examples=60, deadline=None)

@@ -94,11 +94,10 @@ def assemble(config: RunConfig, place: Place, transport: Transport, *, documents
 
 
 def _batches(plan: Plan, seed: int, documents: int, device: torch.device) -> Iterator[Batch]:
-    sp = plan.layout.sp
     dp_rank = plan.layout.dp_rank(plan.rank)
     for m in micro_batches(plan.micro_batches, dp_rank=dp_rank, dp=plan.layout.dp):
         batch = random_tokens(plan, seed=(seed, m), documents=documents)
-        yield stage_batch(batch, sp=sp, sp_rank=plan.rank % sp, device=device)
+        yield stage_batch(batch, plan.share, device=device)
 
 
 def random_tokens(plan: Plan, *, seed: tuple[int, ...], documents: int = 1) -> MicroBatch:

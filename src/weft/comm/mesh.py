@@ -4,6 +4,7 @@
 
     axis     its groups                                   (pp, dp, sp, ep) = (2, 2, 2, 2)
     sp       consecutive blocks of sp                     (0 1) (2 3) (4 5) (6 7)
+    dp       ranks of a stage with the same slice         (0 2) (1 3) (4 6) (5 7)
     ep       consecutive blocks of ep                     (0 1) (2 3) (4 5) (6 7)
     edp      ranks of a stage with the same experts       (0 2) (1 3) (4 6) (5 7)
     dense    dp x sp, one stage of the pipeline           (0 1 2 3) (4 5 6 7)
@@ -11,7 +12,7 @@
     ends     the same of the first stage and the last     (0 4) (1 5) (2 6) (3 7)
     world    everybody                                    (0 1 2 3 4 5 6 7)
 
-    with nodes of consecutive ranks (here 2) two axes more lie inside `dense`, two inside `edp`:
+    with nodes of consecutive ranks (here 2) two axes more lie inside `dense`, `edp` and `dp` each:
 
     dense_intra  ranks of one node                        (0 1) (2 3)
     dense_inter  equal places of all nodes                (0 2) (1 3)
@@ -27,8 +28,8 @@ from dataclasses import dataclass
 
 from weft.errors import LayoutError
 
-AXES = ("sp", "ep", "dense", "edp", "pp", "ends", "world")
-NODE_AXES = ("dense_intra", "dense_inter", "edp_intra", "edp_inter")
+AXES = ("sp", "dp", "ep", "dense", "edp", "pp", "ends", "world")
+NODE_AXES = tuple(f"{axis}_{leg}" for axis in ("dense", "edp", "dp") for leg in ("intra", "inter"))
 
 Group = tuple[int, ...]
 
@@ -111,12 +112,10 @@ def groups(mesh: Mesh, axis: str) -> tuple[Group, ...]:
             return _blocks(mesh.world, mesh.sp)
         case "ep":
             return _blocks(mesh.world, mesh.ep)
+        case "dp":
+            return _strides(mesh, mesh.sp)
         case "edp":
-            return tuple(
-                tuple(range(stage + r, stage + mesh.stage, mesh.ep))
-                for stage in range(0, mesh.world, mesh.stage)
-                for r in range(mesh.ep)
-            )
+            return _strides(mesh, mesh.ep)
         case "dense":
             return _blocks(mesh.world, mesh.stage)
         case "pp":
@@ -125,10 +124,10 @@ def groups(mesh: Mesh, axis: str) -> tuple[Group, ...]:
             return _ends(mesh)
         case "world":
             return _blocks(mesh.world, mesh.world)
-        case "dense_intra" | "edp_intra" if mesh.node:
+        case "dense_intra" | "edp_intra" | "dp_intra" if mesh.node:
             whole = groups(mesh, axis.removesuffix("_intra"))
             return _split(whole, near=lambda rank: rank // mesh.node)
-        case "dense_inter" | "edp_inter" if mesh.node:
+        case "dense_inter" | "edp_inter" | "dp_inter" if mesh.node:
             whole = groups(mesh, axis.removesuffix("_inter"))
             return _split(whole, near=lambda rank: rank % mesh.node)
         case _:
@@ -152,7 +151,7 @@ def memberships(mesh: Mesh, rank: int) -> Mapping[str, Membership]:
 
     Example:
         >>> {axis: m.position for axis, m in memberships(Mesh(dp=2, sp=2, ep=2), 3).items()}
-        {'sp': 1, 'ep': 1, 'dense': 3, 'edp': 1, 'pp': 0, 'ends': 0, 'world': 3}
+        {'sp': 1, 'dp': 1, 'ep': 1, 'dense': 3, 'edp': 1, 'pp': 0, 'ends': 0, 'world': 3}
     """
     return {axis: membership(mesh, axis, rank) for axis in mesh.axes}
 
@@ -175,3 +174,12 @@ def _ends(mesh: Mesh) -> tuple[Group, ...]:
 
 def _blocks(world: int, size: int) -> tuple[Group, ...]:
     return tuple(tuple(range(start, start + size)) for start in range(0, world, size))
+
+
+def _strides(mesh: Mesh, step: int) -> tuple[Group, ...]:
+    """The ranks of each stage that are so far apart."""
+    return tuple(
+        tuple(range(stage + first, stage + mesh.stage, step))
+        for stage in range(0, mesh.world, mesh.stage)
+        for first in range(step)
+    )

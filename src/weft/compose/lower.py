@@ -1,16 +1,17 @@
 """The lowering: the interpretation of a layer for one layout, over any algebra.
 
 Layer text in, operators of the vocabulary out: local ones one to one, with the family's attributes;
-Ulysses and expert dispatch by the rewrites of `parallel`. Over a `Recorder` it gives a program;
-over `runtime.eager` it computes.
+what a layout changes by the strategies of `parallel`, chosen once. Over a `Recorder` it gives a
+program; over `runtime.eager` it computes.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from weft.compose.plan import Plan, is_all_gather, loss_rows
-from weft.parallel import capacity, expert, sequence
-from weft.parallel.layout import HeadSplit, split_heads
+from weft.compose.plan import Plan, loss_rows
+from weft.compose.spread import attention_of, feed_forward_of
+from weft.parallel import capacity
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,11 +57,8 @@ class Lowering:
         self.tally = context.tally
         self.dropped = context.dropped
         self.routing: Routing | None = None
-
-    @property
-    def _split(self) -> HeadSplit:
-        shape = self.plan.shape
-        return split_heads(shape.heads, shape.kv_heads, self.plan.layout.sp)
+        self.spread = attention_of(plan)
+        self.experts, self.dense = feed_forward_of(plan)
 
     # ---- attention half --------------------------------------------------------------------------
 
@@ -82,39 +80,36 @@ class Lowering:
         return s, y
 
     def qkv_project(self, h: Any, w: Any) -> Any:
-        (qkv,) = self.algebra.call("qkv_project", h, w.qkv)
-        return self._biased(qkv, w.qkv_bias, "Q") if self.plan.shape.attention_bias else qkv
+        qkv = self.spread.project_qkv(self.algebra, h, w)
+        if not self.plan.shape.attention_bias:
+            return qkv
+        here = self.spread.projected
+        return self._biased(qkv, w.qkv_bias, {"T": here.tokens, "D": here.columns})
 
     def rotate(self, qkv: Any, w: Any) -> Any:
-        shape, table = self.plan.shape, (self.context.cos, self.context.sin)
-        heads = {"heads": shape.heads, "kv_heads": shape.kv_heads}
+        shape, here = self.plan.shape, self.spread.projected
+        table = (self.context.cos, self.context.sin)
+        of = {"heads": here.heads, "kv_heads": here.kv_heads, "renames": here.renames}
         if not shape.qk_norm:
-            return self.algebra.call("rotate", qkv, *table, **heads)
+            return self.algebra.call("rotate", qkv, *table, **of)
         eps, wide = self.plan.arithmetic.norm_eps, shape.family.wide_qk_norm
         norms = (w.wide_q_norm, w.wide_k_norm) if wide else (w.q_norm, w.k_norm)
-        q, k, v, _ = self.algebra.call(shape.rotation, qkv, *norms, *table, eps=eps, **heads)
+        q, k, v, _ = self.algebra.call(shape.rotation, qkv, *norms, *table, eps=eps, **of)
         return q, k, v
 
     def seq_to_heads(self, q: Any, k: Any, v: Any) -> Any:
-        shape, sp = self.plan.shape, self.plan.layout.sp
-        if sp == 1:
-            return q, k, v
-        return sequence.seq_to_heads(
-            self.algebra, q, k, v,
-            sp=sp, heads=shape.heads, kv_heads=shape.kv_heads, split=self._split,
-        )  # fmt: skip
+        return self.spread.seq_to_heads(self.algebra, q, k, v)
 
     def attention(self, q: Any, k: Any, v: Any, w: Any) -> Any:
         if self.plan.shape.family.sinks:
             return self._sink_attention(q, k, v, w, window=0)
-        a, _ = self.algebra.call("attention", q, k, v, self.context.segments)
-        return a
+        return self.spread.attend(self.algebra, q, k, v, self.context.segments)
 
     def window_attention(self, q: Any, k: Any, v: Any, w: Any) -> Any:
         return self._sink_attention(q, k, v, w, window=self.plan.shape.window)
 
     def _sink_attention(self, q: Any, k: Any, v: Any, w: Any, *, window: int) -> Any:
-        first = self.plan.rank % self.plan.layout.sp * self._split.heads
+        first = self.plan.layout.sp_rank(self.plan.rank) * self.plan.heads.heads
         segments = self.context.segments
         a, _ = self.algebra.call(
             "sink_attention", q, k, v, w.sinks, segments, first=first, window=window
@@ -122,24 +117,20 @@ class Lowering:
         return a
 
     def heads_to_seq(self, a: Any) -> Any:
-        sp = self.plan.layout.sp
-        if sp > 1:
-            return sequence.heads_to_seq(self.algebra, a, sp=sp, split=self._split)
-        (a,) = self.algebra.call("join_heads", a, sp=1, heads=self.plan.shape.heads)
-        return a
+        return self.spread.heads_to_seq(self.algebra, a)
 
-    def project(self, x: Any, w: Any) -> Any:
+    def project(self, a: Any, w: Any) -> Any:
         shape = self.plan.shape
-        (y,) = self.algebra.call("project", x, w.out)
+        y = self.spread.project(self.algebra, a, w.out)
         biased = shape.attention_bias and shape.family.out_bias
-        return self._biased(y, w.out_bias, "D") if biased else y
+        return self._biased(y, w.out_bias, {}) if biased else y
 
     def add(self, x: Any, y: Any) -> Any:
         (z,) = self.algebra.call("add", x, y)
         return z
 
-    def _biased(self, x: Any, b: Any, columns: str) -> Any:
-        (y,) = self.algebra.call("add_bias", x, b, renames={"D": columns})
+    def _biased(self, x: Any, b: Any, renames: Mapping[str, str]) -> Any:
+        (y,) = self.algebra.call("add_bias", x, b, renames=renames)
         return y
 
     # ---- router and experts ----------------------------------------------------------------------
@@ -213,22 +204,7 @@ class Lowering:
         return self.algebra.call(op, logits, bias, *forced, **rules[op])
 
     def dispatch(self, h: Any, r: Routing) -> Any:
-        shape, layout = self.plan.shape, self.plan.layout
-        routed = (self.algebra, h, r.weights, r.kept)
-        drops = self.plan.arithmetic.balance.capacity > 0
-        plan = expert.plan_kept if drops else expert.plan_all
-        if layout.ep == 1:
-            return expert.dispatch_local(
-                *routed, num_experts=shape.experts, top_k=shape.top_k, plan=plan
-            )
-        if is_all_gather(layout):
-            return expert.dispatch_all_gather(
-                *routed,
-                first=self.plan.first_expert, local=self.plan.local_experts, top_k=shape.top_k,
-            )  # fmt: skip
-        return expert.dispatch_all_to_all(
-            *routed, num_experts=shape.experts, top_k=shape.top_k, plan=plan
-        )
+        return self.experts.dispatch(self.algebra, h, r.weights, r.kept)
 
     def expert_up(self, e: Any, w: Any) -> Any:
         (u,) = self.algebra.call("expert_up", e.rows, w.up, e.ends)
@@ -252,15 +228,8 @@ class Lowering:
             (d,) = self.algebra.call("add_weighted_bias", d, *bias)
         return d
 
-    def combine(self, d: Any, e: expert.Dispatched) -> Any:
-        top_k = self.plan.shape.top_k
-        match e:
-            case expert.Local():
-                return expert.combine_local(self.algebra, d, e, top_k=top_k)
-            case expert.Exchanged():
-                return expert.combine_all_to_all(self.algebra, d, e, top_k=top_k)
-            case expert.Gathered():
-                return expert.combine_all_gather(self.algebra, d, e, top_k=top_k)
+    def combine(self, d: Any, e: Any) -> Any:
+        return self.experts.combine(self.algebra, d, e)
 
     # ---- feed-forwards that every token visits -----------------------------------------------
 
@@ -287,17 +256,19 @@ class Lowering:
         return z
 
     def _up(self, h: Any, w: Any, width: str) -> Any:
-        (u,) = self.algebra.call("project", h, w, renames={"A": "D", "D": f"2{width}"})
+        renames = {**self.dense.renames, "A": "D", "D": f"2{width}"}
+        (u,) = self.algebra.call("project", self.dense.enter(self.algebra, h), w, renames=renames)
         return u
 
     def _gate(self, u: Any, width: str) -> Any:
-        renames = {"2W": f"2{width}", "W": width}
+        renames = {**self.dense.renames, "2W": f"2{width}", "W": width}
         (s,) = self.algebra.call("dense_swiglu", u, renames=renames)
         return s
 
     def _down(self, s: Any, w: Any, width: str) -> Any:
-        (y,) = self.algebra.call("project", s, w, renames={"A": width})
-        return y
+        renames = {**self.dense.renames, "A": width}
+        (y,) = self.algebra.call("project", s, w, renames=renames)
+        return self.dense.leave(self.algebra, y)
 
     # ---- the model around the layers -------------------------------------------------------------
 
@@ -307,17 +278,20 @@ class Lowering:
 
     def rope_table(self, positions: Any) -> Any:
         a, plan = self.plan.arithmetic, self.plan
+        renames = {"T": self.spread.projected.tokens}
         table = {"theta": a.rope_theta, "head_dim": plan.shape.rotated, "dtype": plan.accumulation}
         if a.yarn is None:
-            return self.algebra.call("rope_table", positions, **table)
-        return self.algebra.call("yarn_rope_table", positions, **table, **asdict(a.yarn))
+            return self.algebra.call("rope_table", positions, **table, renames=renames)
+        return self.algebra.call(
+            "yarn_rope_table", positions, **table, **asdict(a.yarn), renames=renames
+        )
 
     def head_logits(self, h: Any, w: Any) -> Any:
         (y,) = self.algebra.call("project", h, w, renames={"A": "D", "D": "V"})
         return y
 
     def add_bias(self, x: Any, b: Any) -> Any:
-        return self._biased(x, b, "V")
+        return self._biased(x, b, {"D": "V"})
 
     def biased_cross_entropy(self, h: Any, w: Any, b: Any, targets: Any) -> Any:
         (total,) = self.algebra.call(

@@ -7,12 +7,21 @@ but for `rank`.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from math import ceil, gcd
+from math import ceil, comb, gcd
 
 from weft.errors import LayoutError
 from weft.graph.dims import Sizes
 from weft.model.families import Shape
-from weft.parallel.layout import Dispatch, Layout, split_heads
+from weft.model.params import WHOLE, Cut
+from weft.parallel.layout import (
+    Attention,
+    Dispatch,
+    FeedForward,
+    HeadSplit,
+    Layout,
+    heads_of,
+)
+from weft.parallel.share import Share, share_of
 from weft.parallel.sync import Sync
 from weft.schedule.pipeline import Pipeline
 
@@ -146,6 +155,29 @@ class Plan:
         return ceil(Fraction(str(balance.capacity)) * even)
 
     @property
+    def share(self) -> Share:
+        """The tokens of a micro-batch that this rank holds."""
+        return share_of(self.layout, self.rank, sequences=self.micro_batch, sequence=self.sequence)
+
+    @property
+    def heads(self) -> HeadSplit:
+        """The heads that this rank attends with."""
+        return heads_of(self.layout, self.shape.heads, self.shape.kv_heads)
+
+    @property
+    def attention_cut(self) -> Cut:
+        """This rank's slice of the heads' weights."""
+        return self._slice() if self.layout.attention is Attention.TP else WHOLE
+
+    @property
+    def ffn_cut(self) -> Cut:
+        """This rank's slice of the widths of feed-forwards."""
+        return self._slice() if self.layout.ffn is FeedForward.TP else WHOLE
+
+    def _slice(self) -> Cut:
+        return Cut(rank=self.layout.sp_rank(self.rank), degree=self.layout.sp)
+
+    @property
     def accumulation(self) -> str:
         """The dtype of sums: promote(precision, float32)."""
         return "float64" if self.precision == "float64" else "float32"
@@ -164,13 +196,19 @@ def validate(plan: Plan) -> Plan:
         LayoutError: a degree that does not divide what it cuts.
     """
     shape, layout = plan.shape, plan.layout
-    split_heads(shape.heads, shape.kv_heads, layout.sp)
-    cuts = (
+    heads_of(layout, shape.heads, shape.kv_heads)
+    cuts = [
         ("dp", layout.dp, plan.micro_batches, "micro-batches of a step"),
         ("sp", layout.sp, plan.tokens, "tokens of a micro-batch"),
         ("ep", layout.ep, shape.experts, "experts"),
         ("ep", layout.ep, layout.stage, "ranks of a stage"),
-    )
+    ]
+    _refuse_slices(plan)
+    if layout.attention is Attention.CP and layout.sp > 1:
+        cuts.append(("sp", layout.sp, _halved(plan.sequence), "pairs of tokens of a sequence"))
+    if layout.ffn is FeedForward.TP:
+        cuts.append(("sp", layout.sp, shape.ffn_hidden, "channels of an expert"))
+        cuts.append(("sp", layout.sp, shape.dense_ffn_hidden, "channels of a feed-forward"))
     for axis, degree, count, what in cuts:
         if count % degree:
             raise LayoutError(
@@ -180,13 +218,55 @@ def validate(plan: Plan) -> Plan:
     return plan
 
 
+def _refuse_slices(plan: Plan) -> None:
+    """Refuses what tensor and context parallelism have no slice of."""
+    shape, layout, heads = plan.shape, plan.layout, plan.attention_cut.degree
+    if heads > 1 and shape.qk_norm and shape.family.wide_qk_norm:
+        raise LayoutError(
+            f"parallel.sp = {layout.sp}: attention = tp has no slice of a norm over all heads; "
+            "try attention = sp"
+        )
+    if heads > shape.kv_heads and shape.attention_bias:
+        raise LayoutError(
+            f"parallel.sp = {layout.sp}: attention = tp shares no biased key/value head; "
+            f"try sp = {shape.kv_heads}"
+        )
+    if layout.attention is Attention.CP and layout.sp > 1 and shape.family.sinks:
+        raise LayoutError(
+            f"parallel.sp = {layout.sp}: attention = cp has no part of an attention with sinks; "
+            "try attention = sp"
+        )
+    if plan.ffn_cut.degree > 1 and shape.family.expert_bias:
+        raise LayoutError(
+            f"parallel.sp = {layout.sp}: ffn = tp would add the bias of an expert's output once a "
+            "rank; try ffn = ep"
+        )
+    sends_whole_tokens = plan.ffn_cut.degree > 1 or (
+        layout.ep > 1 and layout.dispatch is Dispatch.DEDUPLICATED
+    )
+    if sends_whole_tokens and plan.arithmetic.balance.capacity > 0:
+        raise LayoutError(
+            f"{layout.name()}: choices over a capacity are dropped in dispatch by rows only; try "
+            "dispatch = all_to_all with ffn = ep"
+        )
+    if layout.ffn is FeedForward.TP and layout.ep > 1:
+        raise LayoutError(
+            f"parallel.ep = {layout.ep}: ffn = tp cuts every expert over sp and leaves none to ep; "
+            "try ep = 1"
+        )
+
+
 def sizes(plan: Plan) -> Sizes:
     """The number behind every letter for one rank and one micro-batch; routed rows at balance,
     bounded by the worst.
     """
     shape, layout = plan.shape, plan.layout
-    split = split_heads(shape.heads, shape.kv_heads, layout.sp)
+    split = plan.heads
     tokens = plan.tokens // layout.sp
+    group = layout.sp if layout.ffn is FeedForward.TP else layout.ep
+    rows = tokens * shape.top_k * (group // layout.ep)
+    width = plan.ffn_cut.degree
+    visits = round(tokens * expected_visits(shape.experts, shape.top_k, layout.ep))
     numbers: Mapping[str, int] = {
         "B": plan.micro_batch,
         "S": plan.sequence,
@@ -212,17 +292,40 @@ def sizes(plan: Plan) -> Sizes:
         "l": shape.layers,
         "L": plan.local_experts,
         "k": shape.top_k,
-        "U": tokens * layout.ep,
+        "U": tokens * group,
         "O": tokens * shape.top_k,
-        "R": tokens * shape.top_k,
-        "F": shape.ffn_hidden,
-        "W": shape.dense_ffn_hidden,
-        "w": shape.shared_hidden,
+        "R": rows,
+        "o": visits,
+        "r": visits,
+        "F": shape.ffn_hidden // width,
+        "W": shape.dense_ffn_hidden // width,
+        "w": shape.shared_hidden // width,
         "d": layout.world,
         "I": statistics_size(shape),
     }
-    worst = tokens * layout.ep * min(shape.top_k, plan.local_experts)
-    return Sizes(numbers=numbers, bounds={"R": worst}, ranks=layout.degrees)
+    reach = min(shape.top_k, layout.ep)
+    worst = tokens * group * min(shape.top_k, plan.local_experts)
+    return Sizes(
+        numbers=numbers,
+        bounds={"R": worst, "o": tokens * reach, "r": tokens * group},
+        ranks=layout.degrees,
+    )
+
+
+def expected_visits(experts: int, top_k: int, ranks: int) -> Fraction:
+    """The ranks that a token reaches on average where every set of experts is as likely.
+
+    Example:
+        >>> float(expected_visits(4, 2, 2)), float(expected_visits(8, 2, 8))
+        (1.6666666666666667, 2.0)
+    """
+    missed = Fraction(comb(experts - experts // ranks, top_k), comb(experts, top_k))
+    return ranks * (1 - missed)
+
+
+def _halved(sequence: int) -> int:
+    """Pairs of tokens of a sequence; of an odd one no degree above 1 divides anything."""
+    return sequence // 2 if sequence % 2 == 0 else 1
 
 
 # The statistics vector: four sums, how many ranks were asked to stop, the reciprocals of the

@@ -54,7 +54,7 @@ def flops(task: Task, n: Sizes) -> int:
     numbers = {**n.numbers, **{old: n.count(new) for old, new in task.renames.items()}}
     work = task.op.flops(Sizes(numbers=numbers, bounds=n.bounds))
     match task.phase:
-        case "dgrad" if task.op.name in ("attention", "sink_attention"):
+        case "dgrad" if task.op.name in ("attention", "attention_part", "sink_attention"):
             return work * 5 // 2  # five products of the forward's two
         case "fused":
             return 3 * work

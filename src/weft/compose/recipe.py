@@ -7,7 +7,7 @@ from weft.config.model import ModelConfig
 from weft.config.run import RunConfig
 from weft.errors import ConfigError
 from weft.model.families import FAMILIES, Shape
-from weft.parallel.layout import Dispatch, Layout
+from weft.parallel.layout import Attention, Dispatch, FeedForward, Layout
 from weft.parallel.sync import Sync, Wire
 
 
@@ -68,6 +68,8 @@ def layout(config: RunConfig) -> Layout:
         sp=parallel.sp,
         ep=parallel.ep,
         dispatch=Dispatch(parallel.dispatch),
+        attention=Attention(parallel.attention),
+        ffn=FeedForward(parallel.ffn),
         node=parallel.node,
     )
 

@@ -12,6 +12,7 @@ from types import MappingProxyType, SimpleNamespace
 from weft.compose.lower import Context, Lowering
 from weft.compose.plan import LOADS, Plan
 from weft.compose.replicas import arrives_in_flight
+from weft.compose.spread import attention_of
 from weft.compose.stage import is_copy, is_shared
 from weft.graph.backward import differentiate
 from weft.graph.program import Program, Value, join
@@ -77,8 +78,10 @@ def embedding(plan: Plan) -> Segment:
     """Token ids to the first hidden state, and the rotary table."""
     o = Recorder("embedding.forward")
     w = SimpleNamespace(embed=o.input("w.embed", DIMS["embed"]))
-    tokens, positions = o.input("tokens", "T", "i64"), o.input("positions", "T", "i64")
-    outputs = lm.embedding(Lowering(o, plan, Context()), tokens, positions, w)
+    lowering = Lowering(o, plan, Context())
+    tokens = o.input("tokens", "T", "i64")
+    positions = o.input("positions", lowering.spread.projected.tokens, "i64")
+    outputs = lm.embedding(lowering, tokens, positions, w)
     derived = differentiate(o.finish(*outputs))
     return Segment(forward=derived.forward, backward=derived.backward)
 
@@ -92,13 +95,15 @@ def positions(plan: Plan) -> Program:
 def layer(plan: Plan, kind: Kind, weights: Sequence[str], *, evaluate: bool = False) -> Segment:
     """One layer of a kind; `weights` are the short names of its parameters."""
     o = Recorder(f"{kind}.forward")
-    w = SimpleNamespace(**{name: o.input(f"w.{name}", DIMS[name]) for name in weights})
+    here = attention_of(plan).projected
+    dims = {**DIMS, **here.weights}
+    w = SimpleNamespace(**{name: o.input(f"w.{name}", dims[name]) for name in weights})
     x = o.input("x", "T D")
     routed = kind is not Kind.DENSE
     drops = routed and plan.arithmetic.balance.capacity > 0
     context = Context(
-        cos=o.input("cos", "T c", "acc"),
-        sin=o.input("sin", "T c", "acc"),
+        cos=o.input("cos", f"{here.tokens} c", "acc"),
+        sin=o.input("sin", f"{here.tokens} c", "acc"),
         segments=o.input("segments", "", "host"),
         losses=o.input("s.losses", "2", "acc") if routed else None,
         tally=o.input("s.tally", "E", "acc") if routed else None,

@@ -64,7 +64,13 @@ def owned(plan: Plan) -> tuple[Parameter, ...]:
     mine = {f"layers.{i}" for chunk in chunks for i in chunk.layers}
     mine |= {"embed"} if chunks[0].first else set()
     mine |= {"head", *(("embed",) if shape.tied else ())} if chunks[-1].last else set()
-    every = parameters(shape, ep=layout.ep, ep_rank=layout.ep_rank(plan.rank))
+    every = parameters(
+        shape,
+        ep=layout.ep,
+        ep_rank=layout.ep_rank(plan.rank),
+        attention=plan.attention_cut,
+        ffn=plan.ffn_cut,
+    )
     return tuple(parameter for parameter in every if parameter.segment in mine)
 
 

@@ -18,7 +18,13 @@ class ParallelConfig(Branch):
     dp: Size = Field(default=1, description="the degree of data parallelism")
     sp: Size = Field(default=1, description="the degree of sequence parallelism")
     ep: Size = Field(default=1, description="the degree of expert parallelism")
-    dispatch: Literal["all_to_all", "all_gather"] = Field(
+    attention: Literal["sp", "tp", "cp"] = Field(
+        default="sp", description="what the sp group does in attention: sequence, tensor or context"
+    )
+    ffn: Literal["ep", "tp"] = Field(
+        default="ep", description="whole experts over ep, or a slice of every expert over sp"
+    )
+    dispatch: Literal["all_to_all", "all_gather", "deduplicated"] = Field(
         default="all_to_all", description="how tokens reach their experts"
     )
     zero: Literal[1, 2] = Field(

@@ -5,12 +5,19 @@ Rules of the layout, each with the reason it cannot be bent:
     heads % sp                        a rank of a sequence-parallel group has heads / sp query heads
     kv_heads % sp  or  sp % kv_heads  it has kv_heads / sp of them, or shares one with others
     (micro_batch * sequence) % sp     the tokens of a micro-batch are cut evenly over the group
+    sequence % (2 sp)                 of context parallelism: two chunks of each sequence a rank
+    ffn_hidden % sp                   of a tensor-parallel ffn: a rank holds a slice of every expert
+    dense_ffn_hidden % sp             likewise, and of every feed-forward
+    ep = 1                            likewise: every expert is on every rank, none is left to ep
     experts % ep                      a rank of an expert-parallel group holds experts / ep of them
     (dp * sp) % ep                    expert-parallel groups are blocks of consecutive ranks
     (dp * sp) % node                  nodes are blocks of consecutive ranks
     node % ep  or  ep % node          replicas of an expert are spread alike over all nodes
+
+The first two are of sequence and tensor parallelism, which cut heads.
 """
 
+from collections.abc import Iterator
 from math import gcd
 from typing import Any, ClassVar, Self, cast
 
@@ -87,27 +94,64 @@ def _with_run_dir(train: object, name: str) -> object:
 
 
 def _check_sequence_axis(run: RunConfig) -> None:
-    sp, heads, kv_heads = run.parallel.sp, run.model.heads, run.model.kv_heads
-    tokens = run.train.micro_batch * run.data.sequence
-
-    def problem(degree: int) -> str | None:
-        if heads % degree:
-            return f"must divide model.heads ({heads})"
-        if kv_heads % degree and degree % kv_heads:
-            return f"must divide model.kv_heads ({kv_heads}) or be a multiple of it"
-        if tokens % degree:
-            return f"must divide train.micro_batch * data.sequence ({tokens} tokens)"
-        return None
-
-    rule = problem(sp)
+    sp = run.parallel.sp
+    rule = _sequence_rule(run, sp)
     if rule:
-        legal = [d for d in divisors(heads) if not problem(d)]
+        pool = run.data.sequence if run.parallel.attention == "cp" else run.model.heads
+        legal = [d for d in divisors(pool) if not _sequence_rule(run, d)]
         blocks = [d for d in legal if run.parallel.dp * d % run.parallel.ep == 0]
         raise LayoutError(refusal("parallel.sp", sp, rule, nearest(sp, blocks or legal)))
 
 
+def _sequence_rule(run: RunConfig, degree: int) -> str | None:
+    """The first rule that a degree of `sp` breaks."""
+    model, tokens = run.model, run.train.micro_batch * run.data.sequence
+    for count, key, unit in _cut_by_sp(run):
+        if count % degree:
+            return f"must divide {key} ({count}{unit})"
+    if degree > 1 and (rule := _uncut_by_heads(run, degree)):
+        return rule
+    cuts_heads = run.parallel.attention != "cp"
+    if cuts_heads and model.kv_heads % degree and degree % model.kv_heads:
+        return f"must divide model.kv_heads ({model.kv_heads}) or be a multiple of it"
+    if tokens % degree:
+        return f"must divide train.micro_batch * data.sequence ({tokens} tokens)"
+    if not cuts_heads and degree > 1 and run.data.sequence % (2 * degree):
+        return (
+            f"must divide half of data.sequence ({run.data.sequence}): under context parallelism "
+            "a rank holds two chunks of each sequence"
+        )
+    return None
+
+
+def _uncut_by_heads(run: RunConfig, degree: int) -> str | None:
+    """What of a family tensor-parallel attention has no slice of."""
+    if run.parallel.attention != "tp":
+        return None
+    if run.model.family == "olmoe" and run.model.qk_norm:
+        return (
+            'must be 1 with parallel.attention = "tp": a norm over all heads has no slice '
+            '(parallel.attention = "sp" has them all)'
+        )
+    if run.model.attention_bias and degree > run.model.kv_heads:
+        return f"must be at most model.kv_heads ({run.model.kv_heads}) where attention has biases"
+    return None
+
+
+def _cut_by_sp(run: RunConfig) -> Iterator[tuple[int, str, str]]:
+    """What a degree of `sp` must divide, where it is, and its unit."""
+    if run.parallel.attention != "cp":
+        yield run.model.heads, "model.heads", ""
+    if run.parallel.ffn == "tp":
+        yield run.model.ffn_hidden, "model.ffn_hidden", ""
+        yield run.model.dense_ffn_hidden, "model.dense_ffn_hidden", ""
+
+
 def _check_expert_axis(run: RunConfig) -> None:
     ep, experts, ranks = run.parallel.ep, run.model.experts, run.parallel.ranks
+    if run.parallel.ffn == "tp" and ep > 1:
+        rule = 'must be 1 with parallel.ffn = "tp", which cuts every expert over parallel.sp'
+        raise LayoutError(refusal("parallel.ep", ep, rule, 1))
     legal = divisors(gcd(experts, ranks))
     if ep in legal:
         return

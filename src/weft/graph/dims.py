@@ -41,9 +41,11 @@ LEGEND: Mapping[str, str] = MappingProxyType(
         "U": "tokens of the expert-parallel group, T ep",
         "O": "routed rows leaving this rank, T k",
         "R": "routed rows on this rank (dynamic)",
-        "F": "hidden width of a routed expert",
-        "W": "hidden width of a dense feed-forward",
-        "w": "hidden width of the shared experts together",
+        "o": "tokens leaving this rank, one for each rank they go to (dynamic)",
+        "r": "tokens that came to this rank, each once (dynamic)",
+        "F": "hidden width of a routed expert, or of this rank's slice",
+        "W": "hidden width of a dense feed-forward, or of this rank's slice",
+        "w": "hidden width of the shared experts together, or of this rank's slice",
         "Z": "elements of a flat bucket",
         "z": "elements of one rank's shard of a flat bucket",
         "y": "elements of one node's share of a flat bucket",
@@ -51,7 +53,7 @@ LEGEND: Mapping[str, str] = MappingProxyType(
     }
 )
 
-DYNAMIC = frozenset({"R"})
+DYNAMIC = frozenset({"R", "o", "r"})
 
 _TERM = re.compile(r"(\d*)([A-Za-z]?)")
 

@@ -194,6 +194,10 @@ _TABLE = (
         flops=lambda n: 2 * n.T * n.D * n.Q, tolerance=Tolerance.MATMUL, paper="2.2",
     ),
     _op(
+        "qkv_project_shared", "h:N D, w*:M D, kv*:2 G C D -> qkv:N P", dgrad="w kv", wgrad="h",
+        flops=lambda n: 2 * n.N * n.D * n.P, tolerance=Tolerance.MATMUL, paper="1.2",
+    ),
+    _op(
         "rotate", "qkv:T Q, cos~@acc:T c, sin~@acc:T c -> q:T H C, k:T G C, v:T G C",
         dgrad="cos sin", flops=lambda n: 3 * n.T * (n.H + n.G) * n.C, paper="2.2",
     ),
@@ -220,6 +224,13 @@ _TABLE = (
         "sink_attention", "q:N J C, k:N K C, v:N K C, sinks*:H, segments~@host: -> a:N J C, lse~@acc:J N",
         dgrad="q k v a lse segments", wgrad="sinks a lse",
         flops=lambda n: 2 * n.N * n.S * n.J * n.C, tolerance=Tolerance.ATTENTION,
+    ),
+    _op("join_kv", "k:T G C, v:T G C -> p:T 2G C", dgrad="", tolerance=Tolerance.EXACT, paper="1.2"),
+    _op("order_kv", "p:N 2G C -> k:N G C, v:N G C", dgrad="", tolerance=Tolerance.EXACT, paper="1.2"),
+    _op(
+        "attention_part", "q:T H C, k:N G C, v:N G C, segments~@host: -> a:T H C, lse~@acc:H T",
+        dgrad="q k v a lse segments",
+        flops=lambda n: 2 * n.T * n.S * n.H * n.C, tolerance=Tolerance.ATTENTION, paper="1.2",
     ),
     _op("join_heads", "p:N J C -> a:T A", dgrad="", tolerance=Tolerance.EXACT, paper="1.2"),
     _op(
@@ -295,6 +306,15 @@ _TABLE = (
         "plan_received", "counts~@i64:Y L, splits~@host: -> order~@i64:R, inverse~@i64:R, ends~@i32:L",
         tolerance=Tolerance.EXACT, paper="3.3",
     ),
+    _op("count_visits", "experts~@i64:T k -> counts~@i64:2Y", tolerance=Tolerance.EXACT, paper="1.3"),
+    _op(
+        "plan_visits", "experts~@i64:T k, splits~@host: -> order~@i64:o, slot_row~@i64:T Y, choices~@i64:o k",
+        tolerance=Tolerance.EXACT, paper="1.3",
+    ),
+    _op(
+        "permute_gates", "gates@acc:T k, order~@i64:o, slot_row~@i64:T Y -> out@acc:o k",
+        dgrad="slot_row", tolerance=Tolerance.EXACT, paper="1.3",
+    ),
     _op("count_local", "experts~@i64:U k -> counts~@i64:L", tolerance=Tolerance.EXACT, paper="1.3"),
     _op(
         "plan_local", "experts~@i64:U k, rows~@host: -> order~@i64:R, slot_row~@i64:U k, ends~@i32:L",
@@ -359,6 +379,7 @@ _TABLE = (
     _comm("all_to_all_counts", "counts~@i64:E -> received~@i64:Y L", wire="even", paper="1.3"),
     _comm("all_to_all_rows", "rows:O D, splits~@host: -> out:R D", adjoint="all_to_all_rows", wire="rows", paper="1.3"),
     _comm("all_to_all_weights", "scales@acc:O, splits~@host: -> out@acc:R", adjoint="all_to_all_weights", wire="rows", paper="1.3"),
+    _comm("all_to_all_choices", "choices~@i64:o k, splits~@host: -> out~@i64:r k", wire="rows", paper="1.3"),
     _comm("all_gather", "x:T D -> y:U D", adjoint="reduce_scatter", wire="gather", paper="1.3"),
     _comm(
         "reduce_scatter", "x:U D -> y:T D", adjoint="all_gather", wire="scatter", paper="1.3", tolerance=Tolerance.REDUCTION,
@@ -372,6 +393,7 @@ _TABLE = (
     _comm("receive", "like~:T D -> x~:T D", wire="receive", paper="1.5"),
     # ---- named host synchronisations -----------------------------------------------------------------------
     _op("splits_to_host", "sent~@i64:E, received~@i64:Y L -> splits~@host:", lane=Lane.HOST, tolerance=Tolerance.EXACT, paper="5"),
+    _op("visits_to_host", "sent~@i64:2Y, received~@i64:Y 2 -> splits~@host:, rows~@host:", lane=Lane.HOST, tolerance=Tolerance.EXACT, paper="5"),
     _op("rows_to_host", "counts~@i64:L -> rows~@host:", lane=Lane.HOST, tolerance=Tolerance.EXACT, paper="5"),
     # ---- gradient synchronisation and the optimizer --------------------------------------------------------
     _comm("reduce_scatter_grad", "grad~@acc:Z -> shard~@acc:z", wire="scatter", paper="1.4", tolerance=Tolerance.REDUCTION),

@@ -13,7 +13,7 @@ values through the flash kernels of torch for CPUs, which skip the masked half a
 grouped heads in every dtype.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 
@@ -25,11 +25,14 @@ from weft.ops.precision import accumulation_dtype
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Segments:
-    """The documents of a flat token dim; `cumulative` is 0 and the ends, on the device."""
+    """The documents of a flat token dim; `cumulative` is 0 and the ends, on the device, and `held`
+    are the tokens whose queries are here, in their order.
+    """
 
     ends: tuple[int, ...]
     longest: int
     cumulative: Tensor
+    held: tuple[range, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,8 +48,11 @@ class Run:
         return slice(self.start, self.start + self.count * self.length)
 
 
-def segments(ends: Iterable[int], device: torch.device | str) -> Segments:
-    """Returns the documents that end at these tokens; the last end is the number of tokens.
+def segments(
+    ends: Iterable[int], device: torch.device | str, *, held: Sequence[range] = ()
+) -> Segments:
+    """Returns the documents that end at these tokens; the last end is the number of tokens, all of
+    which are held where nothing is said.
 
     Example:
         >>> segments((2, 5), "cpu").longest
@@ -58,7 +64,12 @@ def segments(ends: Iterable[int], device: torch.device | str) -> Segments:
     cumulative = torch.tensor(edges, dtype=torch.int32)
     if torch.device(device).type == "cuda":  # from pinned memory the copy does not hold up the host
         cumulative = cumulative.pin_memory().to(device, non_blocking=True)
-    return Segments(ends=edges[1:], longest=max(lengths), cumulative=cumulative)
+    return Segments(
+        ends=edges[1:],
+        longest=max(lengths),
+        cumulative=cumulative,
+        held=tuple(held) or (range(edges[-1]),),
+    )
 
 
 def runs(segments: Segments) -> tuple[Run, ...]:
@@ -86,14 +97,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> tuple[Tens
     Numerics:
         Scores, softmax and sums in the accumulation dtype.
     """
-    return _forward(_written_out, q, k, v, segments)
+    return _forward(written_out, q, k, v, segments)
 
 
 def attention_dgrad(
     da: Tensor, q: Tensor, k: Tensor, v: Tensor, a: Tensor, lse: Tensor, segments: Segments
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the gradients of queries, keys and values, the probabilities rebuilt from `lse`."""
-    return _backward(_written_out_dgrad, (da, q, k, v, a), lse, segments)
+    return _backward(written_out_dgrad, (da, q, k, v, a), lse, segments)
 
 
 def attention_cpu(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
@@ -165,22 +176,29 @@ def _by_group(x: Tensor, kv_heads: int) -> Tensor:
 
 
 def _scores(q: Tensor, k: Tensor) -> Tensor:
-    length = q.shape[-2]
-    future = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
+    """Scaled scores; the queries are those of the last tokens that have keys."""
+    queries, keys = q.shape[-2], k.shape[-2]
+    future = torch.ones(queries, keys, dtype=torch.bool, device=q.device).triu(1 + keys - queries)
     scores = (q @ k.transpose(-1, -2)) / q.shape[-1] ** 0.5
     return scores.masked_fill(future, float("-inf"))
 
 
-def _written_out(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def written_out(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns output and log-sum-exp of documents of one length, or of their last tokens.
+
+    Shapes:
+        q [B, J, S', C], k [B, K, S, C], v [B, K, S, C] with S' <= S -> [B, J, S', C], [B, J, S']
+    """
     wide_q, wide_k, wide_v = (_by_group(x, k.shape[1]) for x in (q, k, v))
     scores = _scores(wide_q, wide_k)
     out = scores.softmax(-1) @ wide_v
     return out.flatten(1, 2).to(q.dtype), scores.logsumexp(-1).flatten(1, 2)
 
 
-def _written_out_dgrad(
+def written_out_dgrad(
     da: Tensor, q: Tensor, k: Tensor, v: Tensor, a: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the gradients of the operands of `written_out`."""
     da, wide_q, wide_k, wide_v, a = (_by_group(x, k.shape[1]) for x in (da, q, k, v, a))
     p = (_scores(wide_q, wide_k) - lse.unflatten(1, (k.shape[1], -1)).unsqueeze(-1)).exp()
     ds = p * (da @ wide_v.transpose(-1, -2) - (da * a).sum(-1, keepdim=True))

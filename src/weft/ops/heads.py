@@ -65,6 +65,42 @@ def join_heads_dgrad(da: Tensor, *, sp: int, heads: int) -> Tensor:
     return _by_rank(da.unflatten(-1, (sp * heads, -1)), sp).flatten(0, 1)
 
 
+def join_kv(k: Tensor, v: Tensor) -> Tensor:
+    """Returns keys and values as one tensor, to be gathered by one collective.
+
+    Shapes:
+        k [T, G, C], v [T, G, C] -> p [T, 2G, C]
+    """
+    return torch.cat((k, v), dim=1)
+
+
+def join_kv_dgrad(dp: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the gradients of keys and values, as views."""
+    dk, dv = dp.chunk(2, dim=1)
+    return dk, dv
+
+
+def order_kv(p: Tensor, *, sp: int, sequences: int) -> tuple[Tensor, Tensor]:
+    """Returns the keys and values that ranks hold in zigzag in the order of the stream.
+
+    Rank r holds chunks r and 2 sp - 1 - r of each sequence.
+
+    Shapes:
+        p [N, 2G, C], rank by rank -> k [N, G, C], v [N, G, C]
+    """
+    early, late = p.unflatten(0, (sp, sequences, 2, -1)).unbind(2)
+    chunks = torch.cat((early, late.flip(0)))  # [2 sp, B, chunk, 2G, C]
+    k, v = chunks.transpose(0, 1).flatten(0, 2).chunk(2, dim=1)
+    return k, v
+
+
+def order_kv_dgrad(dk: Tensor, dv: Tensor, *, sp: int, sequences: int) -> Tensor:
+    """Returns the gradient of what was gathered, rank by rank."""
+    chunks = torch.cat((dk, dv), dim=1).unflatten(0, (sequences, 2 * sp, -1)).transpose(0, 1)
+    early, late = chunks.chunk(2)
+    return torch.stack((early, late.flip(0)), dim=2).flatten(0, 3)
+
+
 def _by_rank(x: Tensor, sp: int) -> Tensor:
     return x.unflatten(1, (sp, -1)).transpose(0, 1)
 

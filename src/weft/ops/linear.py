@@ -57,6 +57,33 @@ def project_wgrad_narrow(acc: Tensor, dy: Tensor, x: Tensor) -> Tensor:
     return add_narrow_product(acc, dy, x)
 
 
+def project_shared(h: Tensor, w: Tensor, kv: Tensor, *, head: int) -> Tensor:
+    """Returns this rank's queries and the key and value head that it shares with other ranks.
+
+    Shapes:
+        h [N, D], w [J C, D], kv [2, G, C, D] -> [N, (J + 2) C]
+    """
+    return torch.cat((F.linear(h, w), F.linear(h, kv[:, head].flatten(0, 1))), dim=1)
+
+
+def project_shared_dgrad(dqkv: Tensor, w: Tensor, kv: Tensor, *, head: int) -> Tensor:
+    """Returns the gradient of the input of `project_shared`, as far as this rank's heads go."""
+    dq, dkv = dqkv[:, : w.shape[0]], dqkv[:, w.shape[0] :]
+    return torch.addmm(dq @ w, dkv, kv[:, head].flatten(0, 1))
+
+
+def project_shared_wgrad(
+    acc: Tensor, kv_acc: Tensor, dqkv: Tensor, h: Tensor, *, head: int
+) -> tuple[Tensor, Tensor]:
+    """Adds the gradients of both weights of `project_shared`; of the second only its own head."""
+    width, size = acc.shape[0], kv_acc.shape[2]
+    acc = add_product(acc, dqkv[:, :width], h)
+    for half in (0, 1):
+        columns = slice(width + half * size, width + (half + 1) * size)
+        add_product(kv_acc[half, head], dqkv[:, columns], h)
+    return acc, kv_acc
+
+
 def router_logits(h: Tensor, w: Tensor) -> Tensor:
     """Returns the router's logits, computed in the accumulation dtype."""
     acc = accumulation_dtype(h.dtype)

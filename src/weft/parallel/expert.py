@@ -13,7 +13,9 @@ reduce-scatter 2 b s h (n - 1) / n.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
+
+from weft.parallel.strategy import ExpertStrategy
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -171,3 +173,60 @@ def combine_all_gather(o: Any, d: Any, e: Gathered, *, top_k: int) -> Any:
     (partial,) = o.call("gather_sum", d, e.slot_row, e.order, top_k=top_k, renames=group)
     (z,) = o.call("reduce_scatter", partial, axis="ep", label="outputs")
     return z
+
+
+# ---- the ways as strategies ----------------------------------------------------------------------
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EveryExpert(ExpertStrategy):
+    """All experts on every rank: nothing is exchanged."""
+
+    num_experts: int
+    top_k: int
+    plan: PlanRows = plan_all
+
+    def dispatch(self, o: Any, h: Any, weights: Any, experts: Any) -> Local:
+        return dispatch_local(
+            o, h, weights, experts, num_experts=self.num_experts, top_k=self.top_k, plan=self.plan
+        )
+
+    def combine(self, o: Any, d: Any, e: Local) -> Any:
+        return combine_local(o, d, e, top_k=self.top_k)
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ByExchange(ExpertStrategy):
+    """Rows to the ranks of their experts and back, by all-to-all."""
+
+    num_experts: int
+    top_k: int
+    plan: PlanRows = plan_all
+
+    def dispatch(self, o: Any, h: Any, weights: Any, experts: Any) -> Exchanged:
+        return dispatch_all_to_all(
+            o, h, weights, experts, num_experts=self.num_experts, top_k=self.top_k, plan=self.plan
+        )
+
+    def combine(self, o: Any, d: Any, e: Exchanged) -> Any:
+        return combine_all_to_all(o, d, e, top_k=self.top_k)
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ByGathering(ExpertStrategy):
+    """Every token to every rank, partial sums back: all-gather and reduce-scatter."""
+
+    first: int
+    local: int
+    top_k: int
+
+    def dispatch(self, o: Any, h: Any, weights: Any, experts: Any) -> Gathered:
+        return dispatch_all_gather(
+            o, h, weights, experts, first=self.first, local=self.local, top_k=self.top_k
+        )
+
+    def combine(self, o: Any, d: Any, e: Gathered) -> Any:
+        return combine_all_gather(o, d, e, top_k=self.top_k)

@@ -2,6 +2,8 @@
 
 world   pp x dp x sp, sp fastest: rank = (pp_rank dp + dp_rank) sp + sp_rank
 stage   the dp x sp ranks that hold the same layers; their replicas of the dense weights
+sp      the ranks that share a micro-batch: Ulysses, tensor- or context-parallel in attention
+dp      ranks of a stage that hold the same slice of what is cut over sp
 ep      consecutive blocks of a stage
 edp     ranks of a stage that hold the same experts
 node    consecutive blocks of a stage, where the recipe names their size; then the replicas of a
@@ -20,6 +22,22 @@ class Dispatch(StrEnum):
 
     ALL_TO_ALL = "all_to_all"
     ALL_GATHER = "all_gather"
+    DEDUPLICATED = "deduplicated"  # all-to-all of tokens, each once a rank, instead of rows
+
+
+class Attention(StrEnum):
+    """What the ranks of `sp` do together in attention (paper 1.2)."""
+
+    SP = "sp"  # all-to-all: each has whole heads of all tokens, weights replicated
+    TP = "tp"  # all-gather and reduce-scatter: each has the weights of its heads
+    CP = "cp"  # all-gather of keys and values: each has its queries of every head
+
+
+class FeedForward(StrEnum):
+    """How experts are spread over ranks (paper 1.2)."""
+
+    EP = "ep"  # whole experts, over ep
+    TP = "tp"  # a slice of the width of each, over sp
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,8 +50,8 @@ class Leg:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """Degrees of each axis. `dense` (dp x sp) and `edp` (dp x sp / ep) follow; `node` is the ranks
-    of a node, 0 where all wires count alike.
+    """Degrees of each axis, and what is done on them. `dense` (dp x sp) and `edp` (dp x sp / ep)
+    follow; `node` is the ranks of a node, 0 where all wires count alike.
     """
 
     pp: int = 1
@@ -41,6 +59,8 @@ class Layout:
     sp: int = 1
     ep: int = 1
     dispatch: Dispatch = Dispatch.ALL_TO_ALL
+    attention: Attention = Attention.SP
+    ffn: FeedForward = FeedForward.EP
     node: int = 0
 
     @property
@@ -65,6 +85,7 @@ class Layout:
         """Every axis of this layout with its degree."""
         whole = {
             "sp": self.sp,
+            "dp": self.dp,
             "ep": self.ep,
             "dense": self.stage,
             "edp": self.edp,
@@ -72,7 +93,7 @@ class Layout:
             "pp": self.pp,
             "ends": min(self.pp, 2),
         }
-        legs = (leg for axis in ("dense", "edp") for leg in self.legs(axis))
+        legs = (leg for axis in ("dense", "edp", "dp") for leg in self.legs(axis))
         return {**whole, **{leg.axis: leg.ranks for leg in legs}}
 
     def legs(self, residence: str) -> tuple[Leg, ...]:
@@ -83,10 +104,11 @@ class Layout:
             >>> Layout(dp=4, sp=2, ep=2, node=4).legs("edp")
             (Leg(axis='edp_intra', ranks=2), Leg(axis='edp_inter', ranks=2))
         """
-        ranks = {"dense": self.stage, "edp": self.edp}[residence]
+        apart = self._apart(residence)
+        ranks = self.stage // apart
         if not self.node:
             return (Leg(axis=residence, ranks=ranks),)
-        near = {"dense": self.node, "edp": max(self.node // self.ep, 1)}[residence]
+        near = max(self.node // apart, 1)
         return (
             Leg(axis=f"{residence}_intra", ranks=near),
             Leg(axis=f"{residence}_inter", ranks=ranks // near),
@@ -101,23 +123,40 @@ class Layout:
         return rank % self.stage // self.sp
 
     def sp_rank(self, rank: int) -> int:
-        """Which share of a micro-batch's tokens a rank holds."""
+        """Which share of a micro-batch's tokens a rank holds, and which slice of what is cut."""
         return rank % self.sp
 
     def replica(self, axis: str, rank: int) -> int:
-        """The position of a rank among the replicas of the parameters that live on an axis."""
-        return rank % self.stage // (self.ep if axis == "edp" else 1)
+        """The position of a rank among the replicas of the parameters that live on an axis.
+
+        Example:
+            >>> layout = Layout(dp=2, sp=4, ep=2)
+            >>> [layout.replica(axis, 5) for axis in ("dense", "edp", "dp")]
+            [5, 2, 1]
+        """
+        return rank % self.stage // self._apart(axis)
+
+    def _apart(self, residence: str) -> int:
+        """How far apart neighbouring replicas of a parameter are."""
+        return {"dense": 1, "edp": self.ep, "dp": self.sp}[residence]
 
     def ep_rank(self, rank: int) -> int:
         """Which share of the experts a rank holds."""
         return rank % self.ep
 
     def name(self) -> str:
-        """A short name, as in `sp2 dp2 ep4 all_gather`."""
-        degrees = (("pp", self.pp), ("sp", self.sp), ("dp", self.dp), ("ep", self.ep))
+        """A short name, as in `sp2 dp2 ep4 all_gather` or `tp2 ffn-tp`."""
+        degrees = (
+            ("pp", self.pp),
+            (self.attention.value, self.sp),
+            ("dp", self.dp),
+            ("ep", self.ep),
+        )
         parts = [f"{axis}{n}" for axis, n in degrees if n > 1]
         if self.ep > 1:
             parts.append(self.dispatch.value)
+        if self.sp > 1 and self.ffn is FeedForward.TP:
+            parts.append("ffn-tp")
         if self.node:
             parts.append(f"node{self.node}")
         return " ".join(parts) or "one rank"
@@ -158,6 +197,20 @@ def split_heads(heads: int, kv_heads: int, sp: int) -> HeadSplit:
     return HeadSplit(
         heads=heads // sp, kv_heads=max(kv_heads // sp, 1), replicas=max(sp // kv_heads, 1)
     )
+
+
+def heads_of(layout: Layout, heads: int, kv_heads: int) -> HeadSplit:
+    """The heads that a rank of a layout attends with; under context parallelism all of them.
+
+    Example:
+        >>> heads_of(Layout(sp=8, attention=Attention.CP), 32, 4)
+        HeadSplit(heads=32, kv_heads=4, replicas=1)
+
+    Raises:
+        LayoutError: as `split_heads`.
+    """
+    cut = 1 if layout.attention is Attention.CP else layout.sp
+    return split_heads(heads, kv_heads, cut)
 
 
 def _below(number: int, limit: int) -> int:

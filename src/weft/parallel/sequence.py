@@ -9,9 +9,78 @@ blocks that arrive from the ranks, laid end to end, are already the stream: rece
 Paper: 1.2; forward volume a rank b s h (n - 1) / n (2 + 2 / m) / n elements.
 """
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, final
 
 from weft.parallel.layout import HeadSplit
+from weft.parallel.strategy import (
+    AttentionStrategy,
+    Projected,
+    attend_all,
+    project_here,
+    project_out,
+)
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Together(AttentionStrategy):
+    """Every token and every head on one rank: nothing is exchanged."""
+
+    heads: int
+    kv_heads: int
+
+    @property
+    def projected(self) -> Projected:
+        return Projected(heads=self.heads, kv_heads=self.kv_heads)
+
+    def project_qkv(self, o: Any, h: Any, w: Any) -> Any:
+        return project_here(o, h, w)
+
+    def seq_to_heads(self, o: Any, q: Any, k: Any, v: Any) -> Any:  # noqa: ARG002 - as others do
+        return q, k, v
+
+    def attend(self, o: Any, q: Any, k: Any, v: Any, segments: Any) -> Any:
+        return attend_all(o, q, k, v, segments)
+
+    def heads_to_seq(self, o: Any, a: Any) -> Any:
+        (a,) = o.call("join_heads", a, sp=1, heads=self.heads)
+        return a
+
+    def project(self, o: Any, a: Any, w: Any) -> Any:
+        return project_out(o, a, w)
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ulysses(AttentionStrategy):
+    """Tokens cut outside attention, heads inside; two all-to-alls, weights replicated."""
+
+    sp: int
+    heads: int
+    kv_heads: int
+    split: HeadSplit
+
+    @property
+    def projected(self) -> Projected:
+        return Projected(heads=self.heads, kv_heads=self.kv_heads)
+
+    def project_qkv(self, o: Any, h: Any, w: Any) -> Any:
+        return project_here(o, h, w)
+
+    def seq_to_heads(self, o: Any, q: Any, k: Any, v: Any) -> Any:
+        return seq_to_heads(
+            o, q, k, v, sp=self.sp, heads=self.heads, kv_heads=self.kv_heads, split=self.split
+        )
+
+    def attend(self, o: Any, q: Any, k: Any, v: Any, segments: Any) -> Any:
+        return attend_all(o, q, k, v, segments)
+
+    def heads_to_seq(self, o: Any, a: Any) -> Any:
+        return heads_to_seq(o, a, sp=self.sp, split=self.split)
+
+    def project(self, o: Any, a: Any, w: Any) -> Any:
+        return project_out(o, a, w)
 
 
 def seq_to_heads(

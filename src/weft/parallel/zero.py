@@ -10,7 +10,7 @@ its shard, the parameters are gathered back (`parallel.sync`). A bucket ends whe
 middle of a parameter too: several make the pipeline in which the wires inside and between nodes
 work at once.
 
-Paper: 1.4 (dense over dp x sp, experts over their replicas).
+Paper: 1.4 (dense over dp x sp, experts over their replicas, what is cut over sp over dp).
 """
 
 from collections import Counter
@@ -26,7 +26,7 @@ ALIGNMENT = 8  # elements: 16 bytes of bfloat16
 
 
 class Part(Protocol):
-    """A named flat range of a parameter."""
+    """A named flat range of a parameter, and the ranges of the whole that lie in it in a row."""
 
     @property
     def name(self) -> str: ...
@@ -36,6 +36,7 @@ class Part(Protocol):
     def stop(self) -> int: ...
     @property
     def shape(self) -> tuple[int, ...]: ...
+    def runs(self) -> Iterator[range]: ...
 
 
 class Tensor(Protocol):
@@ -203,15 +204,23 @@ def pieces(bucket: Bucket, place: int) -> Iterator[Piece]:
     for slot in bucket.buffer.slots:
         for part in slot.parameter.parts:
             origin = slot.start + part.start
-            first, last = max(origin, own.start), min(slot.start + part.stop, own.stop)
-            if first < last:
-                yield Piece(
-                    name=part.name,
-                    shape=tuple(part.shape),
-                    start=first - origin,
-                    stop=last - origin,
-                    offset=first - own.start,
-                )
+            if origin < own.stop and own.start < slot.start + part.stop:
+                yield from _inside(part, origin, own)
+
+
+def _inside(part: Part, start: int, own: range) -> Iterator[Piece]:
+    """The runs of a part that starts there in its buffer, as far as an owner has them."""
+    for run in part.runs():
+        first, last = max(start, own.start), min(start + len(run), own.stop)
+        if first < last:
+            yield Piece(
+                name=part.name,
+                shape=tuple(part.shape),
+                start=run.start + first - start,
+                stop=run.start + last - start,
+                offset=first - own.start,
+            )
+        start += len(run)
 
 
 def decayed(bucket: Bucket, place: int) -> int:

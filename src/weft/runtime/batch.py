@@ -1,18 +1,23 @@
-"""One micro-batch on one rank: its slice of the tokens, and the documents of the whole stream."""
+"""One micro-batch on one rank: its share of the tokens, and the documents of the whole stream."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from weft.data.batches import MicroBatch
 from weft.ops.attention import Segments, segments
+from weft.parallel.share import Share
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """Shapes: tokens, targets, positions [T] of this rank; segments over all N tokens."""
+    """Shapes: tokens, targets [T] of this rank, positions [T] or [N] as its share says; segments
+    over all N tokens.
+    """
 
     tokens: Tensor
     targets: Tensor
@@ -29,16 +34,21 @@ class Batch:
         }
 
 
-def stage(batch: MicroBatch, *, sp: int, sp_rank: int, device: torch.device) -> Batch:
-    """Copies this rank's share of a micro-batch to its device."""
-    count = len(batch.tokens) // sp
-    share = slice(sp_rank * count, (sp_rank + 1) * count)
+def stage(batch: MicroBatch, share: Share, *, device: torch.device) -> Batch:
+    """Copies a rank's share of a micro-batch to its device."""
     return Batch(
-        tokens=_copy(batch.tokens[share], device),
-        targets=_copy(batch.targets[share], device),
-        positions=_copy(batch.positions[share], device),
-        segments=segments(batch.ends, device),
+        tokens=_copy(pick(batch.tokens, share.tokens), device),
+        targets=_copy(pick(batch.targets, share.tokens), device),
+        positions=_copy(pick(batch.positions, share.positions), device),
+        segments=segments(batch.ends, device, held=share.tokens),
     )
+
+
+def pick(values: Any, ranges: Sequence[range]) -> Any:
+    """The elements of an array in these ranges, one range after the other."""
+    if len(ranges) == 1:
+        return values[ranges[0].start : ranges[0].stop]
+    return np.concatenate([values[r.start : r.stop] for r in ranges])
 
 
 def _copy(array: Any, device: torch.device) -> Tensor:

@@ -11,7 +11,7 @@ device: they depend on no layout, but on the kind of device.
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from math import sqrt
+from math import prod, sqrt
 from typing import Any
 
 import torch
@@ -169,7 +169,8 @@ def initialise(state: State, *, seed: int) -> None:
         for part in parameter.parts:
             std = _deviation(parameter, shape.init_std, shape.layers)
             mean = float(parameter.init is Init.ONES)
-            flat[part.start : part.stop] = _draw(part, mean, std, seed, flat.device).to(flat.dtype)
+            drawn = _draw(part, mean, std, seed, flat.device)
+            flat[part.start : part.stop] = held(part, drawn)
     copy_to_master(state)
 
 
@@ -184,7 +185,7 @@ def _deviation(parameter: Parameter, std: float, layers: int) -> float:
 
 
 def _draw(part: Logical, mean: float, std: float, seed: int, device: torch.device) -> Tensor:
-    count = part.stop - part.start
+    count = prod(part.shape)
     if std == 0:
         return torch.full((count,), mean, device=device)
     key = hashlib.blake2b(f"{seed}/{part.name}".encode(), digest_size=7).digest()
@@ -193,12 +194,19 @@ def _draw(part: Logical, mean: float, std: float, seed: int, device: torch.devic
 
 
 def fill(state: State, read: Callable[[Logical], Tensor]) -> None:
-    """Parameters from anywhere: `read` gives the flat values of a logical parameter."""
+    """Parameters from anywhere: `read` gives the values of a whole logical parameter."""
     for parameter in state.step.parameters:
         flat = state.statics[f"param:{parameter.name}"].view(-1)
         for part in parameter.parts:
-            flat[part.start : part.stop].copy_(read(part).view(-1))
+            flat[part.start : part.stop].copy_(held(part, read(part)))
     copy_to_master(state)
+
+
+def held(part: Logical, whole: Tensor) -> Tensor:
+    """The rows and columns of a logical parameter that a part is, flat."""
+    rows, columns = part.rows, part.columns
+    matrix = whole.reshape(part.shape[0], -1)
+    return matrix[rows.start : rows.stop, columns.start : columns.stop].reshape(-1)
 
 
 def copy_to_master(state: State) -> None:

@@ -90,6 +90,7 @@ def collective_bodies(transport: Transport) -> Mapping[str, Callable[..., Handle
         "all_to_all_counts": counts,
         "all_to_all_rows": rows,
         "all_to_all_weights": rows,
+        "all_to_all_choices": rows,
         "all_gather": gather,
         "all_gather_weights": gather,
         "all_gather_experts": gather,

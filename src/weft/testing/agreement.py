@@ -30,7 +30,7 @@ from weft.model.families import Kind, Shape
 from weft.model.params import Logical, Parameter
 from weft.ops.optimizer import decide
 from weft.parallel.layout import Layout
-from weft.runtime.batch import Batch
+from weft.runtime.batch import Batch, pick
 from weft.runtime.batch import stage as stage_batch
 from weft.runtime.closures import Body
 from weft.runtime.eager import Oracle
@@ -218,8 +218,7 @@ def local_micro_batches(plan: Plan) -> range:
 
 def share(plan: Plan, batch: MicroBatch) -> Batch:
     """A rank's part of a micro-batch: that of its place in the sequence-parallel group."""
-    sp = plan.layout.sp
-    return stage_batch(batch, sp=sp, sp_rank=plan.rank % sp, device=_CPU)
+    return stage_batch(batch, plan.share, device=_CPU)
 
 
 def count_targets(micro_batches: Sequence[MicroBatch]) -> float:
@@ -229,13 +228,10 @@ def count_targets(micro_batches: Sequence[MicroBatch]) -> float:
 
 def _forced(plan: Plan, routing: Routing, step: int) -> Mapping[str, Tensor]:
     """This rank's tokens of the forced choices, under the keys that a replaying step reads."""
-    count = plan.tokens // plan.layout.sp
-    first = plan.rank % plan.layout.sp * count
+    own = plan.share.tokens
     routed = [i for i in range(plan.shape.layers) if plan.shape.kind(i) is not Kind.DENSE]
     return {
-        f"m{m}.forced.{layer}": torch.from_numpy(
-            routing(step, index, layer)[first : first + count].copy()
-        )
+        f"m{m}.forced.{layer}": torch.from_numpy(pick(routing(step, index, layer), own).copy())
         for m, index in enumerate(local_micro_batches(plan))
         for layer in routed
     }
@@ -292,12 +288,13 @@ def require_replicas(stages: Sequence[Stage], when: str) -> None:
     """
     seen: dict[str, tuple[int, Tensor]] = {}
     for rank, stage in enumerate(stages):
-        for name, values in _logical(stage.step.parameters, _tensors(stage, "param")):
-            other, expected = seen.setdefault(name, (rank, values))
+        for part, values in _held(stage.step.parameters, _tensors(stage, "param")):
+            other, expected = seen.setdefault(part.label, (rank, values))
             if not torch.equal(values, expected):
                 raise VerificationError(
-                    f"{when}: {name} of rank {rank} differs from that of rank {other}, expected "
-                    "the same bits; look at how gradients are summed and parameters gathered"
+                    f"{when}: {part.label} of rank {rank} differs from that of rank {other}, "
+                    "expected the same bits; look at how gradients are summed and parameters "
+                    "gathered"
                 )
 
 
@@ -308,10 +305,19 @@ def _tensors(stage: Stage, what: str) -> Mapping[str, Tensor]:
 def _logical(
     parameters: Iterable[Parameter], tensors: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, Tensor]]:
+    """Whole parameters; those of one rank are."""
+    for part, values in _held(parameters, tensors):
+        yield part.name, values.view(part.shape)
+
+
+def _held(
+    parameters: Iterable[Parameter], tensors: Mapping[str, Tensor]
+) -> Iterator[tuple[Logical, Tensor]]:
+    """What is held of each logical parameter, flat."""
     for parameter in parameters:
         flat = tensors[parameter.name].reshape(-1)
         for part in parameter.parts:
-            yield part.name, flat[part.start : part.stop].view(part.shape)
+            yield part, flat[part.start : part.stop]
 
 
 def _named_sums(statistics: Tensor, shape: Shape, step: int) -> Iterator[tuple[str, Tensor]]:

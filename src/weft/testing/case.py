@@ -99,6 +99,11 @@ def _dense() -> Table:
             "rows": Case(inputs=(m.act(T, D), m.act(T, D), m.act(D), m.act(D)), attrs=eps, length=D)
         },
         "qkv_project": lambda m: {"rows": Case(inputs=(m.act(T, D), m.act(F, D)), length=D)},
+        "qkv_project_shared": lambda m: {
+            "second_head": Case(
+                inputs=(m.act(T, D), m.act(F, D), m.act(2, G, C, D)), attrs={"head": 1}, length=D
+            )
+        },
         "project": lambda m: {"rows": Case(inputs=(m.act(T, F), m.act(D, F)), length=D)},
         "router_logits": lambda m: {"rows": Case(inputs=(m.act(T, D), m.act(E, D)), length=D)},
         "add": lambda m: {"rows": Case(inputs=(m.act(T, D), m.act(T, D)))},
@@ -180,6 +185,19 @@ def _attention() -> Table:
         "join_heads": lambda m: {
             "ranks": Case(inputs=(m.act(3 * T, H, C),), attrs={"sp": 3, "heads": H})
         },
+        "join_kv": lambda m: {"heads": Case(inputs=(m.act(T, G, C), m.act(T, G, C)))},
+        "order_kv": lambda m: {
+            f"sp_{sp}": Case(
+                inputs=(m.act(2 * 2 * sp * 3, 2 * G, C),), attrs={"sp": sp, "sequences": 2}
+            )
+            for sp in (1, 2, 3)
+        },
+        "attention_part": lambda m: {
+            "whole": _part(m, (16,), (range(16),)),
+            "one_document": _part(m, (16,), (range(4, 8), range(8, 12))),
+            "edges": _part(m, (3, 4, 10, 16), (range(2), range(6, 12), range(15, 16))),
+            "equal": _part(m, (8, 16, 24, 32), (range(8, 24),)),
+        },
         "attention": lambda m: {
             "one": _documents(m, (16,), G),
             "equal": _documents(m, (16, 32, 48), G),
@@ -223,6 +241,12 @@ def _documents(m: Maker, ends: tuple[int, ...], kv_heads: int) -> Case:
     tokens = ends[-1]
     qkv = m.act(tokens, H, C), m.act(tokens, kv_heads, C), m.act(tokens, kv_heads, C)
     return Case(inputs=(*qkv, segments(ends, m.device)), length=max(tokens, C))
+
+
+def _part(m: Maker, ends: tuple[int, ...], held: tuple[range, ...]) -> Case:
+    q = m.act(sum(map(len, held)), H, C)
+    kv = m.act(ends[-1], G, C), m.act(ends[-1], G, C)
+    return Case(inputs=(q, *kv, segments(ends, m.device, held=held)), length=max(ends[-1], C))
 
 
 def _router() -> Table:
@@ -370,9 +394,20 @@ def _maps() -> Table:
                 "nothing": m.ints([[0, 0], [0, 0], [0, 0]]),
             }.items()
         },
+        "count_visits": lambda m: _each_routing(m, {"ranks": E, "local": 1}),
+        "plan_visits": lambda m: {
+            label: Case(inputs=(chosen, _leaving(chosen, 3, 2)), attrs={"ranks": 3, "local": 2})
+            for label, chosen in routings(m).items()
+        },
+        "visits_to_host": lambda m: {"ranks": Case(inputs=(m.below(9, 6), m.below(9, 3, 2)))},
         "splits_to_host": lambda m: {"ranks": Case(inputs=(m.below(9, 6), m.below(9, 3, 2)))},
         "rows_to_host": lambda m: {"experts": Case(inputs=(m.below(9, 4),))},
     }
+
+
+def _leaving(chosen: Tensor, ranks: int, local: int) -> Splits:
+    there = [sum(d in {e // local for e in row} for row in chosen.tolist()) for d in range(ranks)]
+    return Splits(send=tuple(there), receive=(0,) * ranks)
 
 
 def _each_routing(m: Maker, attrs: Mapping[str, object]) -> Mapping[str, Case]:
@@ -409,6 +444,11 @@ def _movement() -> Table:
     return {
         "permute": with_maps(lambda m, c, o, s: (m.act(c.shape[0], D), o, s)),
         "permute_weights": with_maps(lambda m, c, o, s: (m.acc(*c.shape), o, s)),
+        "permute_gates": lambda m: {
+            label: Case(inputs=(m.acc(T, 3), order, slots), attrs={"top_k": slots.shape[1]})
+            for label, (chosen, order, slots) in _row_maps(m).items()
+            if len(chosen) == T
+        },
         "gather_sum": with_maps(lambda m, _, o, s: (m.act(o.shape[0], D), s, o)),
         "reorder": reordered(lambda m: m.act(7, D)),
         "reorder_weights": reordered(lambda m: m.acc(7)),

@@ -188,6 +188,17 @@ def run(crew: Crew, course: Course, trial: Trial) -> tuple[Run, ...]:
     )
 
 
+def initial_parameters(course: Course, trial: Trial) -> dict[str, Tensor]:
+    """What one rank starts from: every logical parameter, flat."""
+    crew = stacked_crew(Layout())
+    stage = _stage(crew, 0, crew.transports[0], course, trial)
+    found: dict[str, Tensor] = {}
+    for parameter in stage.step.parameters:
+        flat = stage.state.statics[f"param:{parameter.name}"].reshape(-1)
+        found.update({part.name: flat[part.start : part.stop] for part in parameter.parts})
+    return found
+
+
 def plan_of(course: Course, trial: Trial, layout: Layout, rank: int) -> Plan:
     """The plan of one rank of a trial."""
     config = course.config
@@ -202,6 +213,8 @@ def plan_of(course: Course, trial: Trial, layout: Layout, rank: int) -> Plan:
             "ep": layout.ep,
             "dispatch": layout.dispatch.value,
             "node": layout.node,
+            "attention": layout.attention.value,
+            "ffn": layout.ffn.value,
         }
     )
     compression = config.compression if trial.compressed else CompressionConfig()
@@ -296,13 +309,14 @@ def digests(stage: Stage, kinds: Sequence[str]) -> dict[str, str]:
         for parameter in stage.step.parameters:
             flat = stage.state.statics[f"param:{parameter.name}"].reshape(-1)
             for part in parameter.parts:
-                found[part.name] = _digest(flat[part.start : part.stop])
+                found[part.label] = digest(flat[part.start : part.stop])
     for kind, piece, values in stage.state.shards():
         if kind in kinds:
-            found[f"{kind} of {piece.name}"] = _digest(values)
+            found[f"{kind} of {piece.name}[{piece.start}:{piece.stop}]"] = digest(values)
     return found
 
 
-def _digest(values: Tensor) -> str:
+def digest(values: Tensor) -> str:
+    """The bits of a tensor, as a name for them."""
     words = values.detach().contiguous().view(torch.uint8).numpy()
     return blake2b(words.data, digest_size=_DIGEST_BYTES).hexdigest()

@@ -12,7 +12,7 @@ A whole gradient is on no rank: each says how far its own elements are off, `tes
 Findings are plain values, since those of another process come through a pipe.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -25,7 +25,18 @@ from torch import Tensor
 from weft.compose.plan import Plan
 from weft.compose.step import training_step
 from weft.parallel.layout import Layout
-from weft.testing.crew import Course, Crew, Run, Trial, plan_of, run, stacked_crew
+from weft.runtime.state import held
+from weft.testing.crew import (
+    Course,
+    Crew,
+    Run,
+    Trial,
+    digest,
+    initial_parameters,
+    plan_of,
+    run,
+    stacked_crew,
+)
 from weft.testing.routing import GENERATORS
 from weft.testing.wire import Key, evenly, forward_payload, predict, predicted_forward
 
@@ -49,6 +60,7 @@ class Reference:
 
     length: Length
     runs: Mapping[str, Run]
+    start: Mapping[str, Tensor]  # whole parameters in float64, flat
 
     def gradients(self, trial: str) -> Mapping[str, Tensor]:
         """The whole gradient of each logical parameter at step 1; one rank owns all of it."""
@@ -87,7 +99,11 @@ def one_rank(course: Course, length: Length) -> Reference:
     runs: dict[str, Run] = {}
     for name, trial in trials.items():
         (runs[name],) = run(crew, course, trial)
-    return Reference(length=length, runs=MappingProxyType(runs))
+    return Reference(
+        length=length,
+        runs=MappingProxyType(runs),
+        start=initial_parameters(course, trials[FLOAT64]),
+    )
 
 
 def routing_trials(course: Course) -> Mapping[str, Trial]:
@@ -198,7 +214,7 @@ def _compare(
     exact = [name for name in runs if name in reference.runs]
     return Findings(
         rank=rank,
-        started=tuple(_other_bits(main.start, reference.runs[FLOAT64].start)),
+        started=tuple(_other_start(main, reference.start)),
         fed=tuple(_other_batches(main, reference.runs[FLOAT64])),
         sums={name: runs[name].sums for name in exact},
         distances={n: _distances(runs[n], reference.gradients(n)) for n in exact},
@@ -217,6 +233,14 @@ def _other_bits(ours: Mapping[str, str], theirs: Mapping[str, str]) -> Iterator[
     return (name for name, bits in ours.items() if theirs.get(name) != bits)
 
 
+def _other_start(ours: Run, whole: Mapping[str, Tensor]) -> Iterator[str]:
+    """Parts of parameters that start with other bits than the same part of one rank's."""
+    parts = (part for parameter in ours.step.parameters for part in parameter.parts)
+    for part in parts:
+        if ours.start[part.label] != digest(held(part, whole[part.name])):
+            yield part.label
+
+
 def _reordered(ours: Run, theirs: Run) -> Iterator[str]:
     if not torch.equal(ours.sums, theirs.sums):
         yield "the sums of a step"
@@ -225,13 +249,12 @@ def _reordered(ours: Run, theirs: Run) -> Iterator[str]:
 
 def _other_batches(ours: Run, alone: Run) -> Iterator[str]:
     """Batches of a rank that are not its share of one rank's."""
-    plan = ours.step.plan
-    count = plan.tokens // plan.layout.sp
-    first = plan.rank % plan.layout.sp * count
+    share = ours.step.plan.share
+    ranges = {"tokens": share.tokens, "targets": share.tokens, "positions": share.positions}
     for (step, m), batch in ours.batches.items():
         whole = alone.batches[step, m]
-        for name in ("tokens", "targets", "positions"):
-            if not torch.equal(getattr(batch, name), getattr(whole, name)[first : first + count]):
+        for name, own in ranges.items():
+            if not torch.equal(getattr(batch, name), _pick(getattr(whole, name), own)):
                 yield f"step {step + 1} micro-batch {m} {name}"
         if batch.segments.ends != whole.segments.ends:
             yield f"step {step + 1} micro-batch {m} document ends"
@@ -241,22 +264,25 @@ def _distances(ours: Run, whole: Mapping[str, Tensor]) -> Mapping[str, Distance]
     found: dict[str, Distance] = {}
     for piece in ours.gradients:
         expected = whole[piece.name][piece.start : piece.stop]
-        difference = float((piece.values - expected).square().sum())
-        found[piece.name] = difference, piece.stop - piece.start
+        difference, count = found.get(piece.name, (0.0, 0))
+        difference += float((piece.values - expected).square().sum())
+        found[piece.name] = difference, count + piece.stop - piece.start
     return found
 
 
 def _flips(ours: Run, alone: Run) -> tuple[int, int]:
     """Tokens whose set of experts is another than on one rank, of how many."""
-    plan = ours.step.plan
-    count = plan.tokens // plan.layout.sp
-    first = plan.rank % plan.layout.sp * count
+    own = ours.step.plan.share.tokens
     flipped = tokens = 0
     for place, chosen in ours.choices.items():
-        expected = alone.choices[place][first : first + count]
+        expected = _pick(alone.choices[place], own)
         other = (chosen.sort(-1).values != expected.sort(-1).values).any(-1)
         flipped, tokens = flipped + int(other.sum()), tokens + len(other)
     return flipped, tokens
+
+
+def _pick(values: Tensor, ranges: Sequence[range]) -> Tensor:
+    return torch.cat([values[r.start : r.stop] for r in ranges])
 
 
 def _side_by_side(

@@ -179,12 +179,12 @@ def shift_order(feed: Feed, config: RunConfig) -> Load:
     def load(plan: Plan, step: int) -> list[Batch]:
         if plan.rank != CULPRIT:
             return feed.load(plan, step, _CPU)
-        dp_rank, sp_rank = divmod(plan.rank, plan.layout.sp)
+        dp_rank = plan.layout.dp_rank(plan.rank)
         local, size = plan.local_micro_batches, plan.micro_batch
         first = (step * plan.micro_batches + dp_rank * local) * size + 1
         samples = [ones.load(first + i, 0) for i in range(local * size)]
         joined = [join(samples[m * size : (m + 1) * size]) for m in range(local)]
-        return [stage_batch(b, sp=plan.layout.sp, sp_rank=sp_rank, device=_CPU) for b in joined]
+        return [stage_batch(b, plan.share, device=_CPU) for b in joined]
 
     return load
 

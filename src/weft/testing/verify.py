@@ -25,9 +25,10 @@ from typing import Any
 import torch
 
 from weft.comm.transport import Transport
+from weft.compose.recipe import layout as layout_of
 from weft.config.run import RunConfig
 from weft.errors import ConfigError, LayoutError, WeftError
-from weft.parallel.layout import Dispatch, Layout
+from weft.parallel.layout import Attention, Dispatch, FeedForward, Layout
 from weft.runtime.backends import prepare as prepare_torch
 from weft.testing.crew import Course, gloo_crew, stacked_crew
 from weft.testing.findings import Findings, Length, Reference, find, one_rank
@@ -50,6 +51,12 @@ LAYOUTS = (
     Layout(sp=2, dp=4, ep=4),
     Layout(dp=8, ep=8),
     Layout(sp=8, ep=8),
+    Layout(sp=2, ep=2, dispatch=Dispatch.DEDUPLICATED),
+    Layout(sp=2, attention=Attention.TP, ffn=FeedForward.TP),
+    Layout(sp=2, ffn=FeedForward.TP),
+    Layout(sp=4, ep=4, attention=Attention.TP),
+    Layout(sp=4, ep=4, attention=Attention.CP, dispatch=Dispatch.DEDUPLICATED),
+    Layout(sp=2, dp=2, attention=Attention.CP, ffn=FeedForward.TP),
     Layout(dp=4, node=2),
     Layout(sp=2, dp=4, ep=2, node=4),
     Layout(sp=2, dp=4, ep=4, node=2),
@@ -170,14 +177,7 @@ def _plain(findings: Sequence[Findings]) -> list[dict[str, Any]]:
 
 def _cases(config: RunConfig, small: RunConfig, layouts: Sequence[Layout]) -> Iterator[Case]:
     """The layouts of the list, and before them the recipe's own where it is another."""
-    parallel = config.parallel
-    own = Layout(
-        dp=parallel.dp,
-        sp=parallel.sp,
-        ep=parallel.ep,
-        dispatch=Dispatch(parallel.dispatch),
-        node=parallel.node,
-    )
+    own = layout_of(config)
     if own not in layouts and own.world > 1:
         layouts = (own, *layouts)
     for layout in layouts:
@@ -198,6 +198,8 @@ def _obstacle(small: RunConfig, layout: Layout) -> str:
         "ep": layout.ep,
         "dispatch": layout.dispatch.value,
         "node": layout.node,
+        "attention": layout.attention.value,
+        "ffn": layout.ffn.value,
     }
     try:
         RunConfig.model_validate({**small.model_dump(), "parallel": wanted})

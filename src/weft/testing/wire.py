@@ -18,7 +18,7 @@ Paper: 1.2, the derived column.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import floor
 from types import MappingProxyType
@@ -27,12 +27,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weft.compose.instance import Instance
-from weft.compose.plan import Plan, is_all_gather, sizes
+from weft.compose.plan import Plan, sizes
 from weft.compose.step import Step
 from weft.graph.dims import Sizes
 from weft.graph.program import Program, Task
 from weft.model.families import Kind
-from weft.parallel.layout import Layout, split_heads
+from weft.parallel.layout import Dispatch, FeedForward, Layout
+from weft.parallel.volume import attention_volume, experts_volume
+from weft.runtime.batch import pick
 from weft.schedule.action import is_collective
 
 Key = tuple[str, str, str]  # axis, collective, label
@@ -50,6 +52,7 @@ COLLECTIVES: Mapping[str, str] = MappingProxyType(
         "receive": "receive",
     }
 )
+SHARED = (Kind.SHARED_MOE, Kind.GATED_MOE)
 WIDTHS: Mapping[str, Mapping[str, int]] = MappingProxyType(
     {
         "float64": MappingProxyType({"act": 8, "acc": 8, "bf16": 2, "i64": 8}),
@@ -139,7 +142,8 @@ def _rows_from_others(plan: Plan, instance: Instance, task: Task, choices: Choic
 
 
 def rows_between(plan: Plan, index: int, layer: int, choices: Choices) -> NDArray[np.int64]:
-    """Rows between the ranks of this rank's expert-parallel group, as [source, destination].
+    """Rows (or visits) between the ranks of this rank's expert-parallel group, as [source,
+    destination].
 
     `index` counts the micro-batches of one rank.
     """
@@ -148,7 +152,11 @@ def rows_between(plan: Plan, index: int, layer: int, choices: Choices) -> NDArra
     between = np.zeros((ep, ep), np.int64)
     for source in range(ep):
         experts = own_choices(plan, first + source, index, choices, layer)
-        np.add.at(between[source], experts.ravel() // plan.local_experts, 1)
+        there = experts // plan.local_experts
+        if plan.layout.dispatch is Dispatch.DEDUPLICATED:  # a token counts once a rank
+            between[source] = [(there == rank).any(1).sum() for rank in range(ep)]
+        else:
+            np.add.at(between[source], there.ravel(), 1)
     return between
 
 
@@ -156,10 +164,9 @@ def own_choices(
     plan: Plan, rank: int, index: int, choices: Choices, layer: int
 ) -> NDArray[np.int64]:
     """The choices of the tokens that a rank holds of its micro-batch `index`."""
-    dp_rank, sp_rank = plan.layout.dp_rank(rank), plan.layout.sp_rank(rank)
-    count = plan.tokens // plan.layout.sp
+    dp_rank = plan.layout.dp_rank(rank)
     whole = choices(dp_rank * plan.local_micro_batches + index, layer)
-    return whole[sp_rank * count : (sp_rank + 1) * count]
+    return pick(whole, replace(plan, rank=rank).share.tokens)
 
 
 def _micro_batch(instance: Instance) -> int:
@@ -187,30 +194,29 @@ def evenly(tokens: int, experts: int, top_k: int, layout: Layout) -> NDArray[np.
 
 
 def forward_payload(plan: Plan) -> Mapping[tuple[str, ...], Fraction]:
-    """Elements that the forward of a step brings one rank, by labels, at even routing.
-
-    For one layer and micro-batch, b s the tokens of the group, r copies of a key/value head:
-
-        sequence parallelism               b s h (n-1)/n (2 + 2 r/m) / n
-        experts by all-to-all              b s h (n-1)/n 2 k / n
-        experts by all-gather and back     b s h (n-1)/n 2
+    """Elements that the forward of a step brings one rank, by labels, at even routing: the derived
+    formulas of `parallel.volume`, over its layers and micro-batches.
     """
     shape, layout = plan.shape, plan.layout
+    kinds = [shape.kind(i) for i in range(shape.layers)]
     expected: dict[tuple[str, ...], Fraction] = {}
     if layout.sp > 1:
-        n, m = layout.sp, Fraction(shape.heads, shape.kv_heads)
-        r = split_heads(shape.heads, shape.kv_heads, n).replicas
-        bsh = plan.tokens * shape.attention_columns
-        volume = Fraction(bsh * (n - 1), n) * (2 + 2 * r / m) / n
-        expected["qkv", "attention"] = volume * shape.layers * plan.local_micro_batches
-    if layout.ep > 1:
-        n = layout.ep
-        bsh = plan.tokens // layout.sp * n * shape.hidden
-        volume = Fraction(2 * bsh * (n - 1), n)
-        if not is_all_gather(layout):
-            volume *= Fraction(shape.top_k, n)
-        labels = ("tokens", "outputs") if is_all_gather(layout) else ("rows", "outputs")
-        expected[labels] = volume * _num_routed(plan) * plan.local_micro_batches
+        volume = attention_volume(
+            layout,
+            tokens=plan.tokens,
+            hidden=shape.hidden,
+            heads=shape.heads,
+            kv_heads=shape.kv_heads,
+            head_dim=shape.head_dim,
+        )
+        expected[volume.labels] = volume.derived * len(kinds) * plan.local_micro_batches
+    sliced = layout.ffn is FeedForward.TP and layout.sp > 1
+    if layout.ep > 1 or sliced:
+        volume = experts_volume(layout, tokens=plan.tokens, hidden=shape.hidden, top_k=shape.top_k)
+        times = Fraction(_num_routed(plan))
+        if sliced:  # dense layers too; shared experts read what is gathered and scatter their own
+            times = len(kinds) + Fraction(sum(k in SHARED for k in kinds), 2)
+        expected[volume.labels] = volume.derived * times * plan.local_micro_batches
     return expected
 
 

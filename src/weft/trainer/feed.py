@@ -60,8 +60,7 @@ class Feed:
         return ngram.loss(ngram.fit(train), held)
 
     def _staged(self, plan: Plan, batch: MicroBatch, device: torch.device) -> Batch:
-        layout = plan.layout
-        return stage(batch, sp=layout.sp, sp_rank=layout.sp_rank(plan.rank), device=device)
+        return stage(batch, plan.share, device=device)
 
 
 def open_feed(config: RunConfig) -> Feed:

@@ -19,6 +19,7 @@ from weft.config.run import RunConfig
 from weft.data.batches import MicroBatch
 from weft.data.tokenizer import Bytes, Tokenizer
 from weft.model.params import Logical, parameters
+from weft.parallel.share import whole
 from weft.runtime import backends
 from weft.runtime.batch import Batch, stage
 from weft.runtime.eager import Oracle
@@ -93,7 +94,7 @@ def _draw(logits: Tensor, temperature: float, generator: torch.Generator) -> int
 
 def _document(tokens: NDArray[np.int64], device: torch.device) -> Batch:
     count = len(tokens)
-    whole = MicroBatch(
+    text = MicroBatch(
         tokens=tokens, targets=tokens, positions=np.arange(count, dtype=np.int64), ends=(count,)
     )
-    return stage(whole, sp=1, sp_rank=0, device=device)
+    return stage(text, whole(count), device=device)

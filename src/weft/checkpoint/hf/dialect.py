@@ -21,7 +21,7 @@ from torch import Tensor
 from weft.compose.recipe import shape
 from weft.config.model import FamilyName, ModelConfig
 from weft.model.families import Kind
-from weft.model.params import Logical, parameters
+from weft.model.params import Logical, logical, parameters
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -486,7 +486,7 @@ def disk_name(dialect: Dialect, name: str) -> str:
         >>> disk_name(MIXTRAL, "layers.3.experts.7.up")
         'model.layers.3.block_sparse_moe.experts.7.w3.weight'
     """
-    return place(dialect, Logical(name=name, start=0, shape=())).disk
+    return place(dialect, logical(name, (1,))).disk
 
 
 def place(dialect: Dialect, part: Logical) -> Entry:
@@ -517,7 +517,7 @@ def entries(dialect: Dialect, model: ModelConfig) -> Iterator[Entry]:
 
 def router_bias(layer: int, experts: int) -> Logical:
     """The bias of a layer's router: no parameter, but it travels with them."""
-    return Logical(name=f"layers.{layer}.router_bias", start=0, shape=(experts,))
+    return logical(f"layers.{layer}.router_bias", (experts,))
 
 
 def numel(part: Logical) -> int:

@@ -142,10 +142,13 @@ def load(state: State, pretrained: Pretrained) -> None:
     fill(state, pretrained.read)
     dtypes = precision(plan.precision)
     if dtypes.act != dtypes.acc:
+        name, values = "", None
         for kind, piece, tensor in state.held():
-            if kind == "master":
-                values = pretrained.read(piece).view(-1)
-                tensor.copy_(values[piece.start : piece.stop])
+            if kind != "master":
+                continue
+            if values is None or name != piece.name:  # columns of a matrix are many pieces of it
+                name, values = piece.name, pretrained.read(piece).view(-1)
+            tensor.copy_(values[piece.start : piece.stop])
     for layer in range(plan.shape.layers):
         bias = router_bias(layer, plan.shape.experts)
         target = state.statics[f"state:{bias.name}"]
