@@ -112,3 +112,13 @@ def test_memory_shows_a_policy_by_name(
 ) -> None:
     show.show_memory(str(recipe_file), [*LAYOUT, 'overlap.remat=["s_2"]'])
     assert "as named" in capsys.readouterr().out
+
+
+def test_a_volume_is_shown_as_printed_as_derived_and_as_programmed(
+    recipe_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show.show_volume(str(recipe_file), LAYOUT)
+    shown = capsys.readouterr().out
+    assert "printed  2 b s h (n-1)/n (2 + 2/m) / n" in shown
+    assert "derived  b s h (n-1)/n (2 + 2/m) / n" in shown
+    assert "program  rows, outputs" in shown

@@ -17,6 +17,7 @@ from weft.compose.recipe import plan as make_plan
 from weft.compose.segment import Segment as SegmentOf
 from weft.compose.step import Step, owned_parameters, training_step
 from weft.compose.templates import layer_weights
+from weft.compose.volume import volumes
 from weft.config.load import load
 from weft.errors import ConfigError
 from weft.graph.render import render_program
@@ -117,6 +118,26 @@ def _mebibytes(count: int | None) -> str:
 
 def _saving(title: str, totals: list[int], whole: int) -> str:
     return f"{title:<12}" + "".join(f"{total / whole - 1:>11.1%}" for total in totals)
+
+
+@app.command("volume")
+def show_volume(recipe: Recipe, overrides: Overrides = None) -> None:
+    """What one layer's forward brings a rank: the paper's formula, the count, and its bytes."""
+    print("\n".join(_volume_lines(make_plan(load(recipe, overrides or ()), 0))))
+
+
+def _volume_lines(plan: Plan) -> Iterable[str]:
+    yield f"{plan.layout.name()}: one layer and micro-batch, forward, to each rank, even routing"
+    yield f"{'':<11}{'axis':<6}{'formula':<38}{'elements':>16}{'bytes (bf16)':>16}"
+    for line in volumes(plan):
+        v = line.volume
+        head = f"{v.operator:<11}{v.axis:<6}"
+        yield f"{head}{'printed  ' + v.printed_text:<38}{float(v.printed):>16,.0f}"
+        yield (
+            f"{'':<17}{'derived  ' + v.derived_text:<38}{float(v.derived):>16,.0f}"
+            f"{line.derived_bytes:>16,.0f}"
+        )
+        yield f"{'':<17}{'program  ' + ', '.join(v.labels):<38}{'':>16}{line.counted_bytes:>16,.0f}"
 
 
 @app.command("layout")
