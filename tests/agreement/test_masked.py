@@ -88,7 +88,7 @@ def mean_of_the_asked(pattern: str) -> tuple[torch.Tensor, dict[str, torch.Tenso
         weight.requires_grad_()
     biases = {k.removeprefix("state:"): v for k, v in statics.items() if k.startswith("state:")}
     oracle = Oracle(plan=made.plan, bodies=BODIES, weights={**weights, **biases})
-    staged = [stage(b, sp=1, sp_rank=0, device=torch.device("cpu")) for b in batches(1, pattern)]
+    staged = [stage(b, made.plan.share, device=torch.device("cpu")) for b in batches(1, pattern)]
     logits = torch.cat([oracle.logits(batch) for batch in staged])
     targets = torch.cat([batch.targets for batch in staged])
     asked = targets >= 0

@@ -178,6 +178,30 @@ def attention(q, k, v, segments):
     return out, lse
 
 
+def attention_part(q, k, v, segments):
+    held = [t for part in segments.held for t in part]
+    whole = q.new_zeros(len(k), *q.shape[1:])
+    whole[held] = q
+    out, lse = attention(whole, k, v, segments)
+    return out[held], lse[:, held]
+
+
+def order_kv(p, *, sp, sequences):
+    size = len(p) // (2 * sp * sequences)
+    rows = []
+    for b in range(sequences):
+        for chunk in range(2 * sp):
+            rank, late = (chunk, 0) if chunk < sp else (2 * sp - 1 - chunk, 1)
+            first = ((rank * sequences + b) * 2 + late) * size
+            rows += [p[first + i] for i in range(size)]
+    whole = torch.stack(rows)
+    return whole[:, : p.shape[1] // 2], whole[:, p.shape[1] // 2 :]
+
+
+def qkv_project_shared(h, w, kv, *, head):
+    return project(h, torch.cat((w, kv[0, head], kv[1, head])))
+
+
 def sink_attention(q, k, v, sinks, segments, *, first, window):
     tokens, heads, channels = q.shape
     out, lse = torch.zeros_like(q), torch.zeros(heads, tokens, dtype=q.dtype)
@@ -327,6 +351,40 @@ def sorted_rows(chosen, first, local):
     order = torch.tensor(order, dtype=torch.int64)
     slots = torch.tensor(slots, dtype=torch.int64).view(chosen.shape)
     return order, slots, torch.tensor(ends, dtype=torch.int32)
+
+
+def visits_of(chosen, rank, local):
+    return [t for t, row in enumerate(chosen.tolist()) if rank in {e // local for e in row}]
+
+
+def count_visits(chosen, *, ranks, local):
+    flat = [e // local for e in chosen.flatten().tolist()]
+    return torch.tensor(
+        [n for d in range(ranks) for n in (len(visits_of(chosen, d, local)), flat.count(d))]
+    )
+
+
+def plan_visits(chosen, splits, *, ranks, local):
+    visits = [(t, d) for d in range(ranks) for t in visits_of(chosen, d, local)]
+    slots = [[visits.index((t, d)) if (t, d) in visits else -1 for d in range(ranks)]
+             for t in range(len(chosen))]  # fmt: skip
+    asked = [[e - d * local if e // local == d else -1 for e in chosen[t].tolist()]
+             for t, d in visits]  # fmt: skip
+    return (
+        torch.tensor([t * ranks + d for t, d in visits], dtype=torch.int64),
+        torch.tensor(slots, dtype=torch.int64).view(len(chosen), ranks),
+        torch.tensor(asked, dtype=torch.int64).view(len(visits), chosen.shape[1]),
+    )
+
+
+def visits_to_host(sent, received):
+    send, arrived = sent.view(-1, 2).tolist(), received.tolist()
+    splits = Splits(send=tuple(v for v, _ in send), receive=tuple(v for v, _ in arrived))
+    return splits, sum(rows for _, rows in arrived)
+
+
+def permute_gates(gates, order, slot_row, *, top_k):
+    return stacked([gates[c // top_k] for c in order.tolist()], gates)
 
 
 def plan_rows(chosen, *, experts):
@@ -537,6 +595,16 @@ WRITTEN_OUT = {
     "take_block": lambda sent, *, block, ranks: real(block_of(sent, block, len(sent) // ranks)),
     "add_block": add_block,
     "widen_grad": lambda partial: real(partial.tolist()),
+    "attention_part": attention_part,
+    "join_kv": lambda k, v: torch.stack([torch.stack([*a, *b]) for a, b in zip(k, v, strict=True)]),
+    "order_kv": order_kv,
+    "qkv_project_shared": qkv_project_shared,
+    "count_visits": count_visits,
+    "plan_visits": plan_visits,
+    "permute_gates": permute_gates,
+    "visits_to_host": visits_to_host,
+    "add_shard": summed,
+    "clear_grad": lambda grad, _: real([0.0] * len(grad)),
     "square_sum": lambda shard, norm2: norm2 + sum(v * v for v in shard.tolist()),
     "decide": decide,
     "adamw": adamw,

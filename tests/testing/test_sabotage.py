@@ -17,8 +17,12 @@ TWO = Layout(sp=2, ep=2)
 STEP = Trial(steps=1, precision="float64")
 
 
+# Faults that layouts of two sequence-parallel ranks do not have.
+ELSEWHERE = {"nodes": Layout(dp=4, node=2), "balance": Layout(dp=2)}
+
+
 def runs(course: Course, fault: str) -> tuple[crew.Run, ...]:
-    layout = Layout(dp=4, node=2) if fault == "nodes" else TWO
+    layout = ELSEWHERE.get(fault, TWO)
     return crew.run(stacked_crew(layout), replace(course, sabotage=SABOTAGES[fault]), STEP)
 
 

@@ -56,7 +56,8 @@ def test_the_counts_of_all_to_all_are_what_a_hand_counts() -> None:
     bytes_of = predict(training_step(plan(Layout(sp=2, ep=2))), ragged)
     layers, micro_batches = 2, models.MICRO_BATCHES
     assert bytes_of["ep", "all_to_all", "counts"] == layers * micro_batches * 8 * 8 // 2
-    assert bytes_of["sp", "all_reduce", "load"] == layers * micro_batches * 8 * 8
+    sequences = 2  # of a micro-batch, each with its own load
+    assert bytes_of["sp", "all_reduce", "load"] == layers * micro_batches * sequences * 8 * 8
 
 
 def test_rows_and_their_weights_travel_together() -> None:
