@@ -16,6 +16,7 @@ from weft.cli import (
     generate,
     plan,
     report,
+    reproduce,
     show,
     slurm,
     status,
@@ -47,6 +48,7 @@ app.command("verify")(verify.verify)
 app.command("plan")(plan.plan)
 app.command("simulate")(plan.simulate)
 app.command("explain")(plan.explain)
+app.command("reproduce")(reproduce.reproduce)
 app.command("trace")(trace.trace)
 app.command("doctor")(doctor)
 app.add_typer(show.app, name="show")

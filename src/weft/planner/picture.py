@@ -17,6 +17,12 @@ from weft.telemetry.trace import COMPUTE, SEGMENT, Span
 
 GIB = 2**30
 COLORS = ("#3b6ea5", "#d1793b", "#5b9a57", "#9a5b8f", "#8a8a4a", "#777777", "#b04a4a", "#4aa3a3")
+# matplotlib's tab20, dark ones first: a timeline has more bodies than a chart has parts
+BODIES = (
+    "#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f",
+    "#bcbd22", "#17becf", "#aec7e8", "#ffbb78", "#98df8a", "#ff9896", "#c5b0d5", "#c49c94",
+    "#f7b6d2", "#c7c7c7", "#dbdb8d", "#9edae5",
+)  # fmt: skip
 DPI = 120
 
 
@@ -60,8 +66,8 @@ def draw_timelines(traces: Mapping[str, Sequence[Span]], path: Path, *, seconds:
     for (title, spans), axes in zip(traces.items(), panels[:, 0], strict=True):
         _lanes(axes, title, spans, seconds, names)
     panels[-1, 0].set_xlabel("milliseconds")
-    handles = [_patch(color, name) for name, color in list(names.items())[:12]]
-    panels[0, 0].legend(handles=handles, ncols=6, fontsize=7, loc="lower center",
+    handles = [_patch(color, name) for name, color in list(names.items())[: len(BODIES)]]
+    panels[0, 0].legend(handles=handles, ncols=10, fontsize=7, loc="lower center",
                         bbox_to_anchor=(0.5, 1.08))  # fmt: skip
     return _saved(figure, path)
 
@@ -81,7 +87,7 @@ def _lanes(
             continue
         waits = span.name.startswith("wait")
         body = span.name.split("_2")[0].split(" ")[0].rstrip("0123456789_")
-        color = "none" if waits else names.setdefault(body, COLORS[len(names) % len(COLORS)])
+        color = "none" if waits else names.setdefault(body, BODIES[len(names) % len(BODIES)])
         axes.broken_barh(
             [(start * 1e3, (span.stop - span.start) * 1e3)], (lanes.index(span.lane) - 0.4, 0.8),
             facecolor=color, hatch="////" if waits else None, edgecolor="#555555", linewidth=0.2,
