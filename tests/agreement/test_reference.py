@@ -5,6 +5,7 @@ and products.
 """
 
 import math
+import struct
 
 import pytest
 import torch
@@ -313,6 +314,97 @@ def router_losses(logits, load, past, losses, *, top_k, score, z_coef, scale, fi
     return losses + real([scale * aux, scale * z_coef * z])
 
 
+def patterns():
+    """Every pattern of eight bits and its value."""
+    for byte in range(256):
+        exponent, mantissa = byte % 128 // 8, byte % 8
+        size = mantissa * 2.0**-9 if not exponent else (1 + mantissa / 8) * 2.0 ** (exponent - 7)
+        yield byte, math.nan if byte % 128 == 127 else math.copysign(size, 64 - byte // 128 * 128)
+
+
+VALUES = dict(patterns())
+
+
+def byte_of(value):
+    return min(
+        (
+            b
+            for b, v in VALUES.items()
+            if not math.isnan(v) and math.copysign(1, v) == math.copysign(1, value)
+        ),
+        key=lambda b: (abs(VALUES[b] - value), b % 2),
+    )
+
+
+def scaled(values):
+    """The bytes and the scale of values that share one."""
+    scale = max(map(abs, values)) / 448 if values else 0.0
+    scale = struct.unpack("<f", struct.pack("<f", scale))[0]
+    return [byte_of(v / scale) for v in values], list(struct.pack("<f", scale))
+
+
+def encode_rows(x, *, columns):
+    rows = []
+    for row in x.tolist():
+        parts = [scaled(row[i : i + columns]) for i in range(0, len(row), columns)]
+        rows.append([b for k in (0, 1) for p in parts for b in p[k]])
+    width = x.shape[1] + 4 * -(-x.shape[1] // columns)
+    return torch.tensor(rows, dtype=torch.uint8).view(len(rows), width)
+
+
+def decode_rows(packet, *, columns, width, dtype):
+    rows = []
+    for row in packet.tolist():
+        scales = [struct.unpack("<f", bytes(row[i : i + 4]))[0] for i in range(width, len(row), 4)]
+        rows.append([VALUES[b] * scales[c // columns] for c, b in enumerate(row[:width])])
+    return real(rows).view(len(rows), width)
+
+
+def encode_channels(x, splits, *, reverse, group):
+    return packed(x, splits.receive if reverse else splits.send, group)
+
+
+def packed(x, blocks, group):
+    out = []
+    for block in x.split(list(blocks)):
+        scales = []
+        for part in block.split(group) if len(block) else ():
+            columns = [scaled(column) for column in part.T.tolist()]
+            out += [list(row) for row in zip(*(c[0] for c in columns), strict=True)]
+            scales += [b for c in columns for b in c[1]]
+        out += [scales[i : i + x.shape[1]] for i in range(0, len(scales), x.shape[1])]
+    return torch.tensor(out, dtype=torch.uint8)
+
+
+def decode_channels(packet, splits, *, reverse, group, dtype):
+    return unpacked(packet, splits.send if reverse else splits.receive, group)
+
+
+def unpacked(packet, blocks, group):
+    rows, width, start = [], packet.shape[1], 0
+    for block in blocks:
+        flat = packet[start + block : start + block + 4 * -(-block // group)].flatten().tolist()
+        for i in range(block):
+            at = i // group * 4 * width
+            scales = struct.unpack(f"<{width}f", bytes(flat[at : at + 4 * width]))
+            row = packet[start + i].tolist()
+            rows.append([VALUES[b] * s for b, s in zip(row, scales, strict=True)])
+        start += block + 4 * -(-block // group)
+    return real(rows).view(len(rows), width)
+
+
+def decode_blocks(packet, *, ranks, rows, group, dtype):
+    return unpacked(packet, [rows] * ranks, group)
+
+
+def decode_row_sums(packet, *, ranks, **attrs):
+    return decode_rows(packet, **attrs).unflatten(0, (ranks, -1)).sum(0)
+
+
+def decode_block_sums(packet, *, ranks, rows, group, dtype):
+    return unpacked(packet, [rows] * ranks, group).unflatten(0, (ranks, -1)).sum(0)
+
+
 def score_choices(logits, chosen, *, score):
     rows = zip(logits, chosen.tolist(), strict=True)
     return torch.stack([scores_of(row, score)[experts] for row, experts in rows])
@@ -582,6 +674,15 @@ WRITTEN_OUT = {
     "add_expert_bias": lambda x, b, ends: x + of_rows(b, ends, len(x)),
     "clamped_swiglu": clamped_swiglu,
     "add_weighted_bias": lambda x, r, b, ends: x + r[:, None] * of_rows(b, ends, len(x)),
+    "weighted_down": lambda s, w, ends, weights: expert_up(s, w, ends) * weights[:, None],
+    "encode_rows": encode_rows,
+    "decode_rows": decode_rows,
+    "decode_row_sums": decode_row_sums,
+    "encode_channels": encode_channels,
+    "decode_channels": decode_channels,
+    "encode_blocks": lambda x, *, ranks, group: packed(x, [len(x) // ranks] * ranks, group),
+    "decode_blocks": decode_blocks,
+    "decode_block_sums": decode_block_sums,
     "dense_swiglu": dense_swiglu,
     "shared_gate": shared_gate,
     "cross_entropy": cross_entropy,
@@ -634,7 +735,7 @@ def test_forward_bodies_compute_their_formula(name, label, table):
     if name == "rope_table":  # an angle of 4095 radians is itself rounded to 4096 eps
         bound = 4096 * torch.finfo(torch.float64).eps
     for actual, expected, port in zip(found, wanted, op.outputs, strict=True):
-        if port.kind in ("i32", "i64"):
+        if port.kind in ("i32", "i64", "u8"):
             assert torch.equal(actual, expected), port.name
             continue
         assert torch.equal(actual.isnan(), expected.isnan()), port.name

@@ -5,7 +5,7 @@ from weft.graph.dims import Sizes
 from weft.graph.opset import OPS, Lane, Op, body_names, lookup
 
 EVERY_OP = pytest.mark.parametrize("op", OPS.values(), ids=lambda op: op.name)
-ONES = Sizes(numbers=dict.fromkeys("BSNTDVCHGJKQAPMXYElLkUORFWZzyI", 2), bounds={})
+ONES = Sizes(numbers=dict.fromkeys("BSNTDVCHGJKQAPMXYElLkUORFWZzyIportu", 2), bounds={})
 
 
 def port_names(op: Op) -> set[str]:

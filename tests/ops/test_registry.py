@@ -174,10 +174,16 @@ def test_narrow_outputs_agree_with_float64_and_have_the_dtype_of_their_port(
     op, label, table, dtype
 ):
     case = cases(op.name, dtype)[label]
-    attrs = {**case.attrs, "dtype": "float64"} if op.name == "rope_table" else case.attrs
+    attrs = {**case.attrs, "dtype": "float64"} if "dtype" in case.attrs else case.attrs
     found = tuple_of(TABLES[table][op.name](*copied(case), **case.attrs))
     wide = tuple_of(reference_bodies()[op.name](*widened(case).inputs, **attrs))
-    kinds = {"act": dtype, "acc": torch.float32, "i64": torch.int64, "i32": torch.int32}
+    kinds = {
+        "act": dtype,
+        "acc": torch.float32,
+        "i64": torch.int64,
+        "i32": torch.int32,
+        "u8": torch.uint8,
+    }
     kinds["bf16"] = torch.bfloat16
     for actual, expected, port in zip(found, wide, op.outputs, strict=True):
         if port.kind == "host":

@@ -29,9 +29,9 @@ from weft.schedule.remat import recipes, rematerialise
 
 _WIDTHS: Mapping[str, Mapping[str, int]] = MappingProxyType(
     {
-        "bfloat16": {"act": 2, "acc": 4, "i32": 4, "i64": 8, "host": 0},
-        "float32": {"act": 4, "acc": 4, "i32": 4, "i64": 8, "host": 0},
-        "float64": {"act": 8, "acc": 8, "i32": 4, "i64": 8, "host": 0},
+        "bfloat16": {"act": 2, "acc": 4, "i32": 4, "u8": 1, "i64": 8, "host": 0},
+        "float32": {"act": 4, "acc": 4, "i32": 4, "u8": 1, "i64": 8, "host": 0},
+        "float64": {"act": 8, "acc": 8, "i32": 4, "u8": 1, "i64": 8, "host": 0},
     }
 )
 # Outputs that are an input in another layout: blocks a rank, or columns seen as heads.

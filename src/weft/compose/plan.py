@@ -38,6 +38,22 @@ class Yarn:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Crossings:
+    """How activations and their gradients travel between a token and its experts."""
+
+    dispatch: str = "none"
+    combine: str = "none"
+    dispatch_grad: str = "none"
+    combine_grad: str = "none"
+    scales: str = "token"
+
+    @property
+    def encodes(self) -> bool:
+        """Whether anything travels in eight bits."""
+        return "fp8" in (self.dispatch, self.combine, self.dispatch_grad, self.combine_grad)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Balance:
     """How the load of experts is kept even, beside the balance loss of single experts.
 
@@ -104,6 +120,7 @@ class Plan:
     pipeline: str = "1f1b"
     chunks: int = 1
     layers: tuple[int, ...] = ()
+    crossings: Crossings = Crossings()
     sync: Sync = field(default_factory=Sync)
     across: bool = False
     merge: bool = False
@@ -303,6 +320,7 @@ def sizes(plan: Plan) -> Sizes:
         "d": layout.world,
         "I": statistics_size(shape),
     }
+    numbers = {**numbers, **_packets(plan, numbers)}
     reach = min(shape.top_k, layout.ep)
     worst = tokens * group * min(shape.top_k, plan.local_experts)
     return Sizes(
@@ -326,6 +344,26 @@ def expected_visits(experts: int, top_k: int, ranks: int) -> Fraction:
 def _halved(sequence: int) -> int:
     """Pairs of tokens of a sequence; of an odd one no degree above 1 divides anything."""
     return sequence // 2 if sequence % 2 == 0 else 1
+
+
+CHANNEL_GROUP = 128  # tokens that share the scale of a channel (paper 4.2)
+BLOCK = 128  # channels of a token that share one: DeepSeek-V3 (arXiv 2412.19437), 3.3
+_SCALE_BYTES = 4
+
+
+def _packets(plan: Plan, n: Mapping[str, int]) -> Mapping[str, int]:
+    """Rows in eight bits: the bytes of one with its scales, and blocks with those of channels."""
+    scales = 1 if plan.crossings.scales == "token" else -(-n["D"] // BLOCK)
+
+    def packed(rows: int) -> int:
+        return rows + _SCALE_BYTES * -(-rows // CHANNEL_GROUP)
+
+    ragged = n["Y"] * packed(n["O"] // n["Y"])
+    block = packed(n["T"])
+    return {
+        "p": n["D"] + _SCALE_BYTES * scales,
+        "b": ragged, "a": ragged, "t": block, "u": n["Y"] * block,
+    }  # fmt: skip
 
 
 # The statistics vector: four sums, how many ranks were asked to stop, the reciprocals of the

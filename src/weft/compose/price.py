@@ -26,7 +26,7 @@ class Nominal:
 
 Pricing = Callable[[Task, Program, Sizes], float]  # seconds of a task; the caller may bring one
 
-BYTES: Mapping[str, int] = {"act": 2, "acc": 4, "bf16": 2, "i32": 4, "i64": 8, "host": 0}
+BYTES: Mapping[str, int] = {"act": 2, "acc": 4, "bf16": 2, "i32": 4, "u8": 1, "i64": 8, "host": 0}
 
 
 def nominal_pricing(nominal: Nominal | None = None) -> Pricing:
@@ -68,7 +68,7 @@ def wire_bytes(task: Task, program: Program, n: Sizes, widths: Mapping[str, int]
     size = value_bytes(task.inputs[0], program, n, widths)
     result = value_bytes(task.outputs[0], program, n, widths)
     match task.op.wire:
-        case "even" | "rows":
+        case "even" | "rows" | "groups":
             return size * (degree - 1) / degree
         case "scatter":
             return size - result

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from weft.compose.plan import Arithmetic, Balance, Plan, Update, Yarn
+from weft.compose.plan import Arithmetic, Balance, Crossings, Plan, Update, Yarn
 from weft.config.model import ModelConfig
 from weft.config.run import RunConfig
 from weft.errors import ConfigError
@@ -32,6 +32,13 @@ def plan(config: RunConfig, rank: int, *, replay: bool = False) -> Plan:
         replay=replay,
         remat=config.overlap.remat,
         memory=config.overlap.memory,
+        crossings=Crossings(
+            dispatch=config.compression.dispatch,
+            combine=config.compression.combine,
+            dispatch_grad=config.compression.dispatch_grad,
+            combine_grad=config.compression.combine_grad,
+            scales=config.compression.scales,
+        ),
         sync=Sync(
             gradients=Wire(config.compression.gradients),
             zero=config.parallel.zero,

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType, SimpleNamespace
 
+from weft.compose import wire
 from weft.compose.lower import Context, Lowering
 from weft.compose.plan import LOADS, Plan
 from weft.compose.replicas import arrives_in_flight
@@ -22,6 +23,7 @@ from weft.model.families import LAYERS, Kind
 from weft.model.params import Parameter
 from weft.parallel import sync
 from weft.parallel.zero import Bucket
+from weft.schedule.encode import weigh_after
 
 # Letters of each parameter's shape, by the last word of its name.
 DIMS: Mapping[str, str] = MappingProxyType(
@@ -118,10 +120,14 @@ def layer(plan: Plan, kind: Kind, weights: Sequence[str], *, evaluate: bool = Fa
     effects = (lowering.losses, lowering.tally) if routed else ()
     effects += (lowering.dropped,) if drops else ()
     program = o.finish(y, *effects, *extra)
+    if plan.crossings.encodes:
+        program = weigh_after(program)
     if evaluate:
-        return Segment(forward=program, backward=None)
+        return Segment(forward=wire.forward(plan, program), backward=None)
     derived = differentiate(program)
-    return Segment(forward=derived.forward, backward=derived.backward)
+    return Segment(
+        forward=wire.forward(plan, derived.forward), backward=wire.backward(plan, derived.backward)
+    )
 
 
 def head(plan: Plan, weight: str, *, evaluate: bool = False) -> Segment:

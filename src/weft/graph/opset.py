@@ -345,6 +345,11 @@ _TABLE = (
         flops=lambda n: 2 * n.R * n.D * n.F, tolerance=Tolerance.MATMUL, paper="2.2",
     ),
     _op(
+        "weighted_down", "s:R F, w*:L D F, ends~@i32:L, row_weights@acc:R -> d:R D",
+        dgrad="w ends s row_weights", wgrad="s ends row_weights",
+        flops=lambda n: 2 * n.R * n.D * n.F, tolerance=Tolerance.MATMUL, paper="4.3",
+    ),
+    _op(
         "add_expert_bias", "x:R 2F, b*:L 2F, ends~@i32:L -> y:R 2F", passes_grad=(("x", "y"),), wgrad="ends",
         flops=lambda n: 2 * n.R * n.F, tolerance=Tolerance.REDUCTION,
     ),
@@ -391,6 +396,19 @@ _TABLE = (
     # ---- messages between pipeline stages ------------------------------------------------------------------
     _comm("send", "x~:T D -> sent~:T D", wire="send", paper="1.5"),
     _comm("receive", "like~:T D -> x~:T D", wire="receive", paper="1.5"),
+    # ---- eight bits on the wire ----------------------------------------------------------------------------
+    _op("encode_rows", "x~:R D -> packet~@u8:R p", flops=lambda n: 2 * n.R * n.D, tolerance=Tolerance.EXACT, paper="4.2"),
+    _op("decode_rows", "packet~@u8:R p -> x~:R D", flops=lambda n: n.R * n.D, paper="4.2"),
+    _op("decode_row_sums", "packet~@u8:U p -> z~:T D", flops=lambda n: 2 * n.U * n.D, tolerance=Tolerance.REDUCTION, paper="4.2"),
+    _op("encode_channels", "x~:O D, splits~@host: -> packet~@u8:b D", flops=lambda n: 2 * n.O * n.D, tolerance=Tolerance.EXACT, paper="4.2"),
+    _op("decode_channels", "packet~@u8:a D, splits~@host: -> x~:R D", flops=lambda n: n.R * n.D, paper="4.2"),
+    _op("encode_blocks", "x~:T D -> packet~@u8:t D", flops=lambda n: 2 * n.T * n.D, tolerance=Tolerance.EXACT, paper="4.2"),
+    _op("decode_blocks", "packet~@u8:u D -> x~:U D", flops=lambda n: n.U * n.D, paper="4.2"),
+    _op("decode_block_sums", "packet~@u8:u D -> z~:T D", flops=lambda n: 2 * n.U * n.D, tolerance=Tolerance.REDUCTION, paper="4.2"),
+    _comm("all_to_all_packets", "packet~@u8:O p, splits~@host: -> out~@u8:R p", wire="rows", paper="4.2"),
+    _comm("all_to_all_groups", "packet~@u8:b D, splits~@host: -> out~@u8:a D", wire="groups", paper="4.2"),
+    _comm("all_to_all_blocks", "packet~@u8:U p -> out~@u8:U p", wire="even", paper="4.2"),
+    _comm("all_gather_packets", "packet~@u8:T p -> out~@u8:U p", wire="gather", paper="4.2"),
     # ---- named host synchronisations -----------------------------------------------------------------------
     _op("splits_to_host", "sent~@i64:E, received~@i64:Y L -> splits~@host:", lane=Lane.HOST, tolerance=Tolerance.EXACT, paper="5"),
     _op("visits_to_host", "sent~@i64:2Y, received~@i64:Y 2 -> splits~@host:, rows~@host:", lane=Lane.HOST, tolerance=Tolerance.EXACT, paper="5"),

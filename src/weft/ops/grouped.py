@@ -76,6 +76,58 @@ def expert_up_wgrad_grouped(acc: Tensor, du: Tensor, rows: Tensor, ends: Tensor)
     return acc.add_(F.grouped_mm(du.T, rows, offs=ends))
 
 
+def weighted_down(s: Tensor, w: Tensor, ends: Tensor, row_weights: Tensor) -> Tensor:
+    """Returns each row times the transpose of its expert's weight, times the weight of the row.
+
+    Shapes:
+        s [R, F], w [L, D, F], ends [L], row_weights [R] -> d [R, D]
+    """
+    made = expert_up(s, w, ends)
+    return made * _column(row_weights, made)
+
+
+def weighted_down_dgrad(
+    dd: Tensor, w: Tensor, ends: Tensor, s: Tensor, row_weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Returns the gradients of the rows and of their weights: `<W^T dd, s>`, so no output is kept.
+
+    Paper: 4.3.
+    """
+    return _weigh(expert_up_dgrad(dd, w, ends), s, row_weights)
+
+
+def weighted_down_wgrad(
+    acc: Tensor, dd: Tensor, s: Tensor, ends: Tensor, row_weights: Tensor
+) -> Tensor:
+    """Adds each expert's weight gradient into `acc`."""
+    return expert_up_wgrad(acc, dd, s * _column(row_weights, s), ends)
+
+
+def weighted_down_grouped(s: Tensor, w: Tensor, ends: Tensor, row_weights: Tensor) -> Tensor:
+    """Returns what `weighted_down` returns, as one grouped product."""
+    return expert_up_grouped(s, w, ends).mul_(_column(row_weights, s))
+
+
+def weighted_down_dgrad_grouped(
+    dd: Tensor, w: Tensor, ends: Tensor, s: Tensor, row_weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Returns both gradients, as one grouped product."""
+    return _weigh(expert_up_dgrad_grouped(dd, w, ends), s, row_weights)
+
+
+def weighted_down_wgrad_grouped(
+    acc: Tensor, dd: Tensor, s: Tensor, ends: Tensor, row_weights: Tensor
+) -> Tensor:
+    """Adds the weight gradients of all experts into `acc`; rounded as `expert_up_wgrad_grouped`."""
+    return expert_up_wgrad_grouped(acc, dd, s * _column(row_weights, s), ends)
+
+
+def _weigh(ds: Tensor, s: Tensor, row_weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient of rows and of their weights from that of weighted rows, in place."""
+    dweight = torch.sum(ds * s, -1, dtype=row_weights.dtype)
+    return ds.mul_(_column(row_weights, ds)), dweight
+
+
 def swiglu(u: Tensor, row_weights: Tensor) -> Tensor:
     """Returns `silu(gate) * up * weight of the row`.
 

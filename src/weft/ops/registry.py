@@ -18,6 +18,7 @@ from weft.ops import (
     balance,
     bias,
     clamped,
+    fp8,
     gate,
     gradient,
     grouped,
@@ -154,6 +155,17 @@ def reference_bodies() -> Bodies:
             "add_weighted_bias": bias.add_weighted_bias,
             "add_weighted_bias.dgrad": bias.add_weighted_bias_dgrad,
             "add_weighted_bias.wgrad": bias.add_weighted_bias_wgrad,
+            "weighted_down": grouped.weighted_down,
+            "weighted_down.dgrad": grouped.weighted_down_dgrad,
+            "weighted_down.wgrad": grouped.weighted_down_wgrad,
+            "encode_rows": fp8.encode_rows,
+            "decode_rows": fp8.decode_rows,
+            "decode_row_sums": fp8.decode_row_sums,
+            "encode_channels": fp8.encode_channels,
+            "decode_channels": fp8.decode_channels,
+            "encode_blocks": fp8.encode_blocks,
+            "decode_blocks": fp8.decode_blocks,
+            "decode_block_sums": fp8.decode_block_sums,
             "dense_swiglu": grouped.dense_swiglu,
             "dense_swiglu.dgrad": grouped.dense_swiglu_dgrad,
             "shared_gate": gate.shared_gate,
@@ -210,6 +222,9 @@ def cuda_bodies() -> Bodies:
             faster[name] = grouped.expert_up_grouped
             faster[f"{name}.dgrad"] = grouped.expert_up_dgrad_grouped
             faster[f"{name}.wgrad"] = grouped.expert_up_wgrad_grouped
+        faster["weighted_down"] = grouped.weighted_down_grouped
+        faster["weighted_down.dgrad"] = grouped.weighted_down_dgrad_grouped
+        faster["weighted_down.wgrad"] = grouped.weighted_down_wgrad_grouped
     if "dtype_out" in torch.ops.aten.addmm.overloads():
         faster["qkv_project.wgrad"] = linear.project_wgrad_narrow
         faster["project.wgrad"] = linear.project_wgrad_narrow

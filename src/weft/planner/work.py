@@ -35,6 +35,7 @@ ALGORITHMS: Mapping[str, str] = MappingProxyType(
     {
         "even": "all_to_all",
         "rows": "all_to_all",
+        "groups": "all_to_all",
         "scatter": "reduce_scatter",
         "shift": "all_to_all",
         "gather": "all_gather",

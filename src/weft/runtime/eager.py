@@ -51,6 +51,7 @@ class Oracle:
     plan: Plan
     bodies: Bodies
     weights: Mapping[str, Tensor]
+    algebra: Callable[[Bodies], Any] = Immediate
 
     def losses(self, batch: Batch, divisor: float) -> Tensor:
         """The losses [cross-entropy, balance, z] of one micro-batch, differentiable by autograd."""
@@ -86,7 +87,7 @@ class Oracle:
         return x, losses
 
     def _over(self, context: Context) -> Lowering:
-        return Lowering(Immediate(self.bodies), self.plan, context)
+        return Lowering(self.algebra(self.bodies), self.plan, context)
 
     @property
     def _text(self) -> lm.Head:

@@ -12,6 +12,7 @@ from torch import Tensor
 from weft.comm.handle import Handle
 from weft.comm.transport import Transport
 from weft.graph.program import USUAL_LANE
+from weft.ops.fp8 import packet_rows
 
 
 def collective_bodies(transport: Transport) -> Mapping[str, Callable[..., Handle]]:
@@ -26,6 +27,23 @@ def collective_bodies(transport: Transport) -> Mapping[str, Callable[..., Handle
         return transport.all_to_all_rows(
             x.contiguous(), send, receive, axis=axis, label=label, lane=lane
         )
+
+    def groups(
+        x: Tensor,
+        splits: Any,
+        *,
+        axis: str,
+        label: str,
+        reverse: bool,
+        group: int,
+        lane: str = USUAL_LANE,
+    ) -> Handle:
+        send, receive = (
+            tuple(packet_rows(n, group) for n in rows) for rows in (splits.send, splits.receive)
+        )
+        if reverse:
+            send, receive = receive, send
+        return transport.all_to_all_rows(x, send, receive, axis=axis, label=label, lane=lane)
 
     def even(x: Tensor, *, axis: str, label: str, lane: str = USUAL_LANE) -> Handle:
         return transport.all_to_all(x.contiguous(), axis=axis, label=label, lane=lane)
@@ -91,6 +109,10 @@ def collective_bodies(transport: Transport) -> Mapping[str, Callable[..., Handle
         "all_to_all_rows": rows,
         "all_to_all_weights": rows,
         "all_to_all_choices": rows,
+        "all_to_all_packets": rows,
+        "all_to_all_groups": groups,
+        "all_to_all_blocks": even,
+        "all_gather_packets": gather,
         "all_gather": gather,
         "all_gather_weights": gather,
         "all_gather_experts": gather,

@@ -13,6 +13,7 @@ compared: there a bug cannot be mistaken for a token that rounding sent to anoth
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, isnan, prod
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ from weft.parallel.layout import Layout
 from weft.runtime.batch import Batch, pick
 from weft.runtime.batch import stage as stage_batch
 from weft.runtime.closures import Body
-from weft.runtime.eager import Oracle
+from weft.runtime.eager import Immediate, Oracle
 from weft.runtime.executor import Environment, run_together
 from weft.runtime.stage import Rates, Stage, build
 from weft.runtime.state import initialise
@@ -184,10 +185,11 @@ def run_oracle(
     bodies: Bodies,
     seed: int = 0,
     prepare: Callable[[Stack], Stack] = lambda ranks: ranks,
+    algebra: Callable[[Bodies], Any] = Immediate,
 ) -> Trace:
     """The losses and gradients of the first step on one rank as autograd has them; no state.
 
-    `prepare` may change the initial state.
+    `prepare` may change the initial state, `algebra` how operators are computed.
     """
     (start,) = prepare(stack(plan_of, Layout(), bodies=bodies, seed=seed)).stages
     plan, statics = start.plan, start.state.statics
@@ -197,7 +199,7 @@ def run_oracle(
     for i in range(plan.shape.layers):
         for name in ("router_bias", "past_load"):
             weights[f"layers.{i}.{name}"] = statics[f"state:layers.{i}.{name}"]
-    oracle = Oracle(plan=plan, bodies=bodies, weights=weights)
+    oracle = Oracle(plan=plan, bodies=bodies, weights=weights, algebra=algebra)
     micro_batches = work.batches(1)
     divisor = count_targets(micro_batches)
     losses = torch.stack([oracle.losses(share(plan, b), divisor) for b in micro_batches]).sum(0)

@@ -9,11 +9,13 @@ its own input.
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from weft.ops.attention import segments
+from weft.ops.fp8 import encode_blocks, encode_channels, encode_rows
 from weft.ops.precision import accumulation_dtype
 from weft.ops.rows import Splits
 
@@ -71,7 +73,7 @@ def cases(name: str, dtype: torch.dtype, device: str = "cpu") -> Mapping[str, Ca
     """Returns the calls of the operator of that name, by label."""
     seed = zlib.crc32(name.encode())
     maker = Maker(generator=torch.Generator().manual_seed(seed), dtype=dtype, device=device)
-    rooms = (_dense, _attention, _router, _balance, _maps, _movement, _experts, _step)
+    rooms = (_dense, _attention, _router, _balance, _packets, _maps, _movement, _experts, _step)
     for table in (room() for room in rooms):
         if name in table:
             return table[name](maker)
@@ -376,6 +378,74 @@ def _selections(m: Maker) -> list[tuple[str, Tensor, Tensor, Mapping[str, object
     return found
 
 
+def _packets() -> Table:
+    """Values that are whole numbers of steps of E4M3, so that any dtype gives the same bytes."""
+    ragged = Splits(send=(5, 0, 7, 3), receive=(2, 6, 0, 1))
+    rows, equal = {"columns": 16}, {"ranks": 3, "group": 4}
+    return {
+        "encode_rows": lambda m: {
+            f"{n}_rows": Case(inputs=(_steps(m, n),), attrs=rows) for n in (T, 1, 0)
+        },
+        "decode_rows": lambda m: {
+            f"{n}_rows": Case(
+                inputs=(encode_rows(_steps(m, n), **rows),),
+                attrs={**rows, "width": D, "dtype": _word(m)},
+            )
+            for n in (T, 1, 0)
+        },
+        "decode_row_sums": lambda m: {
+            "ranks": Case(
+                inputs=(encode_rows(_steps(m, T), **rows),),
+                attrs={**rows, "width": D, "dtype": _word(m), "ranks": 3},
+                length=3,
+            )
+        },
+        "encode_channels": lambda m: {
+            f"reverse_{back}": Case(
+                inputs=(_steps(m, sum(ragged.receive if back else ragged.send)), ragged),
+                attrs={"reverse": back, "group": 4},
+            )
+            for back in (False, True)
+        },
+        "decode_channels": lambda m: {
+            f"reverse_{back}": Case(
+                inputs=(
+                    encode_channels(
+                        _steps(m, sum(ragged.send if back else ragged.receive)),
+                        ragged, reverse=not back, group=4,
+                    ),
+                    ragged,
+                ),
+                attrs={"reverse": back, "group": 4, "dtype": _word(m)},
+            )
+            for back in (False, True)
+        },
+        "encode_blocks": lambda m: {"ranks": Case(inputs=(_steps(m, T),), attrs=equal)},
+        "decode_blocks": lambda m: {"ranks": Case(**_blocks(m, equal))},
+        "decode_block_sums": lambda m: {"ranks": Case(**_blocks(m, equal), length=3)},
+    }  # fmt: skip
+
+
+def _blocks(m: Maker, equal: Mapping[str, int]) -> Mapping[str, Any]:
+    packet = encode_blocks(_steps(m, T), ranks=equal["ranks"], group=equal["group"])
+    return {"inputs": (packet,), "attrs": {**equal, "rows": T // 3, "dtype": _word(m)}}
+
+
+def _steps(m: Maker, rows: int) -> Tensor:
+    """Eighths of powers of two; 448 in every row and column makes each scale 1."""
+    values = (m.below(8, rows, D) + 8.0) * 2.0 ** m.below(5, rows, D).sub(5)
+    values = torch.where(m.below(2, rows, D) > 0, values, -values)
+    peaks = (
+        torch.arange(D, device=values.device) % 4
+        == torch.arange(rows, device=values.device)[:, None] % 4
+    )
+    return values.masked_fill(peaks, 448.0).to(m.dtype)
+
+
+def _word(m: Maker) -> str:
+    return str(m.dtype).removeprefix("torch.")
+
+
 def _maps() -> Table:
     local = {"first": 1, "local": 2}
     return {
@@ -516,6 +586,10 @@ def _experts() -> Table:
         },
         "expert_up": each_load(D, 2 * F),
         "expert_down": each_load(F, D),
+        "weighted_down": lambda m: {
+            label: replace(case, inputs=(*case.inputs, m.acc(len(case.inputs[0]))))
+            for label, case in each_load(F, D)(m).items()
+        },
         "swiglu": lambda m: {
             f"{rows}_rows": Case(inputs=(m.act(rows, 2 * F), m.acc(rows)), length=F)
             for rows in (18, 0)

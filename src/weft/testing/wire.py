@@ -3,6 +3,7 @@
     wire      x put in by each of n ranks    elements that reach a rank from the others
     even      all-to-all of equal blocks     x (n-1) / n
     rows      all-to-all of ragged rows      rows chosen elsewhere for here, times their width
+    groups    the same in 8 bits by channel  those, and the rows that their scales fill
     gather    all-gather                     x (n-1)
     scatter   reduce-scatter                 x (n-1) / n
     shift     one hop of a ring              x
@@ -44,6 +45,7 @@ COLLECTIVES: Mapping[str, str] = MappingProxyType(
     {
         "even": "all_to_all",
         "rows": "all_to_all_rows",
+        "groups": "all_to_all_rows",
         "gather": "all_gather",
         "scatter": "reduce_scatter",
         "shift": "all_to_all_rows",
@@ -55,9 +57,9 @@ COLLECTIVES: Mapping[str, str] = MappingProxyType(
 SHARED = (Kind.SHARED_MOE, Kind.GATED_MOE)
 WIDTHS: Mapping[str, Mapping[str, int]] = MappingProxyType(
     {
-        "float64": MappingProxyType({"act": 8, "acc": 8, "bf16": 2, "i64": 8}),
-        "float32": MappingProxyType({"act": 4, "acc": 4, "bf16": 2, "i64": 8}),
-        "bfloat16": MappingProxyType({"act": 2, "acc": 4, "bf16": 2, "i64": 8}),
+        "float64": MappingProxyType({"act": 8, "acc": 8, "bf16": 2, "u8": 1, "i64": 8}),
+        "float32": MappingProxyType({"act": 4, "acc": 4, "bf16": 2, "u8": 1, "i64": 8}),
+        "bfloat16": MappingProxyType({"act": 2, "acc": 4, "bf16": 2, "u8": 1, "i64": 8}),
     }
 )
 
@@ -113,7 +115,7 @@ def _share(wire: str, n: int) -> Fraction:
             return Fraction(n - 1)
         case "reduce":
             return Fraction(2 * (n - 1), n)
-        case "rows" | "shift" | "receive":
+        case "rows" | "groups" | "shift" | "receive":
             return Fraction(1)
         case "send":
             return Fraction(0)
@@ -124,7 +126,7 @@ def _share(wire: str, n: int) -> Fraction:
 def _elements(
     step: Step, instance: Instance, program: Program, task: Task, n: Sizes, choices: Choices
 ) -> Fraction:
-    if task.op.wire == "rows":
+    if task.op.wire in ("rows", "groups"):
         row = program.values[task.inputs[0]].dims.split()[1:]
         rows = _rows_from_others(step.plan, instance, task, choices)
         return Fraction(rows * n.count(" ".join(row)))
@@ -138,7 +140,9 @@ def _rows_from_others(plan: Plan, instance: Instance, task: Task, choices: Choic
     between = rows_between(plan, _micro_batch(instance), _layer(instance), choices)
     own = plan.layout.ep_rank(plan.rank)
     arriving = between[own, :] if task.attributes["reverse"] else between[:, own]
-    return int(arriving.sum() - between[own, own])
+    if task.op.wire == "groups":  # and four rows of bytes for the scales of each group
+        arriving = arriving + 4 * -(-arriving // int(task.attributes["group"]))
+    return int(arriving.sum() - arriving[own])
 
 
 def rows_between(plan: Plan, index: int, layer: int, choices: Choices) -> NDArray[np.int64]:
