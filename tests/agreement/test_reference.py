@@ -673,6 +673,7 @@ WRITTEN_OUT = {
     "expert_down": expert_up,
     "add_expert_bias": lambda x, b, ends: x + of_rows(b, ends, len(x)),
     "clamped_swiglu": clamped_swiglu,
+    "clamped_glu": lambda u, **rule: clamped_swiglu(u, u.new_ones(len(u)), **rule),
     "add_weighted_bias": lambda x, r, b, ends: x + r[:, None] * of_rows(b, ends, len(x)),
     "weighted_down": lambda s, w, ends, weights: expert_up(s, w, ends) * weights[:, None],
     "encode_rows": encode_rows,

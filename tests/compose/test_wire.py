@@ -6,8 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from weft.compose import wire
 from weft.compose.plan import Crossings, sizes
 from weft.compose.step import training_step
+from weft.errors import ProgramError
+from weft.graph.record import Recorder
 from weft.parallel.layout import Dispatch, Layout
 from weft.schedule.action import is_collective
 from weft.testing import models, routing
@@ -59,6 +62,19 @@ def test_gate_weights_stand_behind_the_experts_where_anything_is_encoded(layout)
     bodies = [t.body for t in step(layout, combine="fp8").templates["moe.forward"].program.tasks]
     assert "weighted_down" in bodies
     assert not {"swiglu", "expert_down"} & set(bodies)
+
+
+def test_a_layer_without_the_collective_of_a_crossing_is_refused():
+    plan = replace(
+        models.plan(models.mixtral_like(), Layout(sp=2, ep=2)), crossings=Crossings(combine="fp8")
+    )
+    o = Recorder("moe.forward")
+    with pytest.raises(ProgramError, match="expected one of all_to_all_rows 'outputs'"):
+        wire.forward(plan, o.finish(o.input("x", "T D")))
+
+
+def test_a_rank_that_holds_every_expert_encodes_nothing():
+    assert encoded(step(Layout(dp=2), **dict.fromkeys(NAMES, "fp8"))) == []
 
 
 def bytes_of(layout: Layout, **fields: str) -> Mapping[str, int]:

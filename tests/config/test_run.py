@@ -109,6 +109,10 @@ def test_a_layout_that_cannot_exist_is_refused_with_the_nearest_that_can(
             {"train": {"precision": "float64"}, "compression": {"gradients": "bf16"}},
             r'is there to compare; nearest legal value: compression.gradients = "fp32"$',
         ),
+        (
+            {"train": {"precision": "float64"}, "compression": {"combine_grad": "fp8"}},
+            r'is there to compare; nearest legal value: compression.combine_grad = "none"$',
+        ),
         ({"optim": {"warmup_steps": 11}}, r"at most train.steps \(10\).*optim.warmup_steps = 10$"),
     ],
 )

@@ -103,6 +103,16 @@ def test_the_gate_weight_moves_behind_the_second_product():
     assert (moved.inputs, moved.outputs) == (plain.inputs, plain.outputs)
 
 
+def test_the_gate_weight_of_clamped_experts_moves_too():
+    o = Recorder("p.forward")
+    u, weights = o.input("u", "R 2F"), o.input("weights", "R", "acc")
+    (s,) = o.call("clamped_swiglu", u, weights, alpha=1.5, limit=7.0)
+    (d,) = o.call("expert_down", s, o.input("w.down", "L D F"), o.input("e", "L", "i32"))
+    moved = weigh_after(o.finish(d))
+    assert [task.body for task in moved.tasks] == ["clamped_glu", "weighted_down"]
+    assert moved.tasks[0].attributes == {"alpha": 1.5, "limit": 7.0}
+
+
 def test_the_gradient_of_a_moved_weight_keeps_nothing_as_wide_as_a_row():
     derived = differentiate(weigh_after(experts()))
     assert [task.body for task in derived.backward.tasks] == [

@@ -120,11 +120,14 @@ def layer(plan: Plan, kind: Kind, weights: Sequence[str], *, evaluate: bool = Fa
     effects = (lowering.losses, lowering.tally) if routed else ()
     effects += (lowering.dropped,) if drops else ()
     program = o.finish(y, *effects, *extra)
-    if plan.crossings.encodes:
-        program = weigh_after(program)
+    encodes = routed and plan.crossings.encodes
+    program = weigh_after(program) if encodes else program
     if evaluate:
-        return Segment(forward=wire.forward(plan, program), backward=None)
+        program = wire.forward(plan, program) if encodes else program
+        return Segment(forward=program, backward=None)
     derived = differentiate(program)
+    if not encodes:
+        return Segment(forward=derived.forward, backward=derived.backward)
     return Segment(
         forward=wire.forward(plan, derived.forward), backward=wire.backward(plan, derived.backward)
     )

@@ -7,6 +7,7 @@ from pydantic import Field
 from weft.config.branch import Branch
 
 Bits = Literal["none", "fp8"]
+CROSSINGS = ("dispatch", "combine", "dispatch_grad", "combine_grad")
 
 
 class CompressionConfig(Branch):
@@ -16,7 +17,8 @@ class CompressionConfig(Branch):
     is what is compared with, and nothing to train with.
 
     Activations cross to their experts and back, and so do their gradients: four crossings, each
-    with or without `fp8` (E4M3). Where one has it, gate weights multiply behind the experts.
+    with or without `fp8` (E4M3). Where one has it, gate weights multiply behind the experts. Where
+    a rank holds every expert nothing crosses, and nothing is rounded.
     """
 
     section: ClassVar[str] = "compression"

@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Self, cast
 from pydantic import Field, model_validator
 
 from weft.config.branch import INDEX_LIMIT, Branch, divisors, nearest, refusal
-from weft.config.compression import CompressionConfig
+from weft.config.compression import CROSSINGS, CompressionConfig
 from weft.config.data import DataConfig
 from weft.config.kernels import KernelsConfig
 from weft.config.model import ModelConfig
@@ -33,6 +33,8 @@ from weft.config.overlap import OverlapConfig
 from weft.config.parallel import ParallelConfig
 from weft.config.train import RUN_DIR, TrainConfig
 from weft.errors import ConfigError, LayoutError
+
+ENCODED = ("all_to_all", "all_gather")  # ways of dispatch whose crossings have eight bits
 
 
 class RunConfig(Branch):
@@ -175,11 +177,24 @@ def _check_nodes(run: RunConfig) -> None:
 
 
 def _check_compression(run: RunConfig) -> None:
-    """A float64 run is there to compare to 1e-10; a wire of 8 bits of mantissa ends that."""
+    """A float64 run is there to compare to 1e-10; a wire of 8 bits of mantissa ends that.
+
+    What crosses in eight bits is written per way of dispatch (compose.wire).
+    """
     gradients = run.compression.gradients
     if gradients != "fp32" and run.train.precision == "float64":
         rule = 'must not round what train.precision = "float64" is there to compare'
         raise ConfigError(refusal("compression.gradients", gradients, rule, "fp32"))
+    for crossing in CROSSINGS:
+        if getattr(run.compression, crossing) == "none":
+            continue
+        if run.train.precision == "float64":
+            rule = 'must not round what train.precision = "float64" is there to compare'
+            raise ConfigError(refusal(f"compression.{crossing}", "fp8", rule, "none"))
+        if run.parallel.dispatch not in ENCODED:
+            known = " or ".join(f'"{way}"' for way in ENCODED)
+            rule = f"needs parallel.dispatch = {known}, found {run.parallel.dispatch!r}"
+            raise ConfigError(refusal(f"compression.{crossing}", "fp8", rule, "none"))
 
 
 def _check_batch(run: RunConfig) -> None:

@@ -357,6 +357,7 @@ _TABLE = (
         "clamped_swiglu", "u:R 2F, row_weights@acc:R -> s:R F", dgrad="u row_weights",
         flops=lambda n: 9 * n.R * n.F,
     ),
+    _op("clamped_glu", "u:R 2F -> s:R F", dgrad="u", flops=lambda n: 8 * n.R * n.F, paper="4.3"),
     _op(
         "add_weighted_bias", "x:R D, row_weights@acc:R, b*:L D, ends~@i32:L -> y:R D",
         passes_grad=(("x", "y"),), dgrad="b ends", wgrad="row_weights ends",

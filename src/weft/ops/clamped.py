@@ -3,7 +3,8 @@
     g = min(gate, limit)      t = clamp(up, -limit, limit)
     s = (t + 1) g sigmoid(alpha g) weight
 
-A clamped operand has no gradient; at the limit itself it still has.
+A clamped operand has no gradient; at the limit itself it still has. `clamped_glu` is the same
+without the weight, which then multiplies behind the second product of the experts.
 """
 
 import torch
@@ -16,9 +17,7 @@ def clamped_swiglu(u: Tensor, row_weights: Tensor, *, alpha: float, limit: float
     Shapes:
         u [R, 2F] = [gate | up], row_weights [R] -> s [R, F]
     """
-    gate, up = u.chunk(2, dim=-1)
-    g, t = gate.clamp(max=limit), up.clamp(-limit, limit)
-    return (t + 1) * g * (alpha * g).sigmoid() * row_weights.unsqueeze(-1).to(u.dtype)
+    return clamped_glu(u, alpha=alpha, limit=limit) * row_weights.unsqueeze(-1).to(u.dtype)
 
 
 def clamped_swiglu_dgrad(
@@ -29,12 +28,31 @@ def clamped_swiglu_dgrad(
     Numerics:
         The weight's gradient is one sum over F, in the dtype of `row_weights`.
     """
+    rule = {"alpha": alpha, "limit": limit}
+    dweight = (ds * clamped_glu(u, **rule)).sum(-1, dtype=row_weights.dtype)
+    return clamped_glu_dgrad(ds * row_weights.unsqueeze(-1).to(u.dtype), u, **rule), dweight
+
+
+def clamped_glu(u: Tensor, *, alpha: float, limit: float) -> Tensor:
+    """Returns the gated rows, not weighted.
+
+    Shapes:
+        u [R, 2F] = [gate | up] -> s [R, F]
+    """
+    gate, up = u.chunk(2, dim=-1)
+    g, t = gate.clamp(max=limit), up.clamp(-limit, limit)
+    return (t + 1) * g * (alpha * g).sigmoid()
+
+
+def clamped_glu_dgrad(ds: Tensor, u: Tensor, *, alpha: float, limit: float) -> Tensor:
+    """Returns the gradient of the pre-activations.
+
+    Shapes:
+        ds [R, F], u [R, 2F] -> du [R, 2F]
+    """
     gate, up = u.chunk(2, dim=-1)
     g, t = gate.clamp(max=limit), up.clamp(-limit, limit)
     open_ = (alpha * g).sigmoid()
     glu = g * open_
-    dweight = (ds * glu * (t + 1)).sum(-1, dtype=row_weights.dtype)
-    ds = ds * row_weights.unsqueeze(-1).to(u.dtype)
     dgate = ds * (t + 1) * (open_ + alpha * glu * (1 - open_)) * (gate <= limit)
-    dup = ds * glu * (up.abs() <= limit)
-    return torch.cat((dgate, dup), dim=-1), dweight
+    return torch.cat((dgate, ds * glu * (up.abs() <= limit)), dim=-1)

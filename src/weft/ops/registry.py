@@ -152,6 +152,8 @@ def reference_bodies() -> Bodies:
             "add_expert_bias.wgrad": bias.add_expert_bias_wgrad,
             "clamped_swiglu": clamped.clamped_swiglu,
             "clamped_swiglu.dgrad": clamped.clamped_swiglu_dgrad,
+            "clamped_glu": clamped.clamped_glu,
+            "clamped_glu.dgrad": clamped.clamped_glu_dgrad,
             "add_weighted_bias": bias.add_weighted_bias,
             "add_weighted_bias.dgrad": bias.add_weighted_bias_dgrad,
             "add_weighted_bias.wgrad": bias.add_weighted_bias_wgrad,

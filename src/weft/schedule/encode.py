@@ -81,7 +81,8 @@ def encode(program: Program, crossings: Mapping[Crossing, Scales], ends: Ends) -
 def weigh_after(program: Program) -> Program:
     """The program whose experts multiply a row by its gate weight behind the second product.
 
-    `<W^T dy, a>` is the gradient of the weight in either place, so nothing more is kept.
+    `<W^T dy, a>` is the gradient of the weight in either place, so nothing more is kept. A bias of
+    that product is weighted already.
     """
     weights: dict[str, str] = {}
     tasks: list[Task] = []
@@ -91,6 +92,10 @@ def weigh_after(program: Program) -> Program:
                 (s,) = task.outputs
                 weights[s] = row_weights
                 tasks.append(replace(task, body="dense_swiglu", inputs=(u,), renames=_ROWS))
+            case "clamped_swiglu", (u, row_weights):
+                (s,) = task.outputs
+                weights[s] = row_weights
+                tasks.append(replace(task, body="clamped_glu", inputs=(u,)))
             case "expert_down", (s, w, ends) if s in weights:
                 inputs = (s, w, ends, weights[s])
                 tasks.append(replace(task, body="weighted_down", inputs=inputs))
@@ -239,7 +244,7 @@ def _expand(task: Task, form: _Form) -> Iterator[Task]:
     )
     for name, call, first, last in chain:
         extra = splits[: len(lookup(call.body).inputs) - 1]
-        kept = task.attributes if call is form.cross else {}
+        kept: Mapping[str, Attribute] = task.attributes if call is form.cross else {}
         yield Task(
             name=name,
             body=call.body,

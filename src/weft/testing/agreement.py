@@ -170,7 +170,7 @@ def train_step(ranks: Stack, work: Work, step: int) -> Tensor:
     run_together([stage.bound for stage in ranks.stages], environments, ranks.world.pending)
     first, *others = (environment["stats"] for environment in environments)
     for rank, other in enumerate(others, 1):
-        if not torch.equal(first, other):
+        if not torch.equal(first.view(torch.uint8), other.view(torch.uint8)):
             raise VerificationError(
                 f"step {step}: the statistics of rank {rank} differ from those of rank 0, expected "
                 "the same bits; an all-reduce must give every member one and the same sum"

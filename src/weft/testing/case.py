@@ -584,6 +584,12 @@ def _experts() -> Table:
             )
             for rows in (18, 0)
         },
+        "clamped_glu": lambda m: {
+            f"{rows}_rows": Case(
+                inputs=(2 * m.act(rows, 2 * F),), attrs={"alpha": 1.702, "limit": 1.5}, length=F
+            )
+            for rows in (18, 0)
+        },
         "expert_up": each_load(D, 2 * F),
         "expert_down": each_load(F, D),
         "weighted_down": lambda m: {

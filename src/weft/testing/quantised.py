@@ -63,8 +63,8 @@ class Quantising:
         """The outputs of one operator, computed now."""
         body = self.bodies[op]
         match op:
-            case "plan_rows":
-                (self.chosen,) = inputs
+            case "plan_rows" | "plan_local":  # the latter where choices are dropped
+                self.chosen = inputs[0]
             case "permute":
                 return (self._dispatched(inputs[0], inputs[1], attributes["top_k"]),)
             case "gather_sum":
@@ -72,6 +72,9 @@ class Quantising:
             case "swiglu" if self.said.encodes:
                 u, self.row_weights = inputs
                 return (self.bodies["dense_swiglu"](u),)
+            case "clamped_swiglu" if self.said.encodes:
+                u, self.row_weights = inputs
+                return (self.bodies["clamped_glu"](u, **attributes),)
             case "expert_down" if self.said.encodes:
                 made = body(*inputs, **attributes)
                 return (made * self.row_weights.unsqueeze(-1).to(made.dtype),)
