@@ -19,7 +19,7 @@ from weft.errors import VerificationError
 from weft.ops import fp8
 from weft.ops.optimizer import decide
 from weft.ops.registry import reference_bodies
-from weft.parallel.layout import Dispatch, Layout
+from weft.parallel.layout import Attention, Dispatch, Layout
 from weft.schedule.layer import shuffled
 from weft.testing import models, routing
 from weft.testing.agreement import (
@@ -45,6 +45,7 @@ LAYOUTS = [
     Layout(sp=4, ep=4, dispatch=GATHER),
     Layout(dp=2, sp=2, ep=4),
 ]
+ATTENTION = [Layout(sp=2, ep=2, attention=way) for way in (Attention.TP, Attention.CP)]
 MICRO_BATCHES = 2  # half of the usual ones: one a data-parallel rank
 NAMES = ("dispatch", "combine", "dispatch_grad", "combine_grad")
 ALONE = {name: Crossings(**{name: "fp8"}) for name in NAMES}
@@ -114,6 +115,7 @@ def distance(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Ten
     [
         *((name, layout) for name in ALONE for layout in (LAYOUTS[0], LAYOUTS[2])),
         *((name, layout) for name in CHOICES if name not in ALONE for layout in LAYOUTS),
+        *(("all", layout) for layout in ATTENTION),
     ],
     ids=lambda part: part if isinstance(part, str) else part.name(),
 )

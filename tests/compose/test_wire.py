@@ -73,6 +73,12 @@ def test_a_layer_without_the_collective_of_a_crossing_is_refused():
         wire.forward(plan, o.finish(o.input("x", "T D")))
 
 
+def test_tokens_that_cross_once_are_refused():
+    layout = Layout(sp=2, ep=2, dispatch=Dispatch.DEDUPLICATED)
+    with pytest.raises(ProgramError, match="rows counted by 'o', which have no encoded form"):
+        step(layout, dispatch="fp8")
+
+
 def test_a_rank_that_holds_every_expert_encodes_nothing():
     assert encoded(step(Layout(dp=2), **dict.fromkeys(NAMES, "fp8"))) == []
 

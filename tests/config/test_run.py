@@ -113,6 +113,17 @@ def test_a_layout_that_cannot_exist_is_refused_with_the_nearest_that_can(
             {"train": {"precision": "float64"}, "compression": {"combine_grad": "fp8"}},
             r'is there to compare; nearest legal value: compression.combine_grad = "none"$',
         ),
+        (
+            {
+                "parallel": {"sp": 2, "ep": 2, "dispatch": "deduplicated"},
+                "compression": {"dispatch": "fp8"},
+            },
+            r'found "deduplicated"; nearest legal value: compression.dispatch = "none"$',
+        ),
+        (
+            {"parallel": {"sp": 2, "ffn": "tp"}, "compression": {"combine": "fp8"}},
+            r'found "tp"; nearest legal value: compression.combine = "none"$',
+        ),
         ({"optim": {"warmup_steps": 11}}, r"at most train.steps \(10\).*optim.warmup_steps = 10$"),
     ],
 )

@@ -80,7 +80,7 @@ def test_what_is_not_named_stays_as_it_is():
 def test_a_collective_without_an_encoded_form_is_refused():
     o = Recorder("p.forward")
     (y,) = o.call("all_to_all", o.input("x", "N P"), axis="sp", label="qkv")
-    with pytest.raises(ProgramError, match="all_to_all has no encoded form"):
+    with pytest.raises(ProgramError, match="counted by 'N', which have no encoded form"):
         encode(o.finish(y), {("all_to_all", "qkv"): TOKEN}, ENDS)
 
 

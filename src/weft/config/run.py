@@ -193,7 +193,10 @@ def _check_compression(run: RunConfig) -> None:
             raise ConfigError(refusal(f"compression.{crossing}", "fp8", rule, "none"))
         if run.parallel.dispatch not in ENCODED:
             known = " or ".join(f'"{way}"' for way in ENCODED)
-            rule = f"needs parallel.dispatch = {known}, found {run.parallel.dispatch!r}"
+            rule = f'needs parallel.dispatch = {known}, found "{run.parallel.dispatch}"'
+            raise ConfigError(refusal(f"compression.{crossing}", "fp8", rule, "none"))
+        if run.parallel.ffn != "ep":
+            rule = f'needs parallel.ffn = "ep", found "{run.parallel.ffn}"'
             raise ConfigError(refusal(f"compression.{crossing}", "fp8", rule, "none"))
 
 

@@ -62,7 +62,7 @@ def encode(program: Program, crossings: Mapping[Crossing, Scales], ends: Ends) -
     """The program with the payload of these collectives encoded; all else keeps its name.
 
     Raises:
-        ProgramError: a collective that has no encoded form.
+        ProgramError: a collective that has no encoded form, or operands counted otherwise.
     """
     tasks: list[Task] = []
     values = dict(program.values)
@@ -71,7 +71,7 @@ def encode(program: Program, crossings: Mapping[Crossing, Scales], ends: Ends) -
         if scales is None:
             tasks.append(task)
             continue
-        form = _form(task, [values[name].dims.split()[0] for name in _both(task)], scales, ends)
+        form = _form(task, [_rows(values[name]) for name in _both(task)], scales, ends)
         tasks += _expand(task, form)
         for name, dims in zip(_between(task), (form.sent, form.arrived), strict=True):
             values[name] = Value(name=name, dims=dims, kind="u8")
@@ -136,7 +136,7 @@ _PACKED: Mapping[str, str] = MappingProxyType({"O": "b", "R": "a", "T": "t", "U"
 def _form(task: Task, letters: Sequence[str], scales: Scales, ends: Ends) -> _Form:
     """How a collective is encoded; `letters` are the rows of its operand and of its result."""
     source, result = letters
-    a, b = _PACKED.get(source, ""), _PACKED.get(result, "")
+    a, b = _PACKED[source], _PACKED[result]
     match task.body, scales:
         case "all_to_all_rows", Rows():
             return _Form(
@@ -221,6 +221,17 @@ def _decode_blocks(body: str, scales: Channels, ends: Ends) -> _Call:
 
 
 # ---- tasks ---------------------------------------------------------------------------------------
+
+
+def _rows(value: Value) -> str:
+    """The letter of a value's rows, of which a packet must know its own."""
+    letter = value.dims.split()[0]
+    if letter not in _PACKED:
+        raise ProgramError(
+            f"{value.name}: found rows counted by {letter!r}, which have no encoded form, expected "
+            f"one of {', '.join(_PACKED)}; leave this crossing as wide as it is"
+        )
+    return letter
 
 
 def _both(task: Task) -> tuple[str, str]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from weft.compose.plan import Plan, is_all_gather
 from weft.ops.fp8 import dequantise, quantise
+from weft.parallel.share import share_of
 
 GROUP = 128  # tokens that share the scale of a channel (paper 4.2)
 
@@ -29,14 +30,13 @@ Rounding = Callable[[Tensor], Tensor]
 class Places:
     """Which rank of the group a token is on, and which one an expert."""
 
-    tokens: int
+    source: Tensor  # of each token of a micro-batch, in the order of the stream
     experts: int
-    sp: int
     ep: int
 
-    def sources(self) -> Iterator[slice]:
+    def sources(self) -> Iterator[Tensor]:
         """The tokens of each rank."""
-        return (slice(i, i + self.tokens) for i in range(0, self.sp * self.tokens, self.tokens))
+        return (self.source == rank for rank in self.source.unique())
 
 
 class Quantising:
@@ -46,10 +46,7 @@ class Quantising:
         self.bodies = bodies
         self.said = plan.crossings
         self.gathers = is_all_gather(plan.layout)
-        self.places = Places(
-            tokens=plan.local_tokens, experts=plan.local_experts,
-            sp=plan.layout.sp, ep=plan.layout.ep,
-        )  # fmt: skip
+        self.places = Places(source=_source(plan), experts=plan.local_experts, ep=plan.layout.ep)
         self.chosen = torch.empty(0)
         self.row_weights = torch.empty(0)
 
@@ -107,7 +104,7 @@ class Quantising:
 
     def _summed(self, rows: Tensor, order: Tensor, top_k: int) -> Tensor:
         """Each token's sum over these rows."""
-        total = rows.new_zeros(self.places.sp * self.places.tokens, rows.shape[1])
+        total = rows.new_zeros(len(self.places.source), rows.shape[1])
         return total.index_add(0, order // top_k, rows)
 
     def _holder(self, order: Tensor) -> Tensor:
@@ -116,11 +113,18 @@ class Quantising:
 
     def _by_source(self, rounding: Rounding) -> Rounding:
         """A rounding of the tokens of each rank by themselves."""
-        return lambda x: torch.cat([rounding(x[share]) for share in self.places.sources()])
+
+        def rounded(x: Tensor) -> Tensor:
+            out = x.clone()
+            for share in self.places.sources():
+                out[share] = rounding(x[share])
+            return out
+
+        return rounded
 
     def _by_pair(self, order: Tensor, top_k: int, rounding: Rounding) -> Rounding:
         """A rounding of the rows between each two ranks by themselves."""
-        pair = order // top_k // self.places.tokens * self.places.ep + self._holder(order)
+        pair = self.places.source[order // top_k] * self.places.ep + self._holder(order)
 
         def rounded(x: Tensor) -> Tensor:
             out = x.clone()
@@ -143,6 +147,16 @@ class Quantising:
     def _by_row(self, x: Tensor) -> Tensor:
         columns = x.shape[1] if self.said.scales == "token" else GROUP
         return torch.cat([_rounded(part, 1) for part in x.split(columns, 1)], 1)
+
+
+def _source(plan: Plan) -> Tensor:
+    """Which rank of the sequence-parallel group each token of a micro-batch is on."""
+    source = torch.empty(plan.tokens, dtype=torch.int64)
+    for rank in range(plan.layout.sp):
+        own = share_of(plan.layout, rank, sequences=plan.micro_batch, sequence=plan.sequence).tokens
+        for tokens in own:
+            source[tokens.start : tokens.stop] = rank
+    return source
 
 
 class _Cross(torch.autograd.Function):
