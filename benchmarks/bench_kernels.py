@@ -163,7 +163,7 @@ def trials(s: Shape) -> Iterator[tuple[str, Callable[[], Trial]]]:
         "select_experts.dgrad",
         call(wide(s.tokens, s.top_k), wide(s.tokens, s.experts), chosen, **rule, moved=2 * logits),
     )
-    counted = {"experts": s.experts, "first": 0, "sequence": 4096, "rows": s.tokens // 4096}
+    counted = {"experts": s.experts, "first": 0, "stretch": 4096, "rows": s.tokens // 4096}
     yield "count_load", call(chosen, **counted, moved=s.rows * 8)
     yield "plan_rows", call(chosen, experts=s.experts, moved=s.rows * 24)
     yield "permute", call(some(*hidden), order, slot_row, **top, moved=token_bytes + row_bytes)

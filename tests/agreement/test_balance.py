@@ -9,7 +9,7 @@ import torch
 from weft.compose.plan import Balance
 from weft.errors import VerificationError
 from weft.ops.registry import reference_bodies
-from weft.parallel.layout import Dispatch, Layout
+from weft.parallel.layout import Attention, Dispatch, Layout
 from weft.testing import models
 from weft.testing.agreement import (
     Stack,
@@ -67,6 +67,16 @@ def test_losses_drops_and_gradients_are_those_of_one_rank(family, layout):
     require_agreement(found, one_rank(family))
     counts = [name for name in found.sums if "dropped" in name or "load" in name]
     assert all(torch.equal(found.sums[n], one_rank(family).sums[n]) for n in counts)
+
+
+@pytest.mark.parametrize("sp", [2, 4])
+def test_ranks_with_a_part_of_every_sequence_have_the_losses_of_one(sp):
+    roomy = replace(ALL, capacity=0.0)
+    found = run_layout(
+        plan_of("deepseek", roomy), Layout(sp=sp, ep=sp, attention=Attention.CP),
+        work("deepseek"), bodies=BODIES,
+    )  # fmt: skip
+    require_agreement(found, one_rank("deepseek", roomy))
 
 
 @pytest.mark.parametrize("family", ["mixtral", "deepseek"])

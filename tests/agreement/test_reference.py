@@ -285,16 +285,16 @@ def counted(chosen, experts):
     return torch.tensor([flat.count(e) for e in experts])
 
 
-def count_load(chosen, *, experts, first, sequence, rows):
+def count_load(chosen, *, experts, first, stretch, rows):
     load = [[0] * experts for _ in range(rows)]
     for t, choices in enumerate(chosen.tolist()):
         for e in choices:
-            load[(first + t) // sequence][e] += 1
+            load[(first + t) // stretch][e] += 1
     return torch.tensor(load)
 
 
 def router_losses(logits, load, past, losses, *, top_k, score, z_coef, scale, first, sequence,
-                  groups, aux_coef, device_coef, sequence_coef, global_coef):  # fmt: skip
+                  stretch, groups, aux_coef, device_coef, sequence_coef, global_coef):  # fmt: skip
     aux = z = 0.0
     rows, experts = load.shape
     tokens, size = rows * sequence, experts // groups
@@ -306,7 +306,7 @@ def router_losses(logits, load, past, losses, *, top_k, score, z_coef, scale, fi
             mates = range(e // size * size, e // size * size + size)
             f = experts / (top_k * tokens) * whole[e]
             g = experts / (top_k * tokens) * sum(whole[m] for m in mates) / size
-            s = experts / (top_k * sequence) * load[(first + t) // sequence, e].item()
+            s = experts / (top_k * sequence) * load[(first + t) // stretch, e].item()
             a = past[e].item()
             terms = aux_coef * f + device_coef * g + sequence_coef * s + global_coef * a
             aux += p[e] * terms / tokens

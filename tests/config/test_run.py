@@ -46,6 +46,10 @@ def tree(**branches: dict[str, Any]) -> dict[str, Any]:
             r"must divide model.kv_heads \(4\) or be a multiple of it; .*parallel.sp = 4$",
         ),
         (
+            {"model": {"capacity": 1.5}, "parallel": {"sp": 2, "attention": "cp"}},
+            r"model.capacity = 1.5: must be 0 with parallel.attention.*model.capacity = 0.0$",
+        ),
+        (
             {"data": {"sequence": 31}, "parallel": {"sp": 4}},
             r"must divide train.micro_batch \* data.sequence \(62 tokens\).*parallel.sp = 2$",
         ),

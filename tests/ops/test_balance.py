@@ -6,7 +6,7 @@ import torch
 from weft.ops.balance import balance_router, count_load, keep_choices, router_losses
 
 COEFS = ("aux_coef", "device_coef", "sequence_coef", "global_coef")
-PLACE = {"first": 0, "sequence": 4}
+PLACE = {"first": 0, "sequence": 4, "stretch": 4}
 LOSS = {"top_k": 2, "score": "softmax", "groups": 2, "z_coef": 0.0, "scale": 1.0, **PLACE}
 EVEN = torch.full((2, 4), 2)  # two sequences of four tokens, two choices each, four experts
 
@@ -69,7 +69,7 @@ def test_losses_of_shards_add_up_to_those_of_the_whole():
 
 def test_loads_of_shards_add_up_to_those_of_the_whole():
     chosen = torch.tensor([[0, 1], [2, 3], [0, 2], [0, 3], [1, 2], [1, 0], [3, 1], [3, 0]])
-    attrs = {"experts": 4, "sequence": 4, "rows": 2}
+    attrs = {"experts": 4, "stretch": 4, "rows": 2}
     whole = count_load(chosen, first=0, **attrs)
     assert whole.tolist() == [[3, 1, 2, 2], [2, 3, 1, 2]]
     parts = count_load(chosen[:3], first=0, **attrs) + count_load(chosen[3:], first=3, **attrs)

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weft.parallel.layout import Attention, Layout
-from weft.parallel.share import share_of, whole, zigzag
+from weft.parallel.share import numbering_of, share_of, whole, zigzag
 
 
 @pytest.mark.parametrize("attention", Attention)
@@ -37,3 +37,17 @@ def test_a_rank_of_tensor_parallel_attention_knows_every_position():
     share = share_of(Layout(sp=2, attention=Attention.TP), 1, sequences=1, sequence=8)
     assert share.tokens == (range(4, 8),)
     assert share.positions == whole(8).positions
+
+
+@pytest.mark.parametrize("attention", Attention)
+@given(ranks=st.integers(1, 5), chunk=st.integers(1, 4), sequences=st.integers(1, 3))
+def test_a_rank_counts_its_tokens_into_the_sequences_they_are_of(
+    attention, ranks, chunk, sequences
+):
+    layout, sequence = Layout(sp=ranks, attention=attention), 2 * ranks * chunk
+    sizes = {"sequences": sequences, "sequence": sequence}
+    for rank in range(ranks):
+        held = [token for r in share_of(layout, rank, **sizes).tokens for token in r]
+        numbers = numbering_of(layout, rank, **sizes)
+        counted = [(numbers.first + place) // numbers.stretch for place in range(len(held))]
+        assert counted == [token // sequence for token in held]

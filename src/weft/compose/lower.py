@@ -149,7 +149,8 @@ class Lowering:
     def _balance(self, logits: Any, experts: Any) -> None:
         """The load and the losses that keep it even, added to their sums."""
         a, shape, plan = self.plan.arithmetic, self.plan.shape, self.plan
-        place = {"first": plan.first_token, "sequence": plan.sequence}
+        numbering = plan.numbering
+        place = {"first": numbering.first, "stretch": numbering.stretch}
         (load,) = self.algebra.call(
             "count_load", experts, experts=shape.experts, rows=plan.micro_batch, **place
         )
@@ -161,7 +162,7 @@ class Lowering:
             top_k=shape.top_k, score=a.score, aux_coef=a.aux_coef, z_coef=a.z_coef,
             device_coef=a.balance.device_coef, sequence_coef=a.balance.sequence_coef,
             global_coef=a.balance.global_coef, groups=a.balance.device_groups,
-            scale=1.0 / plan.micro_batches, **place,
+            scale=1.0 / plan.micro_batches, sequence=plan.sequence, **place,
         )  # fmt: skip
 
     def _drop(self, logits: Any, experts: Any) -> Any:

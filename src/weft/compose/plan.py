@@ -21,7 +21,7 @@ from weft.parallel.layout import (
     Layout,
     heads_of,
 )
-from weft.parallel.share import Share, share_of
+from weft.parallel.share import Numbering, Share, numbering_of, share_of
 from weft.parallel.sync import Sync
 from weft.schedule.pipeline import Pipeline
 
@@ -175,6 +175,13 @@ class Plan:
     def share(self) -> Share:
         """The tokens of a micro-batch that this rank holds."""
         return share_of(self.layout, self.rank, sequences=self.micro_batch, sequence=self.sequence)
+
+    @property
+    def numbering(self) -> Numbering:
+        """To which sequence each token of this rank belongs."""
+        return numbering_of(
+            self.layout, self.rank, sequences=self.micro_batch, sequence=self.sequence
+        )
 
     @property
     def heads(self) -> HeadSplit:

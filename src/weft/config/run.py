@@ -77,6 +77,7 @@ class RunConfig(Branch):
         _check_expert_axis(self)
         _check_nodes(self)
         _check_compression(self)
+        _check_capacity(self)
         _check_batch(self)
         _check_warmup(self)
         _check_decay(self)
@@ -174,6 +175,19 @@ def _check_nodes(run: RunConfig) -> None:
             "the other"
         )
         raise LayoutError(refusal("parallel.node", node, rule, nearest(node, whole)))
+
+
+def _check_capacity(run: RunConfig) -> None:
+    """Scores are gathered rank by rank, which is the order of the stream but for context
+    parallelism.
+    """
+    capacity, parallel = run.model.capacity, run.parallel
+    if capacity and parallel.attention == "cp" and parallel.sp > 1:
+        rule = (
+            'must be 0 with parallel.attention = "cp": of equal scores those of the lower token '
+            "are kept, and no rank has its tokens in their order"
+        )
+        raise LayoutError(refusal("model.capacity", capacity, rule, 0.0))
 
 
 def _check_compression(run: RunConfig) -> None:

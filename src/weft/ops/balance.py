@@ -26,13 +26,15 @@ from torch import Tensor
 from weft.ops.router import score_experts
 
 
-def count_load(chosen: Tensor, *, experts: int, first: int, sequence: int, rows: int) -> Tensor:
+def count_load(chosen: Tensor, *, experts: int, first: int, stretch: int, rows: int) -> Tensor:
     """Returns how many choices of each sequence of the micro-batch fell on each expert.
 
+    A rank numbers its tokens from `first`, `stretch` to a sequence.
+
     Shapes:
-        chosen [T, k] of tokens from number `first` of the micro-batch -> load [rows, experts]
+        chosen [T, k] -> load [rows, experts]
     """
-    place = chosen + experts * _row_of(chosen, first, sequence).unsqueeze(-1)
+    place = chosen + experts * _row_of(chosen, first, stretch).unsqueeze(-1)
     edges = torch.arange(rows * experts + 1, device=chosen.device)
     return torch.searchsorted(place.flatten().sort().values, edges).diff().view(rows, experts)
 
@@ -58,9 +60,12 @@ def router_losses(
     z_coef: float,
     first: int,
     sequence: int,
+    stretch: int,
     scale: float,
 ) -> Tensor:
     """Adds the balance loss and the z loss of these tokens to `losses`.
+
+    A rank numbers its tokens from `first`, `stretch` of each sequence of `sequence` tokens.
 
     Shapes:
         logits [T, E], load [B, E], past [E], losses [2]
@@ -70,7 +75,7 @@ def router_losses(
         load, past.to(logits.dtype), top_k=top_k, sequence=sequence, groups=groups,
         coefs=(aux_coef, device_coef, sequence_coef, global_coef),
     )  # fmt: skip
-    share = _probabilities(logits, score) * pressure[_row_of(logits, first, sequence)]
+    share = _probabilities(logits, score) * pressure[_row_of(logits, first, stretch)]
     aux = share.sum() * (scale / tokens)
     z = logits.logsumexp(-1).square().sum() * (scale * z_coef / tokens)
     return losses.add_(torch.stack((aux, z)))
@@ -91,6 +96,7 @@ def router_losses_dgrad(
     z_coef: float,
     first: int,
     sequence: int,
+    stretch: int,
     scale: float,
 ) -> Tensor:
     """Returns the gradient of the sum of both losses."""
@@ -100,7 +106,7 @@ def router_losses_dgrad(
         coefs=(aux_coef, device_coef, sequence_coef, global_coef),
     )  # fmt: skip
     p = _probabilities(logits, score)
-    dp = (pressure * (scale / tokens))[_row_of(logits, first, sequence)]
+    dp = (pressure * (scale / tokens))[_row_of(logits, first, stretch)]
     centred = dp - (p * dp).sum(-1, keepdim=True)
     # a sigmoid's own derivative is s (1 - s), and p = s / sum(s)
     daux = p * centred if score == "softmax" else p * (1 - logits.sigmoid()) * centred
@@ -203,9 +209,9 @@ def _coarse(scores: Tensor) -> Tensor:
     return torch.ldexp((mantissa * 2**digits).round(), exponent - digits)
 
 
-def _row_of(tokens: Tensor, first: int, sequence: int) -> Tensor:
-    """The sequence of each token, tokens being numbered from `first`."""
-    return (first + torch.arange(tokens.shape[0], device=tokens.device)) // sequence
+def _row_of(tokens: Tensor, first: int, stretch: int) -> Tensor:
+    """The sequence of each token, tokens being numbered from `first`, `stretch` to a sequence."""
+    return (first + torch.arange(tokens.shape[0], device=tokens.device)) // stretch
 
 
 def _probabilities(logits: Tensor, score: str) -> Tensor:

@@ -48,6 +48,30 @@ def share_of(layout: Layout, rank: int, *, sequences: int, sequence: int) -> Sha
             return Share(tokens=own, positions=own)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Numbering:
+    """A rank numbers its tokens from `first`, and every `stretch` numbers are a sequence."""
+
+    first: int
+    stretch: int
+
+
+def numbering_of(layout: Layout, rank: int, *, sequences: int, sequence: int) -> Numbering:
+    """How the tokens of a rank's share fall into sequences; under context parallelism it has a part
+    of each.
+
+    Example:
+        >>> numbering_of(Layout(sp=2), 1, sequences=2, sequence=8)
+        Numbering(first=8, stretch=8)
+        >>> numbering_of(Layout(sp=2, attention=Attention.CP), 1, sequences=2, sequence=8)
+        Numbering(first=0, stretch=4)
+    """
+    if layout.attention is Attention.CP:
+        return Numbering(first=0, stretch=sequence // layout.sp)
+    tokens = sequences * sequence // layout.sp
+    return Numbering(first=layout.sp_rank(rank) * tokens, stretch=sequence)
+
+
 def zigzag(position: int, ranks: int, *, sequences: int, sequence: int) -> tuple[range, ...]:
     """Chunks `position` and `2 ranks - 1 - position` of each sequence.
 

@@ -326,15 +326,17 @@ def _balance() -> Table:
 
 # Sequences of 10 tokens of which T are on this rank, from the sixth of the first: two edges inside.
 ROWS = 3
-SHARE = {"first": 6, "sequence": 10, "rows": ROWS}
+SHARE = {"first": 6, "stretch": 10, "rows": ROWS}
 
 
 def _losses() -> Iterator[tuple[str, Mapping[str, object]]]:
-    place = {"top_k": K, "z_coef": 0.2, "scale": 0.25, "first": 6, "sequence": 10}
+    place = {"top_k": K, "z_coef": 0.2, "scale": 0.25, "first": 6, "sequence": 10, "stretch": 10}
     coefs = ("aux_coef", "device_coef", "sequence_coef", "global_coef")
     every = dict.fromkeys(coefs, 0.3)
     for score in ("softmax", "sigmoid"):
         yield score, {**place, **every, "score": score, "groups": E}
+        halves = {"first": 0, "stretch": 5}  # half of each of three sequences
+        yield f"{score}_halves", {**place, **every, "score": score, "groups": E, **halves}
         for alone in coefs:
             only = {name: 0.3 * (name == alone) for name in coefs}
             yield f"{score}_{alone}", {**place, **only, "score": score, "groups": 1}

@@ -14,17 +14,17 @@ from torch import Tensor
 _PART, _STEP = 1024, 64  # choices of a program, and of one step: 64 x 128 cells for 128 experts
 
 
-def count_load(chosen: Tensor, *, experts: int, first: int, sequence: int, rows: int) -> Tensor:
+def count_load(chosen: Tensor, *, experts: int, first: int, stretch: int, rows: int) -> Tensor:
     """Returns how many choices of each sequence of the micro-batch fell on each expert.
 
     Shapes:
-        chosen [T, k] of tokens from number `first` of the micro-batch -> load [rows, experts]
+        chosen [T, k] -> load [rows, experts]
     """
     top_k = chosen.shape[1]
-    parts = triton.cdiv(sequence * top_k, _PART)
+    parts = triton.cdiv(stretch * top_k, _PART)
     partial = torch.empty(rows, parts, experts, dtype=torch.int32, device=chosen.device)
     _count[rows, parts](
-        chosen, partial, chosen.numel(), 0, experts, first * top_k, sequence * top_k,
+        chosen, partial, chosen.numel(), 0, experts, first * top_k, stretch * top_k,
         PART=_PART, STEP=_STEP, COLUMNS=triton.next_power_of_2(experts), num_warps=4,
     )  # fmt: skip
     return partial.sum(1, dtype=torch.int64)
