@@ -8,10 +8,13 @@ import torch
 
 from weft.comm.mesh import Mesh
 from weft.comm.transports.stacked import StackedWorld
+from weft.ops import fp8
+from weft.ops.registry import reference_bodies
+from weft.ops.rows import Splits
 from weft.parallel.layout import Layout
 from weft.testing import crew
 from weft.testing.crew import Course, Trial, stacked_crew
-from weft.testing.sabotage import CULPRIT, SABOTAGES, Unsummed, join, shift_order
+from weft.testing.sabotage import CULPRIT, SABOTAGES, Unsummed, join, scale_twice, shift_order
 
 TWO = Layout(sp=2, ep=2)
 STEP = Trial(steps=1, precision="float64")
@@ -92,11 +95,37 @@ def test_joined_samples_are_the_micro_batch_that_holds_them(course: Course) -> N
     assert joined.ends == whole.ends
 
 
-@pytest.mark.parametrize("fault", SABOTAGES)
+@pytest.mark.parametrize("fault", [name for name in SABOTAGES if name != "scale"])
 def test_a_fault_changes_what_is_computed(course: Course, fault: str) -> None:
     (alone,) = crew.run(stacked_crew(Layout()), course, STEP)
     broken = runs(course, fault)
     assert not torch.allclose(broken[0].sums, alone.sums, rtol=1e-6)
+
+
+def test_scales_are_squared_on_one_rank_wherever_a_packet_is_decoded() -> None:
+    x = torch.randn(6, 8, dtype=torch.float64) * 5
+    honest = reference_bodies()
+    there, here = Splits(send=(2, 4), receive=()), Splits(send=(), receive=(2, 4))
+    word = {"dtype": "float64"}
+    rows = {"columns": 8, "width": 8, **word}
+    equal = {"ranks": 2, "rows": 3, "group": 2, **word}
+    ragged = {"reverse": False, "group": 3}
+    calls = {
+        "decode_rows": (fp8.encode_rows(x, columns=8), rows),
+        "decode_row_sums": (fp8.encode_rows(x, columns=8), {**rows, "ranks": 2}),
+        "decode_blocks": (fp8.encode_blocks(x, ranks=2, group=2), equal),
+        "decode_block_sums": (fp8.encode_blocks(x, ranks=2, group=2), equal),
+        "decode_channels": (fp8.encode_channels(x, there, **ragged), here, {**ragged, **word}),
+    }
+    assert scale_twice(honest, 0) == honest
+    bad = scale_twice(honest, CULPRIT)
+    for name, (*inputs, attributes) in calls.items():
+        assert not torch.allclose(
+            bad[name](*inputs, **attributes), honest[name](*inputs, **attributes)
+        ), name
+    once, two = (b["decode_rows"](calls["decode_rows"][0], **rows) for b in (honest, bad))
+    scale = x.abs().amax(1, keepdim=True) / 448
+    torch.testing.assert_close(two, once * scale, rtol=1e-6, atol=0)
 
 
 def test_no_fault_is_no_difference(course: Course) -> None:

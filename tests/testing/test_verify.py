@@ -78,7 +78,45 @@ CULPRITS = {
 }
 
 
-@pytest.mark.parametrize("fault", SABOTAGES)
+EIGHT_BITS = tuple(
+    f"compression.{crossing}=fp8"
+    for crossing in ("dispatch", "combine", "dispatch_grad", "combine_grad")
+)
+
+
+@pytest.fixture(scope="module")
+def eight(config: RunConfig) -> Proof:
+    return prepare(laid_out(config, "model.layers=2", *EIGHT_BITS), quick=True)
+
+
+@pytest.mark.parametrize("dispatch", [Dispatch.ALL_TO_ALL, Dispatch.ALL_GATHER])
+def test_eight_bits_are_proved_against_one_rank_that_rounds_too(
+    eight: Proof, dispatch: Dispatch
+) -> None:
+    layout = Layout(sp=2, ep=2, dispatch=dispatch)
+    row = prove(eight, Case(layout=layout, processes=False))
+    assert row.faults == ()
+    assert row.checks[-1].name == "fp8"
+    assert float(row.checks[-1].figure) > 0
+
+
+@pytest.mark.parametrize("dispatch", [Dispatch.ALL_TO_ALL, Dispatch.ALL_GATHER])
+def test_a_scale_that_one_rank_applies_twice_is_found(eight: Proof, dispatch: Dispatch) -> None:
+    broken = replace(eight, course=replace(eight.course, sabotage=SABOTAGES["scale"]))
+    layout = Layout(sp=2, ep=2, dispatch=dispatch)
+    row = prove(broken, Case(layout=layout, processes=False))
+    faults = {check.name: check.fault for check in row.faults}
+    assert "in eight bits" in faults["fp8"]
+    assert faults.keys() <= {"fp8", "replicas"}, "what is not in eight bits is right"
+
+
+def test_layouts_that_have_no_eight_bits_are_skipped(config: RunConfig) -> None:
+    wide = laid_out(config, "parallel.sp=2", "parallel.ep=2", "compression.combine=fp8")
+    named = {case.layout.dispatch: case.impossible for case in prepare(wide, quick=False).cases}
+    assert "needs parallel.dispatch" in named[Dispatch.DEDUPLICATED]
+
+
+@pytest.mark.parametrize("fault", CULPRITS)
 def test_a_sabotaged_layout_fails_and_names_the_culprit(proof: Proof, fault: str) -> None:
     broken = replace(proof, course=replace(proof.course, sabotage=SABOTAGES[fault]))
     row = prove(broken, Case(layout=ACROSS.get(fault, Layout(sp=2, ep=2)), processes=False))

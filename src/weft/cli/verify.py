@@ -11,13 +11,14 @@ import typer
 
 from weft.cli.arguments import Overrides, Recipe
 from weft.config.load import load
+from weft.errors import ConfigError
 
 if TYPE_CHECKING:
     from weft.testing.verify import Case, Proof, Row
 
 CHECKS = (
     "start", "data", "loss64", "grads64", "loss32", "grads32",
-    "replicas", "overlap", "bytes", "volume", "routing",
+    "replicas", "overlap", "bytes", "volume", "routing", "fp8",
 )  # fmt: skip
 _NUMBER, _LAYOUT, _WIRE, _CELL = 4, 23, 10, 9  # columns of a terminal
 _KEY = 32
@@ -33,6 +34,7 @@ class Fault(StrEnum):
     ORDER = "order"
     BALANCE = "balance"
     DROP = "drop"
+    SCALE = "scale"
 
 
 def verify(
@@ -46,6 +48,11 @@ def verify(
 ) -> None:
     """Prove on this machine that every layout of a recipe computes what one rank computes."""
     config = load(recipe, overrides or ())
+    if sabotage is Fault.SCALE and not config.compression.encodes:
+        raise ConfigError(
+            "--sabotage scale: found no crossing in eight bits whose scales could be applied "
+            "twice; try --set compression.dispatch=fp8"
+        )
     from weft.testing.sabotage import HONEST, SABOTAGES  # after the recipe is found good
     from weft.testing.verify import prepare, prove
 
@@ -90,7 +97,7 @@ def _opening(proof: "Proof", name: str, sabotage: Fault | None) -> Iterator[str]
     )
     yield (
         f"largest relative errors against one rank; at most {LOSS_FLOAT64:.0e} for loss64, "
-        f"{GRADIENT_FLOAT64:.0e} for grads64 and routing, "
+        f"{GRADIENT_FLOAT64:.0e} for grads64, routing and fp8, "
         f"{float32_bound(proof.reference):.0e} for loss32 and grads32"
     )
     if sabotage:

@@ -35,3 +35,8 @@ class CompressionConfig(Branch):
         description="what shares a scale: a token (of a gradient 128 tokens of a channel), or 128 "
         "channels of a token",
     )
+
+    @property
+    def encodes(self) -> bool:
+        """Whether activations travel in eight bits anywhere."""
+        return any(getattr(self, crossing) == "fp8" for crossing in CROSSINGS)

@@ -62,7 +62,8 @@ class Course:
 class Trial:
     """One way to run: so many steps in a dtype and an order, with experts forced or not.
 
-    What travels is compressed as the recipe says only where nothing is compared up to rounding.
+    What travels is compressed as the recipe says only where nothing is compared up to rounding;
+    with `encoded` activations are, and gradients between replicas are not.
     Without `drops` groups of experts take whatever chooses them: then choices alone say which rows
     travel.
     """
@@ -72,6 +73,7 @@ class Trial:
     order: str = "overlapped"
     routing: Routing | None = None
     compressed: bool = False
+    encoded: bool = False
     drops: bool = True
 
 
@@ -218,6 +220,8 @@ def plan_of(course: Course, trial: Trial, layout: Layout, rank: int) -> Plan:
         }
     )
     compression = config.compression if trial.compressed else CompressionConfig()
+    if trial.encoded:
+        compression = config.compression.model_copy(update={"gradients": "fp32"})
     update = {
         "train": train,
         "overlap": overlap,

@@ -7,13 +7,14 @@
     serial      float32, few steps    no two at once: the bits of `natural`
     <routing>   float64, one step     sums and gradients under a generator of `testing.routing`
     <bytes>     bfloat16, one step    bytes received against bytes predicted
+    rounded     float64, one step     where the recipe has eight bits: see `testing.rounded`
 
 A whole gradient is on no rank: each says how far its own elements are off, `testing.weigh` adds up.
 Findings are plain values, since those of another process come through a pipe.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 
@@ -26,6 +27,8 @@ from weft.compose.plan import Plan
 from weft.compose.step import training_step
 from weft.parallel.layout import Layout
 from weft.runtime.state import held
+from weft.testing import rounded
+from weft.testing.agreement import Trace
 from weft.testing.crew import (
     Course,
     Crew,
@@ -83,6 +86,7 @@ class Findings:
     payload: Mapping[
         str, tuple[float, float]
     ]  # elements of the forward predicted, by the paper's formula
+    rounded: Mapping[str, rounded.Off]  # of sums and gradients in eight bits, if there are any
 
 
 # ---- one rank ------------------------------------------------------------------------------------
@@ -142,9 +146,18 @@ def find(crew: Crew, course: Course, reference: Reference) -> tuple[Findings, ..
         SERIAL: Trial(steps=steps, precision="float32", order="serial", compressed=True),
         **forced,
     }
+    eight = rounded.encodes(course)
+    trials = {**trials, rounded.ROUNDED: rounded.TRIAL} if eight else trials
+    expected = rounded.reference(course, crew.layout) if eight else None
     runs = {name: run(crew, course, trial) for name, trial in trials.items()}
     return tuple(
-        _compare(rank, reference, {name: each[i] for name, each in runs.items()}, forecasts[i])
+        _compare(
+            rank,
+            reference,
+            {name: each[i] for name, each in runs.items()},
+            forecasts[i],
+            expected,
+        )
         for i, rank in enumerate(crew.ranks)
     )
 
@@ -193,6 +206,8 @@ def _forecasts(
         choices = partial(trial.routing, 0)
         received[name] = predict(step, choices)
         if name == EVEN and divides_evenly(step.plan):
+            # elements are counted where each is a number, not a byte of a packet
+            step = training_step(plan_of(course, replace(trial, compressed=False), layout, rank))
             for labels, elements in forward_payload(step.plan).items():
                 ours = predicted_forward(step, choices, labels)
                 payload[" + ".join(labels)] = float(ours), float(elements)
@@ -208,7 +223,11 @@ def divides_evenly(plan: Plan) -> bool:
 
 
 def _compare(
-    rank: int, reference: Reference, runs: Mapping[str, Run], forecasts: _Forecasts
+    rank: int,
+    reference: Reference,
+    runs: Mapping[str, Run],
+    forecasts: _Forecasts,
+    expected: Trace | None,
 ) -> Findings:
     main = runs[FLOAT64]
     exact = [name for name in runs if name in reference.runs]
@@ -226,6 +245,7 @@ def _compare(
             for name, predicted in forecasts.received.items()
         },
         payload=forecasts.payload,
+        rounded=rounded.distances(runs[rounded.ROUNDED], expected) if expected else {},
     )
 
 

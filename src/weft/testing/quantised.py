@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weft.compose.plan import Plan, is_all_gather
+from weft.compose.plan import Crossings, Plan, is_all_gather
 from weft.ops.fp8 import dequantise, quantise
 from weft.parallel.share import share_of
 
@@ -44,7 +44,7 @@ class Quantising:
 
     def __init__(self, bodies: Mapping[str, Callable[..., Any]], plan: Plan) -> None:
         self.bodies = bodies
-        self.said = plan.crossings
+        self.said = plan.crossings if plan.layout.ep > 1 else Crossings()  # else nothing crosses
         self.gathers = is_all_gather(plan.layout)
         self.places = Places(source=_source(plan), experts=plan.local_experts, ep=plan.layout.ep)
         self.chosen = torch.empty(0)

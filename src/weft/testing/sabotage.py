@@ -6,6 +6,7 @@ experts   two experts of one rank trade places after initialisation
 order     the batches of one rank come from one sample further on
 balance   the balance losses of every rank are multiplied by the degree of data parallelism
 drop      the first choice of one rank's tokens gets no row, and is not counted as dropped
+scale     one rank applies the scales of what arrives in eight bits twice
 
 Nothing outside this file knows that they exist.
 """
@@ -13,7 +14,7 @@ Nothing outside this file knows that they exist.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -26,6 +27,8 @@ from weft.compose.plan import Plan
 from weft.config.run import RunConfig
 from weft.data.batches import Batches, MicroBatch
 from weft.model.families import Kind
+from weft.ops.fp8 import SCALE, packet_rows
+from weft.ops.rows import Splits
 from weft.runtime.batch import Batch
 from weft.runtime.batch import stage as stage_batch
 from weft.runtime.closures import Body
@@ -224,6 +227,56 @@ def drop_silently(bodies: Bodies, rank: int) -> Bodies:
     return {**bodies, "gather_sum": careless} if rank == CULPRIT else bodies
 
 
+# ---- scale ---------------------------------------------------------------------------------------
+
+
+def scale_twice(bodies: Bodies, rank: int) -> Bodies:
+    """Bodies of which, on one rank, those that decode a packet find its scales squared."""
+    if rank != CULPRIT:
+        return bodies
+
+    def by_row(name: str) -> Body:
+        def decode(packet: Tensor, *, width: int, **rest: Any) -> Tensor:
+            packet = packet.clone()
+            packet[:, width:] = _squared(packet[:, width:])
+            return bodies[name](packet, width=width, **rest)
+
+        return decode
+
+    def by_block(name: str) -> Body:
+        def decode(packet: Tensor, *, ranks: int, rows: int, group: int, **rest: Any) -> Tensor:
+            packet = _square_blocks(packet, (rows,) * ranks, group)
+            return bodies[name](packet, ranks=ranks, rows=rows, group=group, **rest)
+
+        return decode
+
+    def ragged(packet: Tensor, splits: Splits, *, reverse: bool, group: int, **rest: Any) -> Tensor:
+        packet = _square_blocks(packet, splits.send if reverse else splits.receive, group)
+        return bodies["decode_channels"](packet, splits, reverse=reverse, group=group, **rest)
+
+    return {
+        **bodies,
+        **{name: by_row(name) for name in ("decode_rows", "decode_row_sums")},
+        **{name: by_block(name) for name in ("decode_blocks", "decode_block_sums")},
+        "decode_channels": ragged,
+    }
+
+
+def _square_blocks(packet: Tensor, blocks: Sequence[int], group: int) -> Tensor:
+    """Blocks whose scales, which stand behind their rows, are squared."""
+    packet, end = packet.clone(), 0
+    for rows in blocks:
+        start, end = end + rows, end + packet_rows(rows, group)
+        packet[start:end] = _squared(packet[start:end])
+    return packet
+
+
+def _squared(scales: Tensor) -> Tensor:
+    """The bytes of squares of what is written in bytes."""
+    numbers = scales.clone(memory_format=torch.contiguous_format).view(-1).view(SCALE)
+    return numbers.square().view(torch.uint8).view(scales.shape)
+
+
 SABOTAGES: Mapping[str, Sabotage] = MappingProxyType(
     {
         "sync": Sabotage(wire=drop_sync),
@@ -232,5 +285,6 @@ SABOTAGES: Mapping[str, Sabotage] = MappingProxyType(
         "order": Sabotage(feed=shift_order),
         "balance": Sabotage(plan=scale_balance),
         "drop": Sabotage(bodies=drop_silently),
+        "scale": Sabotage(bodies=scale_twice),
     }
 )

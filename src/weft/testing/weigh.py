@@ -11,6 +11,7 @@ from weft.compose.plan import AUX, LOADS, LOSS, NORM2, Z
 from weft.graph.opset import Tolerance
 from weft.testing.agreement import LOSS_FLOAT64
 from weft.testing.findings import EVEN, FLOAT64, REPLAYED, Findings, Reference
+from weft.testing.rounded import SUMS
 from weft.testing.tolerance import GRADIENT_FLOAT64, gradient_bound
 
 _SUMS = ((LOSS, "loss"), (AUX, "balance loss"), (Z, "z loss"), (NORM2, "squared gradient norm"))
@@ -60,6 +61,24 @@ def weigh(findings: Sequence[Findings], reference: Reference) -> Iterator[Check]
     yield _bytes(findings)
     yield _volume(findings)
     yield _routing(findings, reference)
+    if findings[0].rounded:
+        yield _bounded("fp8", worst_rounded(findings), GRADIENT_FLOAT64)
+
+
+def worst_rounded(findings: Sequence[Findings]) -> Worst:
+    """The sum or gradient that is off the most from one rank that rounds as the layout does."""
+    errors: dict[str, float] = {}
+    whole = sqrt(sum(size for _, size in findings[0].rounded.values()))
+    rounding = torch.finfo(torch.float64).eps * whole / GRADIENT_FLOAT64
+    for name in {name: None for f in findings for name in f.rounded}:
+        parts = {f.rank: f.rounded[name] for f in findings if name in f.rounded}
+        owner = max(parts, key=lambda rank: parts[rank][0])
+        off = parts[owner][0] if name in SUMS else sum(off for off, _ in parts.values())
+        size = sqrt(parts[owner][1])
+        errors[f"{name} in eight bits (on rank {owner})"] = _quotient(
+            sqrt(off), max(size, rounding) if size else size
+        )
+    return _largest(errors)
 
 
 def float32_bound(reference: Reference) -> float:
