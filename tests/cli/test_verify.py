@@ -1,10 +1,12 @@
 """What `weft verify` prints: aligned columns, faults under their row, a last line that sums up."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from weft.cli import verify
+from weft.errors import ConfigError
 from weft.parallel.layout import Layout
 from weft.testing.findings import EVEN, Findings
 from weft.testing.verify import Case, Row
@@ -22,6 +24,7 @@ FINDINGS = Findings(
     reordered=(),
     received={EVEN: {KEY: (64, 64)}},
     payload={},
+    rounded={},
 )
 HELD = Row(
     case=Case(layout=Layout(sp=2, ep=2), processes=True),
@@ -41,6 +44,12 @@ def test_columns_stand_under_their_names(row: Row) -> None:
     assert width == verify._CELL * len(verify.CHECKS) + 10 + 7 + 2
 
 
+def test_scales_that_are_not_there_cannot_be_applied_twice() -> None:
+    recipe = Path(__file__).parents[2] / "recipes" / "quickstart.toml"
+    with pytest.raises(ConfigError, match=r"--sabotage scale.*compression.dispatch=fp8"):
+        verify.verify(recipe, None, verify.Fault.SCALE)
+
+
 def test_a_fault_is_told_with_layout_and_check() -> None:
     assert list(verify._faults(BROKEN)) == [
         "  FAIL sp2 ep2 all_to_all, data: rank 1: a batch is not its share"
@@ -53,9 +62,9 @@ def test_flips_are_shown_for_all_ranks() -> None:
 
 
 def test_the_last_line_sums_up() -> None:
-    assert verify._summary([HELD], 2, 3.4) == "1 layouts, 2 skipped, 11 checks hold, 3 s"
+    assert verify._summary([HELD], 2, 3.4) == "1 layouts, 2 skipped, 12 checks hold, 3 s"
     assert verify._summary([HELD, BROKEN, DEAD], 0, 9.0) == (
-        "3 layouts, 0 skipped, 2 of 23 checks FAIL, 9 s; first: sp2 ep2 all_to_all, "
+        "3 layouts, 0 skipped, 2 of 25 checks FAIL, 9 s; first: sp2 ep2 all_to_all, "
         "data: rank 1: a batch is not its share"
     )
 
