@@ -30,8 +30,12 @@ def model_of(name: str, *, tied: bool) -> models.Model:
     return models.FAMILIES[name].with_shape(layers=8 if name == "mixtral" else 5, tied=tied)
 
 
-def planner(model: models.Model, **fields: str | int) -> Callable[[Layout, int], Plan]:
-    return lambda layout, rank: replace(models.plan(model, layout, rank), **fields)
+def planner(model: models.Model, order: str = "serial") -> Callable[[Layout, int], Plan]:
+    return partial(models.plan, model, order=order)
+
+
+def with_order(layout: Layout, order: str, chunks: int) -> Layout:
+    return replace(layout, pipeline=order, chunks=chunks)
 
 
 def work_of(model: models.Model, steps: int = 2) -> agreement.Work:
@@ -66,7 +70,7 @@ def test_losses_gradients_and_state_are_those_of_one_rank(name, layout, order, c
     if chunks > 1 and layout.pp * chunks > model.shape.layers:
         pytest.skip("fewer layers than stages")
     found = agreement.run_layout(
-        planner(model, pipeline=order, chunks=chunks), layout, work_of(model), bodies=BODIES
+        planner(model), with_order(layout, order, chunks), work_of(model), bodies=BODIES
     )
     agreement.require_agreement(found, alone[name, tied])
 
@@ -84,8 +88,8 @@ def test_overlapped_layers_give_the_bits_of_serial_ones(order, chunks):
     model, layout = model_of("mixtral", tied=False).with_shape(layers=4), Layout(pp=2, sp=2, ep=2)
     serial, overlapped = (
         agreement.run_layout(
-            planner(model, pipeline=order, chunks=chunks, order=word),
-            layout,
+            planner(model, word),
+            with_order(layout, order, chunks),
             work_of(model),
             bodies=BODIES,
         )
@@ -97,18 +101,16 @@ def test_overlapped_layers_give_the_bits_of_serial_ones(order, chunks):
 @pytest.mark.parametrize(("pp", "order", "chunks"), [(2, "interleaved", 2), (4, "zero_bubble", 1)])
 def test_over_gloo_the_bits_are_those_of_stacked(pp, order, chunks):
     model = model_of("mixtral", tied=True)
-    fields = {"pipeline": order, "chunks": chunks}
-    stacked = agreement.run_layout(
-        planner(model, **fields), Layout(pp=pp), work_of(model), bodies=BODIES
-    )
-    for losses in run_ranks(pp, gloo_rank, pp, fields):
+    layout = with_order(Layout(pp=pp), order, chunks)
+    stacked = agreement.run_layout(planner(model), layout, work_of(model), bodies=BODIES)
+    for losses in run_ranks(pp, gloo_rank, layout):
         assert tuple(losses) == stacked.losses
 
 
-def gloo_rank(rank: int, pp: int, fields: dict[str, str | int]) -> list[float]:
-    transport = GlooTransport(Mesh(pp=pp), timeout_seconds=20)
+def gloo_rank(rank: int, layout: Layout) -> list[float]:
+    transport = GlooTransport(Mesh(pp=layout.pp), timeout_seconds=20)
     model = model_of("mixtral", tied=True)
-    plan, work = planner(model, **fields)(Layout(pp=pp), rank), work_of(model)
+    plan, work = planner(model)(layout, rank), work_of(model)
     stage = build(plan, bodies=BODIES, transport=transport, device=CPU)
     initialise(stage.state, seed=0)
     losses = []
@@ -127,9 +129,8 @@ def test_a_pipeline_evaluates_as_one_rank_does(order, chunks):
     model = model_of("mixtral", tied=True)
     batch = models.batches(model, 1)[0]
     totals = []
-    for layout in (Layout(), Layout(pp=2)):
-        fields = {"pipeline": order, "chunks": chunks} if layout.pp > 1 else {}
-        ranks = agreement.stack(planner(model, **fields), layout, bodies=BODIES)
+    for layout in (Layout(), with_order(Layout(pp=2), order, chunks)):
+        ranks = agreement.stack(planner(model), layout, bodies=BODIES)
         evaluators = [evaluator(s, bodies=BODIES, device=CPU) for s in ranks.stages]
         environments = [
             {"divisor": 7.0, **agreement.share(s.plan, batch).environment(0)} for s in ranks.stages
@@ -160,8 +161,9 @@ def test_a_stage_that_forgets_its_sends_is_a_deadlock_that_names_the_ranks():
 def test_a_swapped_chunk_is_not_the_model(alone):
     """The control: a rank that runs its two chunks in the other's place."""
     model = model_of("mixtral", tied=False)
-    plan_of = planner(model, pipeline="interleaved", chunks=2)
-    ranks = agreement.stack(plan_of, Layout(pp=2), bodies=BODIES)
+    ranks = agreement.stack(
+        planner(model), with_order(Layout(pp=2), "interleaved", 2), bodies=BODIES
+    )
     statics = ranks.stages[0].state.statics
     for name in ("qkv", "out"):
         one, other = statics[f"param:layers.0.{name}"], statics[f"param:layers.4.{name}"]

@@ -122,3 +122,13 @@ def test_a_volume_is_shown_as_printed_as_derived_and_as_programmed(
     assert "printed  2 b s h (n-1)/n (2 + 2/m) / n" in shown
     assert "derived  b s h (n-1)/n (2 + 2/m) / n" in shown
     assert "program  rows, outputs" in shown
+
+
+def test_a_pipeline_is_shown_in_units_and_priced(
+    recipe_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show.show_pipeline(str(recipe_file), ["parallel.pp=2"])
+    shown = capsys.readouterr().out
+    assert "rank 0   embedding, layer 0\nrank 1   layer 1, head\n" in shown
+    assert shown.count("1f1b: 2 stages") == 2
+    assert "rank 0   F0 F1 " in shown

@@ -1,7 +1,6 @@
 """The edges of a pipeline's ranks as templates: who sends what to whom, on which link, when."""
 
 from collections import Counter
-from dataclasses import replace
 
 import pytest
 
@@ -14,8 +13,8 @@ MODEL = models.mixtral_like().with_shape(layers=4)
 
 
 def step_of(rank: int, *, pp: int = 2, order: str = "1f1b", chunks: int = 1) -> Step:
-    plan = models.plan(MODEL, Layout(pp=pp), rank)
-    return training_step(replace(plan, pipeline=order, chunks=chunks))
+    layout = Layout(pp=pp, pipeline=order, chunks=chunks)
+    return training_step(models.plan(MODEL, layout, rank))
 
 
 def counts(step: Step) -> Counter[str]:

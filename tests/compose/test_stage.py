@@ -12,7 +12,7 @@ MODEL = models.mixtral_like().with_shape(layers=4)
 
 def planned(rank: int = 0, *, pp: int = 2, tied: bool = False, **fields):
     model = MODEL.with_shape(tied=tied)
-    return replace(models.plan(model, Layout(pp=pp), rank), **fields)
+    return models.plan(model, replace(Layout(pp=pp), **fields), rank)
 
 
 def test_every_parameter_is_on_one_stage_and_a_tied_embedding_at_both_ends():

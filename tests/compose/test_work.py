@@ -26,7 +26,7 @@ def test_a_backward_walks_the_forward_from_its_end():
 
 
 def test_weights_that_are_put_off_come_in_the_same_order():
-    plan = replace(PLAN, pipeline="zero_bubble")
+    plan = replace(PLAN, layout=Layout(pipeline="zero_bubble"))
     assert templates(Pass.BACKWARD, plan) == ["head", "moe.backward", "moe.backward"]
     assert templates(Pass.WEIGHT, plan) == ["moe.weights", "moe.weights", "embedding.backward"]
 

@@ -241,3 +241,36 @@ def test_a_name_that_is_no_folder_is_refused(name: str) -> None:
 def test_a_key_in_the_wrong_branch_is_told_its_own() -> None:
     with pytest.raises(ConfigError, match="steps: unknown key; nearest legal key: train.steps"):
         RunConfig.model_validate({**tree(), "steps": 5})
+
+
+@pytest.mark.parametrize(
+    ("parallel", "message"),
+    [
+        ({"pp": 9}, r"parallel.pp = 9: must be at most model.layers \(4\).*parallel.pp = 4$"),
+        ({"pp": 2, "chunks": 2}, r"parallel.chunks = 2: needs parallel.pp above 1 and .*'interl"),
+        ({"chunks": 2, "pipeline": "interleaved"}, r"needs parallel.pp above 1.*chunks = 1$"),
+        (
+            {"pp": 2, "chunks": 3, "pipeline": "interleaved"},
+            r"must leave a layer of model.layers \(4\).*parallel.chunks = 2$",
+        ),
+        (
+            {"pp": 2, "chunks": 2, "pipeline": "zero_bubble", "dp": 2},
+            r"needs micro-batches of a rank \(1\) that parallel.pp \(2\) divides",
+        ),
+        (
+            {"pp": 2, "layers": (3, 2)},
+            r"parallel.layers = \[3, 2\]: must hold model.layers \(4\).*layers = \[2, 2\]$",
+        ),
+        ({"pp": 2, "ep": 2}, r"must divide parallel.dp \* parallel.sp \(1 ranks\)"),
+    ],
+)
+def test_a_pipeline_that_cannot_exist_is_refused_with_one_that_can(
+    parallel: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(LayoutError, match=message):
+        RunConfig.model_validate(tree(model={"layers": 4}, parallel=parallel))
+
+
+def test_a_recipe_may_cut_its_layers() -> None:
+    parallel = {"pp": 2, "layers": (3, 1)}
+    assert RunConfig.model_validate(tree(model={"layers": 4}, parallel=parallel))

@@ -70,7 +70,7 @@ def test_a_first_stage_keeps_a_micro_batch_for_every_stage():
     shape = replace(models.large_mixtral().shape, layers=4)
     plan = replace(planned(Layout(pp=4, sp=2, ep=2)), shape=shape, micro_batches=16)
     last = replace(plan, rank=3 * plan.layout.stage)
-    plan, last = (replace(p, layers=(1, 1, 1, 1)) for p in (plan, last))
+    plan, last = (replace(p, layout=replace(p.layout, layers=(1,) * 4)) for p in (plan, last))
     assert held(plan).activations == 4 * held(last).activations
 
 

@@ -51,7 +51,7 @@ def test_the_bubble_is_that_of_the_pipeline():
 
 def test_chunks_shorten_the_bubble():
     plain = simulated(Layout(pp=4), layers=8)
-    chunked = simulated(Layout(pp=4), layers=8, pipeline="interleaved", chunks=2)
+    chunked = simulated(Layout(pp=4, pipeline="interleaved", chunks=2), layers=8)
     assert chunked.bubble < plain.bubble
 
 
@@ -99,8 +99,8 @@ def test_utilisation_is_that_of_the_model_and_below_one():
 
 
 def test_fifteen_stages_of_sixty_micro_batches_take_no_two_seconds_of_one_core():
-    plan = planned(Layout(pp=15, sp=8, ep=8), layers=60, micro_batches=60)
-    plan = replace(plan, pipeline="interleaved", chunks=4, layers=(1,) * 60)
+    orders = {"pipeline": "interleaved", "chunks": 4, "layers": (1,) * 60}
+    plan = planned(Layout(pp=15, sp=8, ep=8, **orders), layers=60, micro_batches=60)
     begun = time.process_time()
     done = Studio().simulate(Job(plan=plan), H800)
     assert time.process_time() - begun < 2.0

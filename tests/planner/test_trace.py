@@ -15,8 +15,10 @@ from weft.testing import models
 
 
 def simulated() -> Simulated:
-    made = models.plan(models.large_mixtral(), Layout(pp=2, sp=2, ep=2), precision="bfloat16")
-    plan = replace(made, order="overlapped", layers=(1, 1), sequence=4096)
+    made = models.plan(
+        models.large_mixtral(), Layout(pp=2, sp=2, ep=2, layers=(1, 1)), precision="bfloat16"
+    )
+    plan = replace(made, order="overlapped", sequence=4096)
     return Studio().simulate(Job(plan=plan), rates(machine("H800")))
 
 

@@ -95,7 +95,7 @@ def test_joined_samples_are_the_micro_batch_that_holds_them(course: Course) -> N
     assert joined.ends == whole.ends
 
 
-@pytest.mark.parametrize("fault", [name for name in SABOTAGES if name != "scale"])
+@pytest.mark.parametrize("fault", sorted(set(SABOTAGES) - {"scale", "chunks"}))
 def test_a_fault_changes_what_is_computed(course: Course, fault: str) -> None:
     (alone,) = crew.run(stacked_crew(Layout()), course, STEP)
     broken = runs(course, fault)

@@ -1,4 +1,4 @@
-"""`weft show layer|program|schedule|memory|layout RECIPE`: the score as text. Needs no torch."""
+"""`weft show layer|program|schedule|pipeline|memory|layout RECIPE`: the score, without torch."""
 
 import inspect
 from collections.abc import Iterable, Mapping
@@ -12,9 +12,11 @@ from weft.cli.arguments import Overrides, Recipe
 from weft.compose import segment
 from weft.compose.keep import activations, held_bytes, kept_bytes, rematerialised
 from weft.compose.plan import Plan, sizes
-from weft.compose.price import Nominal, price
+from weft.compose.price import Nominal, nominal_pricing, price
 from weft.compose.recipe import plan as make_plan
 from weft.compose.segment import Segment as SegmentOf
+from weft.compose.stage import Chunk, chunks_of
+from weft.compose.stages import slots_of
 from weft.compose.step import Step, owned_parameters, training_step
 from weft.compose.templates import layer_weights
 from weft.compose.volume import volumes
@@ -25,7 +27,10 @@ from weft.model import layer
 from weft.model.count import active, token_flops, total
 from weft.model.families import LAYERS
 from weft.parallel.zero import Bucket
-from weft.schedule.render import render_actions, render_timeline
+from weft.schedule.pipeline import order_of
+from weft.schedule.render import render_actions, render_seconds, render_timeline
+from weft.schedule.stages import render as render_stages
+from weft.schedule.stages import simulate, units
 
 app = typer.Typer(
     help="Print the layer, its program, its schedule or its layout.", no_args_is_help=True
@@ -140,6 +145,36 @@ def _volume_lines(plan: Plan) -> Iterable[str]:
         yield f"{'':<17}{'program  ' + ', '.join(v.labels):<38}{'':>16}{line.counted_bytes:>16,.0f}"
 
 
+@app.command("pipeline")
+def show_pipeline(recipe: Recipe, overrides: Overrides = None) -> None:
+    """What each stage of the pipeline holds, and what it does when: in units, and as priced."""
+    plan = make_plan(load(recipe, overrides or ()), 0)
+    pipeline = plan.schedule
+    orders = [order_of(pipeline, rank) for rank in range(pipeline.stages)]
+    ideal = simulate(pipeline, orders, units(pipeline))
+    priced = slots_of(plan, nominal_pricing())
+    seconds = max(slot.stop for slot in priced)
+    shortest = min(slot.stop - slot.start for slot in priced)
+    cells = min(round(seconds / shortest), round(max(slot.stop for slot in ideal)) * 2)
+    print("\n".join(_stage_lines(plan)))
+    print(f"\nin units of a forward\n{render_stages(pipeline, ideal)}")
+    print(f"\nat nominal prices, {render_seconds(seconds)} before the update")
+    print(render_stages(pipeline, priced, columns=cells))
+
+
+def _stage_lines(plan: Plan) -> Iterable[str]:
+    for rank in range(plan.layout.pp):
+        chunks = chunks_of(replace(plan, rank=rank * plan.layout.stage))
+        yield f"rank {rank:<3} " + "; ".join(_chunk_text(chunk) for chunk in chunks)
+
+
+def _chunk_text(chunk: Chunk) -> str:
+    first, last = chunk.layers[0], chunk.layers[-1]
+    layers = f"layer {first}" if first == last else f"layers {first} to {last}"
+    ends = ("embedding",) * chunk.first, ("head",) * chunk.last
+    return ", ".join((*ends[0], layers, *ends[1]))
+
+
 @app.command("layout")
 def show_layout(recipe: Recipe, overrides: Overrides = None) -> None:
     """Where everything lives: ranks, heads, experts, tokens, and bytes of state on each rank."""
@@ -150,7 +185,10 @@ def show_layout(recipe: Recipe, overrides: Overrides = None) -> None:
 def _layout_lines(plan: Plan, global_batch: int) -> Iterable[str]:
     shape, layout, n = plan.shape, plan.layout, sizes(plan)
     flops = token_flops(shape, sequence=plan.sequence)
-    degrees = f"dp {layout.dp} x sp {layout.sp}; ep {layout.ep}, expert replicas {layout.edp}"
+    stages = f"pp {layout.pp} x " if layout.pp > 1 else ""
+    degrees = (
+        f"{stages}dp {layout.dp} x sp {layout.sp}; ep {layout.ep}, expert replicas {layout.edp}"
+    )
     counts = f"{total(shape).all / 1e6:,.2f} M parameters, {active(shape).all / 1e6:,.2f} M active"
     batches = f"micro-batches: {plan.micro_batches} of {plan.micro_batch}"
     heads = f"{n.J} of {shape.heads} query heads, {n.K} of {shape.kv_heads} key/value heads"
@@ -170,7 +208,7 @@ def _layout_lines(plan: Plan, global_batch: int) -> Iterable[str]:
 def _rank_line(plan: Plan, rank: int) -> str:
     layout, local = plan.layout, plan.local_experts
     first = layout.ep_rank(rank) * local
-    owned: tuple[Bucket, ...] = owned_parameters(plan)[1]
+    owned: tuple[Bucket, ...] = owned_parameters(replace(plan, rank=rank))[1]
     elements = sum(bucket.shard for bucket in owned)
     width = 8 if plan.precision == "float64" else 4
     return (

@@ -20,7 +20,7 @@ CHECKS = (
     "start", "data", "loss64", "grads64", "loss32", "grads32",
     "replicas", "overlap", "bytes", "volume", "routing", "fp8",
 )  # fmt: skip
-_NUMBER, _LAYOUT, _WIRE, _CELL = 4, 23, 10, 9  # columns of a terminal
+_NUMBER, _LAYOUT, _WIRE, _CELL = 4, 29, 10, 9  # columns of a terminal
 _KEY = 32
 FAILED = 1
 
@@ -31,6 +31,7 @@ class Fault(StrEnum):
     SYNC = "sync"
     NODES = "nodes"
     EXPERTS = "experts"
+    CHUNKS = "chunks"
     ORDER = "order"
     BALANCE = "balance"
     DROP = "drop"
@@ -53,6 +54,8 @@ def verify(
             "--sabotage scale: found no crossing in eight bits whose scales could be applied "
             "twice; try --set compression.dispatch=fp8"
         )
+    if quick and sabotage is Fault.CHUNKS:
+        raise ConfigError("--sabotage chunks: no quick layout has chunks; leave --quick out")
     from weft.testing.sabotage import HONEST, SABOTAGES  # after the recipe is found good
     from weft.testing.verify import prepare, prove
 

@@ -9,14 +9,12 @@ Forward and backward each have a link, and the link from the last stage to the f
 what waits on one of them holds up no other.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from weft.compose.instance import Instance, instance_of
 from weft.compose.plan import Plan
-from weft.compose.stage import layer_counts
 from weft.graph.program import Program
 from weft.graph.record import Recorder
-from weft.parallel.pipeline import spans
 from weft.schedule.pipeline import Pass
 from weft.schedule.transfer import Message, Move, Verb
 
@@ -29,9 +27,9 @@ def edge_programs(plan: Plan, moves: Iterable[Move]) -> dict[str, Program]:
     return {name(move): _program(plan, move) for move in moves}
 
 
-def edge_instance(plan: Plan, program: Program, move: Move) -> Instance:
-    """One move as an instance of its program."""
-    key = _key(plan, move.message)
+def edge_instance(layers: Sequence[range], program: Program, move: Move) -> Instance:
+    """One move as an instance of its program; `layers` are those of each virtual stage."""
+    key = _key(layers[move.message.stage], move.message)
     match move.verb:
         case Verb.RECEIVE:
             return instance_of(program, {}, {"x": f"{key} in flight"}, "")
@@ -78,11 +76,10 @@ def _link(plan: Plan, sender: int, kind: Pass) -> str:
     return f"{_DIRECTIONS[kind]}{'_wrap' if sender == end else ''}"
 
 
-def _key(plan: Plan, message: Message) -> str:
+def _key(layers: range, message: Message) -> str:
     """The key of a message: what the first layer of its stage reads, or the gradient of what the
     last one makes.
     """
-    layers = spans(layer_counts(plan))[message.stage]
     if message.kind is Pass.FORWARD:
         return f"m{message.micro_batch}.x.{layers.start}"
     return f"m{message.micro_batch}.d.x.{layers.stop}"

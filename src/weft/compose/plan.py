@@ -99,10 +99,7 @@ class Update:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """One training step of one rank, before it is a program.
-
-    `layers` are the layers of each virtual stage, cut by cost where it is empty (`compose.stage`).
-    """
+    """One training step of one rank, before it is a program."""
 
     shape: Shape
     arithmetic: Arithmetic
@@ -117,9 +114,6 @@ class Plan:
     replay: bool = False
     remat: str | tuple[str, ...] = "none"
     memory: int = 0
-    pipeline: str = "1f1b"
-    chunks: int = 1
-    layers: tuple[int, ...] = ()
     crossings: Crossings = Crossings()
     sync: Sync = field(default_factory=Sync)
     across: bool = False
@@ -150,9 +144,9 @@ class Plan:
     def schedule(self) -> Pipeline:
         """The pipeline's degrees and the name of its order."""
         return Pipeline(
-            order=self.pipeline,
+            order=self.layout.pipeline,
             stages=self.layout.pp,
-            chunks=self.chunks,
+            chunks=self.layout.chunks,
             micro_batches=self.local_micro_batches,
         )
 

@@ -1,8 +1,10 @@
 """From a recipe to a plan: the one place where configuration meets the score."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from weft.compose.plan import Arithmetic, Balance, Crossings, Plan, Update, Yarn
+from weft.compose.stage import layer_counts
 from weft.config.model import ModelConfig
 from weft.config.run import RunConfig
 from weft.errors import ConfigError
@@ -13,7 +15,7 @@ from weft.parallel.sync import Sync, Wire
 
 def plan(config: RunConfig, rank: int, *, replay: bool = False) -> Plan:
     """The plan of one rank of a recipe."""
-    return Plan(
+    made = Plan(
         shape=shape(config.model),
         arithmetic=arithmetic(config.model),
         layout=layout(config),
@@ -48,6 +50,14 @@ def plan(config: RunConfig, rank: int, *, replay: bool = False) -> Plan:
         merge=config.overlap.merge,
         saved=_saved(config.overlap.schedule),
     )
+    return _cut(made)
+
+
+def _cut(plan: Plan) -> Plan:
+    """The plan with its layers cut into stages, once for all who ask."""
+    if plan.layout.pp == 1:
+        return plan
+    return replace(plan, layout=replace(plan.layout, layers=layer_counts(plan)))
 
 
 def _saved(path: str) -> str:
@@ -71,6 +81,7 @@ def layout(config: RunConfig) -> Layout:
     """The layout a recipe asks for."""
     parallel = config.parallel
     return Layout(
+        pp=parallel.pp,
         dp=parallel.dp,
         sp=parallel.sp,
         ep=parallel.ep,
@@ -78,6 +89,9 @@ def layout(config: RunConfig) -> Layout:
         attention=Attention(parallel.attention),
         ffn=FeedForward(parallel.ffn),
         node=parallel.node,
+        pipeline=parallel.pipeline,
+        chunks=parallel.chunks,
+        layers=parallel.layers,
     )
 
 

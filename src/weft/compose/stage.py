@@ -44,17 +44,17 @@ def layer_counts(plan: Plan) -> tuple[int, ...]:
     Raises:
         LayoutError: a recipe's own cut does not hold every layer once.
     """
-    shape, stages = plan.shape, plan.schedule.virtual_stages
-    if not plan.layers:
+    shape, layout, stages = plan.shape, plan.layout, plan.schedule.virtual_stages
+    if not layout.layers:
         costs = [layer_flops(shape, i, sequence=plan.sequence) for i in range(shape.layers)]
         return cut_layers(costs, stages, last=head_flops(shape))
-    if len(plan.layers) != stages or sum(plan.layers) != shape.layers or min(plan.layers) < 1:
+    if len(layout.layers) != stages or sum(layout.layers) != shape.layers or min(layout.layers) < 1:
         even = cut_layers([1.0] * shape.layers, stages)
         raise LayoutError(
-            f"parallel.layers = {list(plan.layers)}: expected a number for each of the {stages} "
+            f"parallel.layers = {list(layout.layers)}: expected a number for each of the {stages} "
             f"stages (pp * chunks), {shape.layers} layers together; try {list(even)}"
         )
-    return plan.layers
+    return layout.layers
 
 
 def owned(plan: Plan) -> tuple[Parameter, ...]:

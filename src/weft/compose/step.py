@@ -20,6 +20,7 @@ from weft.compose.weave import woven
 from weft.graph.program import Program
 from weft.model.families import Kind
 from weft.model.params import Parameter
+from weft.parallel.pipeline import spans
 from weft.parallel.zero import Bucket, buckets
 from weft.schedule.action import Ordered
 from weft.schedule.check import check
@@ -76,10 +77,11 @@ def _instances(plan: Plan, programs: dict[str, Program], pieces: Sequence[Piece]
     """The instances of a rank's pieces; the programs of its edges join the others."""
     parts = work.Parts(shape=plan.shape, programs=programs, chunks=stage.chunks_of(plan))
     programs.update(edge.edge_programs(plan, (p for p in pieces if isinstance(p, Move))))
+    layers = spans(stage.layer_counts(plan))
     found: list[Instance] = []
     for piece in pieces:
         if isinstance(piece, Move):
-            found.append(edge.edge_instance(plan, programs[edge.name(piece)], piece))
+            found.append(edge.edge_instance(layers, programs[edge.name(piece)], piece))
         else:
             found += work.instances_of(parts, piece)
     return found

@@ -130,6 +130,9 @@ def _written(value: object) -> str:
         return quoted.encode("utf-8", "backslashreplace").decode()  # what no terminal could print
     if isinstance(value, int) and value.bit_length() > 128:  # Python prints no endless integers
         return f"{'-' if value < 0 else ''}2^{value.bit_length() - 1} or so"
+    if isinstance(value, tuple):
+        items = cast("tuple[object, ...]", value)
+        return f"[{', '.join(map(_written, items))}]"
     return repr(value) if not isinstance(value, (dict, list)) else "a table or list"
 
 

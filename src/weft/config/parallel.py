@@ -1,20 +1,22 @@
 """The `[parallel]` branch: how many ranks an axis has, and what travels between them."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from weft.config.branch import Branch, Count, Size
+from weft.config.branch import Branch, Count, Size, as_tuple
 
 
 class ParallelConfig(Branch):
-    """A layout: `dp x sp` ranks, of which consecutive blocks of `ep` hold every expert once.
+    """A layout: `pp` stages of `dp x sp` ranks, of which consecutive blocks of `ep` hold every
+    expert of their stage once.
 
     Whether it fits a model is checked where both are known (`config.run`).
     """
 
     section: ClassVar[str] = "parallel"
 
+    pp: Size = Field(default=1, description="the stages of the pipeline")
     dp: Size = Field(default=1, description="the degree of data parallelism")
     sp: Size = Field(default=1, description="the degree of sequence parallelism")
     ep: Size = Field(default=1, description="the degree of expert parallelism")
@@ -30,6 +32,15 @@ class ParallelConfig(Branch):
     zero: Literal[1, 2] = Field(
         default=1, description="1 shards the optimizer's state, 2 sums of gradients as well"
     )
+    pipeline: Literal["1f1b", "interleaved", "zero_bubble"] = Field(
+        default="1f1b", description="the order of a pipeline's forwards and backwards"
+    )
+    chunks: Size = Field(default=1, description="the parts of the model on each stage")
+    layers: Annotated[tuple[Size, ...], BeforeValidator(as_tuple)] = Field(
+        default=(),
+        examples=[[3, 3, 2]],
+        description="the layers of each part in the order of the model; none: cut by cost",
+    )
     node: Count = Field(
         default=0, description="ranks of a node, whose wires are faster; 0 where all are alike"
     )
@@ -43,7 +54,12 @@ class ParallelConfig(Branch):
         """The number of ranks that the layout takes.
 
         Example:
-            >>> ParallelConfig(dp=2, sp=4, ep=8).ranks
-            8
+            >>> ParallelConfig(pp=3, dp=2, sp=4, ep=8).ranks
+            24
         """
+        return self.pp * self.stage_ranks
+
+    @property
+    def stage_ranks(self) -> int:
+        """The number of ranks of one stage."""
         return self.dp * self.sp

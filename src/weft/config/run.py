@@ -11,6 +11,8 @@ Rules of the layout, each with the reason it cannot be bent:
     ep = 1                            likewise: every expert is on every rank, none is left to ep
     experts % ep                      a rank of an expert-parallel group holds experts / ep of them
     (dp * sp) % ep                    expert-parallel groups are blocks of consecutive ranks
+    pp * chunks <= layers             every part of the model on a stage has a layer
+    micro_batches of a rank % pp      chunks go round in groups of pp micro-batches
     (dp * sp) % node                  nodes are blocks of consecutive ranks
     node % ep  or  ep % node          replicas of an expert are spread alike over all nodes
 
@@ -79,6 +81,7 @@ class RunConfig(Branch):
         _check_compression(self)
         _check_capacity(self)
         _check_batch(self)
+        _check_pipeline(self)
         _check_warmup(self)
         _check_decay(self)
         return self
@@ -151,7 +154,7 @@ def _cut_by_sp(run: RunConfig) -> Iterator[tuple[int, str, str]]:
 
 
 def _check_expert_axis(run: RunConfig) -> None:
-    ep, experts, ranks = run.parallel.ep, run.model.experts, run.parallel.ranks
+    ep, experts, ranks = run.parallel.ep, run.model.experts, run.parallel.stage_ranks
     if run.parallel.ffn == "tp" and ep > 1:
         rule = 'must be 1 with parallel.ffn = "tp", which cuts every expert over parallel.sp'
         raise LayoutError(refusal("parallel.ep", ep, rule, 1))
@@ -167,7 +170,7 @@ def _check_expert_axis(run: RunConfig) -> None:
 
 
 def _check_nodes(run: RunConfig) -> None:
-    node, ep, ranks = run.parallel.node, run.parallel.ep, run.parallel.ranks
+    node, ep, ranks = run.parallel.node, run.parallel.ep, run.parallel.stage_ranks
     whole = [n for n in divisors(ranks) if n % ep == 0 or ep % n == 0]
     if node and node not in whole:
         rule = (
@@ -227,6 +230,36 @@ def _check_batch(run: RunConfig) -> None:
         low = batch - batch % portion
         legal = nearest(batch, [n for n in (low, low + portion) if 0 < n <= INDEX_LIMIT])
         raise ConfigError(refusal("train.global_batch", batch, rule, legal))
+
+
+def _check_pipeline(run: RunConfig) -> None:
+    parallel, layers = run.parallel, run.model.layers
+    pp, chunks = parallel.pp, parallel.chunks
+    if pp > layers:
+        rule = f"must be at most model.layers ({layers}): every stage has a layer"
+        raise LayoutError(refusal("parallel.pp", pp, rule, layers))
+    if chunks > 1:
+        _check_chunks(run)
+    parts = pp * chunks
+    if parallel.layers and (len(parallel.layers) != parts or sum(parallel.layers) != layers):
+        rule = f"must hold model.layers ({layers}) in parallel.pp * parallel.chunks ({parts}) parts"
+        even = [layers // parts + (part < layers % parts) for part in range(parts)]
+        raise LayoutError(refusal("parallel.layers", parallel.layers, rule, tuple(even)))
+
+
+def _check_chunks(run: RunConfig) -> None:
+    parallel, layers = run.parallel, run.model.layers
+    pp, chunks = parallel.pp, parallel.chunks
+    own = run.train.global_batch // (run.train.micro_batch * parallel.dp)
+    if pp == 1 or parallel.pipeline == "1f1b":
+        rule = "needs parallel.pp above 1 and parallel.pipeline 'interleaved' or 'zero_bubble'"
+        raise LayoutError(refusal("parallel.chunks", chunks, rule, 1))
+    if pp * chunks > layers:
+        rule = f"must leave a layer of model.layers ({layers}) for each of parallel.pp ({pp}) parts"
+        raise LayoutError(refusal("parallel.chunks", chunks, rule, layers // pp))
+    if own % pp:
+        rule = f"needs micro-batches of a rank ({own}) that parallel.pp ({pp}) divides"
+        raise LayoutError(refusal("parallel.chunks", chunks, rule, 1))
 
 
 def _check_warmup(run: RunConfig) -> None:

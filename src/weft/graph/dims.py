@@ -33,7 +33,7 @@ LEGEND: Mapping[str, str] = MappingProxyType(
         "M": "columns of one rank's share of the attention output, J C",
         "X": "ranks of the sequence-parallel group, sp",
         "Y": "ranks of the expert-parallel group, ep",
-        "d": "ranks of the world, dp sp",
+        "d": "ranks of the world, pp dp sp",
         "E": "routed experts",
         "l": "layers",
         "L": "routed experts on this rank, E / ep",

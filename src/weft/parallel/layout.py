@@ -62,6 +62,9 @@ class Layout:
     attention: Attention = Attention.SP
     ffn: FeedForward = FeedForward.EP
     node: int = 0
+    pipeline: str = "1f1b"
+    chunks: int = 1
+    layers: tuple[int, ...] = ()
 
     @property
     def world(self) -> int:
@@ -153,6 +156,9 @@ class Layout:
             ("ep", self.ep),
         )
         parts = [f"{axis}{n}" for axis, n in degrees if n > 1]
+        if self.pp > 1:
+            chunks = (f"v{self.chunks}",) if self.chunks > 1 else ()
+            parts[1:1] = [self.pipeline, *chunks]
         if self.ep > 1:
             parts.append(self.dispatch.value)
         if self.sp > 1 and self.ffn is FeedForward.TP:

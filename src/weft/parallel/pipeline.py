@@ -7,11 +7,13 @@ cut between layers can make it, and among the cuts that do so the layers are spr
 Paper: 1.5 (4 layers a stage of 15).
 """
 
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import accumulate
 
 from weft.errors import LayoutError
+
+Cut = tuple[float, float, int]
 
 
 def cut_layers(
@@ -40,20 +42,38 @@ def cut_layers(
         extra = first * (stage == 0) + last * (stage == stages - 1)
         return ends[stop] - ends[start] + extra
 
-    @cache
-    def best(stage: int, start: int) -> tuple[float, float, tuple[int, ...]]:
-        """The dearest stage, the sum of squares and the sizes of the best cut from here on."""
-        if stage == stages - 1:
-            alone = cost(stage, start, len(costs))
-            return alone, alone**2, (len(costs) - start,)
-        options: list[tuple[float, float, tuple[int, ...]]] = []
-        for stop in range(start + 1, len(costs) - (stages - stage - 1) + 1):
-            here, (worst, squares, sizes) = cost(stage, start, stop), best(stage + 1, stop)
-            options.append((max(here, worst), here**2 + squares, (start - stop, *sizes)))
-        worst, squares, sizes = min(options)
-        return worst, squares, (abs(sizes[0]), *sizes[1:])
+    # of the cut of layers [start, end) into the stages from one on: its dearest stage, the sum of
+    # squares, where its first stage stops
+    count = len(costs)
+    best: dict[int, Cut] = {}
+    for start in range(count):
+        alone = cost(stages - 1, start, count)
+        best[start] = (alone, alone**2, count)
+    cuts = [best]
+    for stage in reversed(range(stages - 1)):
+        best = {
+            start: _first_stop(partial(cost, stage, start), start, best)
+            for start in range(stage, count - (stages - stage) + 1)
+        }
+        cuts.append(best)
+    return tuple(_sizes(reversed(cuts)))
 
-    return best(0, 0)[2]
+
+def _first_stop(cost: Callable[[int], float], start: int, behind: Mapping[int, Cut]) -> Cut:
+    """The best place to end a stage, given the best cut behind each; the last one of equals."""
+    options = ((cost(stop), stop) for stop in behind if stop > start)
+    worst, squares, stop = min(
+        (max(here, behind[stop][0]), here**2 + behind[stop][1], -stop) for here, stop in options
+    )
+    return worst, squares, -stop
+
+
+def _sizes(cuts: Iterable[Mapping[int, Cut]]) -> Iterator[int]:
+    start = 0
+    for best in cuts:
+        stop = best[start][2]
+        yield stop - start
+        start = stop
 
 
 def spans(counts: Sequence[int]) -> tuple[range, ...]:

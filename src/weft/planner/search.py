@@ -159,6 +159,9 @@ def plan_of(choice: Choice, wanted: Wanted) -> Plan:
             ep=choice.ep,
             dispatch=Dispatch(choice.dispatch),
             node=wanted.cluster.node if choice.dp * choice.sp % wanted.cluster.node == 0 else 0,
+            pipeline="interleaved" if choice.chunks > 1 else "1f1b",
+            chunks=choice.chunks,
+            layers=(layers,) * (choice.pp * choice.chunks),
         ),
         rank=0,
         sequence=wanted.sequence,
@@ -168,9 +171,6 @@ def plan_of(choice: Choice, wanted: Wanted) -> Plan:
         order="overlapped",
         update=Update(beta1=0.9, beta2=0.95, eps=1e-8, clip_norm=1.0),
         remat=choice.remat,
-        pipeline="interleaved" if choice.chunks > 1 else "1f1b",
-        chunks=choice.chunks,
-        layers=(layers,) * (choice.pp * choice.chunks),
         sync=Sync(gradients=Wire.BF16, bucket=BUCKET),
     )
 
@@ -227,7 +227,8 @@ def _play(choice: Choice, wanted: Wanted, found: Rates, studio: Studio) -> _Laye
     alone = replace(choice, pp=1, dp=dp, chunks=1)
     shape = replace(wanted.shape, layers=wanted.shape.dense_layers + 1)
     few = replace(wanted, shape=shape, batch=dp * choice.micro_batch)
-    plan = replace(plan_of(alone, few), layers=())
+    plan = plan_of(alone, few)
+    plan = replace(plan, layout=replace(plan.layout, layers=()))
     step = studio.compose(plan, found)
     n = sizes(plan)
     regime = Regime()

@@ -112,7 +112,7 @@ class Studio:
 
     def compose(self, plan: Plan, found: Rates) -> Step:
         """The step of one rank with the fewest micro-batches: its templates are those of any."""
-        rounds = plan.layout.pp if plan.chunks > 1 else 1
+        rounds = plan.layout.pp if plan.layout.chunks > 1 else 1
         few = replace(plan, micro_batches=plan.layout.dp * rounds)
         key = (few, found.machine.name)
         if key not in self._steps:
@@ -257,7 +257,7 @@ def _pieces(plan: Plan, templates: Mapping[str, Ordered]) -> Mapping[Piece, tupl
         chunks = chunks_of(replace(plan, rank=at * plan.layout.stage))
         parts = Parts(shape=plan.shape, programs=programs, chunks=chunks)
         for kind in passes:
-            for chunk in range(plan.chunks):
+            for chunk in range(plan.layout.chunks):
                 piece = instances_of(parts, Piecework(kind, chunk, 0))
                 found[at, kind, chunk] = tuple(instance.template for instance in piece)
     return found
@@ -340,7 +340,7 @@ def _ready(
     """When the gradients of each segment of a stage are summed over its micro-batches."""
     at = plan.layout.pp_rank(plan.rank)
     ready: list[float] = []
-    for chunk in range(plan.chunks):
+    for chunk in range(plan.layout.chunks):
         moment = run.last(at, chunk)
         for name in reversed(pieces[at, Pass.BACKWARD, chunk]):
             ready.append(moment)

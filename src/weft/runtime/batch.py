@@ -16,7 +16,8 @@ from weft.parallel.share import Share
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
     """Shapes: tokens, targets [T] of this rank, positions [T] or [N] as its share says; segments
-    over all N tokens.
+    over all N tokens. Tokens are empty on a stage that embeds none, targets on one that has no
+    head.
     """
 
     tokens: Tensor
@@ -34,11 +35,18 @@ class Batch:
         }
 
 
-def stage(batch: MicroBatch, share: Share, *, device: torch.device) -> Batch:
-    """Copies a rank's share of a micro-batch to its device."""
+def stage(
+    batch: MicroBatch,
+    share: Share,
+    *,
+    device: torch.device,
+    embeds: bool = True,
+    has_head: bool = True,
+) -> Batch:
+    """Copies a rank's share of a micro-batch to its device, as far as its stage reads it."""
     return Batch(
-        tokens=_copy(pick(batch.tokens, share.tokens), device),
-        targets=_copy(pick(batch.targets, share.tokens), device),
+        tokens=_copy(pick(batch.tokens, share.tokens)[: None if embeds else 0], device),
+        targets=_copy(pick(batch.targets, share.tokens)[: None if has_head else 0], device),
         positions=_copy(pick(batch.positions, share.positions), device),
         segments=segments(batch.ends, device, held=share.tokens),
     )

@@ -129,7 +129,8 @@ def _cells(slots: Sequence[Slot], rank: int, scale: float, count: int) -> list[s
     cells = ["."] * count
     for slot in slots:
         first, last = round(slot.start * scale), round(slot.stop * scale)
-        if slot.rank == rank and first < last:
+        if slot.rank == rank:  # what is too short for a cell has one all the same
+            first, last = min(first, count - 1), max(last, first + 1)
             cells[first:last] = [str(slot.work), *"=" * (last - first - 1)]
     return cells
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from weft.comm.transports.gloo import GlooTransport
 from weft.comm.transports.stacked import StackedWorld
 from weft.compose.plan import Plan, without_limit
 from weft.compose.recipe import plan as make_plan
+from weft.compose.stage import chunks_of
 from weft.compose.step import Step, training_step
 from weft.config.compression import CompressionConfig
 from weft.config.overlap import OverlapConfig
@@ -201,6 +203,23 @@ def initial_parameters(course: Course, trial: Trial) -> dict[str, Tensor]:
     return found
 
 
+def settings(layout: Layout) -> dict[str, Any]:
+    """A layout as a recipe writes it."""
+    return {
+        "pp": layout.pp,
+        "dp": layout.dp,
+        "sp": layout.sp,
+        "ep": layout.ep,
+        "dispatch": layout.dispatch.value,
+        "node": layout.node,
+        "pipeline": layout.pipeline,
+        "chunks": layout.chunks,
+        "layers": layout.layers,
+        "attention": layout.attention.value,
+        "ffn": layout.ffn.value,
+    }
+
+
 def plan_of(course: Course, trial: Trial, layout: Layout, rank: int) -> Plan:
     """The plan of one rank of a trial."""
     config = course.config
@@ -208,17 +227,7 @@ def plan_of(course: Course, trial: Trial, layout: Layout, rank: int) -> Plan:
     overlap = config.overlap.model_copy(update={"order": trial.order})
     if trial.order == "serial":  # nothing of the branch: the step that the others must equal
         overlap = OverlapConfig(order="serial")
-    parallel = config.parallel.model_copy(
-        update={
-            "dp": layout.dp,
-            "sp": layout.sp,
-            "ep": layout.ep,
-            "dispatch": layout.dispatch.value,
-            "node": layout.node,
-            "attention": layout.attention.value,
-            "ffn": layout.ffn.value,
-        }
-    )
+    parallel = config.parallel.model_copy(update=settings(layout))
     compression = config.compression if trial.compressed else CompressionConfig()
     if trial.encoded:
         compression = config.compression.model_copy(update={"gradients": "fp32"})
@@ -275,8 +284,9 @@ def _forced(plan: Plan, routing: Routing, step: int) -> Mapping[str, Tensor]:
 
 
 def routed_layers(plan: Plan) -> tuple[int, ...]:
-    """The layers whose tokens choose experts."""
-    return tuple(i for i in range(plan.shape.layers) if plan.shape.kind(i) is not Kind.DENSE)
+    """The layers of a rank whose tokens choose experts."""
+    mine = (i for chunk in chunks_of(plan) for i in chunk.layers)
+    return tuple(i for i in mine if plan.shape.kind(i) is not Kind.DENSE)
 
 
 def own_micro_batches(plan: Plan) -> range:

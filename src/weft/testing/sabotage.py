@@ -3,6 +3,7 @@
 sync      the transport of one rank keeps its own term where one bucket's gradients should be summed
 nodes     the same between nodes only: one rank keeps the sum of its own node
 experts   two experts of one rank trade places after initialisation
+chunks    two chunks of one rank of a pipeline trade their first layers
 order     the batches of one rank come from one sample further on
 balance   the balance losses of every rank are multiplied by the degree of data parallelism
 drop      the first choice of one rank's tokens gets no row, and is not counted as dropped
@@ -24,6 +25,8 @@ from weft.comm.call import Call, Collective
 from weft.comm.handle import Finished, Handle
 from weft.comm.transport import Transport
 from weft.compose.plan import Plan
+from weft.compose.segment import short
+from weft.compose.stage import chunks_of
 from weft.config.run import RunConfig
 from weft.data.batches import Batches, MicroBatch
 from weft.model.families import Kind
@@ -166,6 +169,26 @@ def swap_experts(stage: Stage) -> None:
     copy_to_master(stage.state)
 
 
+# ---- chunks --------------------------------------------------------------------------------------
+
+
+def swap_chunks(stage: Stage) -> None:
+    """Lets the first layers of one rank's two chunks trade places, where they are alike."""
+    plan, chunks = stage.plan, chunks_of(stage.plan)
+    if plan.rank != CULPRIT or len(chunks) == 1:
+        return
+    here, there = (chunk.layers[0] for chunk in chunks[:2])
+    statics = stage.state.statics
+    for parameter in (p for p in stage.step.parameters if p.segment == f"layers.{here}"):
+        other = statics.get(f"param:layers.{there}.{short(parameter)}")
+        own = statics[f"param:{parameter.name}"]
+        if other is not None and other.shape == own.shape:
+            kept = own.clone()
+            own.copy_(other)
+            other.copy_(kept)
+    copy_to_master(stage.state)
+
+
 # ---- order ---------------------------------------------------------------------------------------
 
 
@@ -282,6 +305,7 @@ SABOTAGES: Mapping[str, Sabotage] = MappingProxyType(
         "sync": Sabotage(wire=drop_sync),
         "nodes": Sabotage(wire=drop_nodes),
         "experts": Sabotage(start=swap_experts),
+        "chunks": Sabotage(start=swap_chunks),
         "order": Sabotage(feed=shift_order),
         "balance": Sabotage(plan=scale_balance),
         "drop": Sabotage(bodies=drop_silently),

@@ -19,7 +19,7 @@ process.
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ from weft.config.run import RunConfig
 from weft.errors import ConfigError, LayoutError, WeftError
 from weft.parallel.layout import Attention, Dispatch, FeedForward, Layout
 from weft.runtime.backends import prepare as prepare_torch
-from weft.testing.crew import Course, gloo_crew, stacked_crew
+from weft.testing.crew import Course, gloo_crew, settings, stacked_crew
 from weft.testing.findings import Findings, Length, Reference, find, one_rank
 from weft.testing.ranks import run_ranks
 from weft.testing.sabotage import HONEST, Sabotage
@@ -60,6 +60,11 @@ LAYOUTS = (
     Layout(dp=4, node=2),
     Layout(sp=2, dp=4, ep=2, node=4),
     Layout(sp=2, dp=4, ep=4, node=2),
+    Layout(pp=2),
+    Layout(pp=4, pipeline="zero_bubble"),
+    Layout(pp=2, pipeline="interleaved", chunks=2),
+    Layout(pp=2, sp=2, ep=2, pipeline="zero_bubble", chunks=2),
+    Layout(pp=4, dp=2, ep=2),
 )
 QUICK_LAYOUTS = (
     Layout(sp=2, ep=2),
@@ -67,6 +72,7 @@ QUICK_LAYOUTS = (
     Layout(dp=2),
     Layout(sp=2, dp=2, ep=4),
     Layout(sp=2, dp=2, ep=2, node=2),
+    Layout(pp=2, pipeline="zero_bubble"),
 )
 MOST_RANKS = 8
 MOST_PROCESSES = 4
@@ -177,7 +183,7 @@ def _plain(findings: Sequence[Findings]) -> list[dict[str, Any]]:
 
 def _cases(config: RunConfig, small: RunConfig, layouts: Sequence[Layout]) -> Iterator[Case]:
     """The layouts of the list, and before them the recipe's own where it is another."""
-    own = layout_of(config)
+    own = replace(layout_of(config), layers=())  # of the recipe's layers, of which there are less
     if own not in layouts and own.world > 1:
         layouts = (own, *layouts)
     for layout in layouts:
@@ -192,17 +198,8 @@ def _obstacle(small: RunConfig, layout: Layout) -> str:
     """The rule of the recipe that a layout breaks, if there is one."""
     if layout.world > MOST_RANKS:
         return f"{layout.world} ranks are more than the {MOST_RANKS} that are proved here"
-    wanted = {
-        "dp": layout.dp,
-        "sp": layout.sp,
-        "ep": layout.ep,
-        "dispatch": layout.dispatch.value,
-        "node": layout.node,
-        "attention": layout.attention.value,
-        "ffn": layout.ffn.value,
-    }
     try:
-        RunConfig.model_validate({**small.model_dump(), "parallel": wanted})
+        RunConfig.model_validate({**small.model_dump(), "parallel": settings(layout)})
     except (ConfigError, LayoutError) as error:
         return str(error).partition(";")[0]
     return ""

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from weft.compose.instance import Instance
 from weft.compose.plan import Plan, sizes
+from weft.compose.stage import chunks_of
 from weft.compose.step import Step
 from weft.graph.dims import Sizes
 from weft.graph.program import Program, Task
@@ -202,7 +203,7 @@ def forward_payload(plan: Plan) -> Mapping[tuple[str, ...], Fraction]:
     formulas of `parallel.volume`, over its layers and micro-batches.
     """
     shape, layout = plan.shape, plan.layout
-    kinds = [shape.kind(i) for i in range(shape.layers)]
+    kinds = [shape.kind(i) for chunk in chunks_of(plan) for i in chunk.layers]
     expected: dict[tuple[str, ...], Fraction] = {}
     if layout.sp > 1:
         volume = attention_volume(
@@ -237,4 +238,5 @@ def predicted_forward(step: Step, choices: Choices, labels: Iterable[str]) -> Fr
 
 
 def _num_routed(plan: Plan) -> int:
-    return sum(plan.shape.kind(i) is not Kind.DENSE for i in range(plan.shape.layers))
+    mine = (i for chunk in chunks_of(plan) for i in chunk.layers)
+    return sum(plan.shape.kind(i) is not Kind.DENSE for i in mine)

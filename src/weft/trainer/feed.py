@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from weft.compose.plan import Plan
+from weft.compose.stage import chunks_of
 from weft.config.run import RunConfig
 from weft.data import ngram
 from weft.data.batches import Batches, MicroBatch, ValidationBatches
@@ -60,7 +61,10 @@ class Feed:
         return ngram.loss(ngram.fit(train), held)
 
     def _staged(self, plan: Plan, batch: MicroBatch, device: torch.device) -> Batch:
-        return stage(batch, plan.share, device=device)
+        chunks = chunks_of(plan)
+        return stage(
+            batch, plan.share, device=device, embeds=chunks[0].first, has_head=chunks[-1].last
+        )
 
 
 def open_feed(config: RunConfig) -> Feed:

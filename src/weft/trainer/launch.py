@@ -88,14 +88,15 @@ def check_processes(config: RunConfig, nproc: int | None) -> int:
     world = config.parallel.ranks
     if nproc is not None and nproc != world:
         raise ConfigError(
-            f"--nproc {nproc}: the layout has parallel.dp * parallel.sp = {config.parallel.dp} * "
-            f"{config.parallel.sp} = {world} rank(s); {_remedy(config, nproc)}"
+            f"--nproc {nproc}: the layout has parallel.pp * parallel.dp * parallel.sp = "
+            f"{config.parallel.pp} * {config.parallel.dp} * {config.parallel.sp} = {world} "
+            f"rank(s); {_remedy(config, nproc)}"
         )
     return world
 
 
 def _remedy(config: RunConfig, nproc: int) -> str:
-    dp, remainder = divmod(nproc, config.parallel.sp)
+    dp, remainder = divmod(nproc, config.parallel.sp * config.parallel.pp)
     start_as_many = f"try --nproc {config.parallel.ranks}"
     return start_as_many if remainder or not dp else f"{start_as_many}, or --set parallel.dp={dp}"
 

@@ -44,7 +44,15 @@ def load_oracle(config: RunConfig, folder: Path, device: torch.device) -> Oracle
 
 
 def _alone(config: RunConfig) -> Plan:
-    parallel: dict[str, Any] = {"dp": 1, "sp": 1, "ep": 1}
+    parallel: dict[str, Any] = {
+        "pp": 1,
+        "dp": 1,
+        "sp": 1,
+        "ep": 1,
+        "pipeline": "1f1b",
+        "chunks": 1,
+        "layers": (),
+    }
     single = config.model_copy(update={"parallel": config.parallel.model_copy(update=parallel)})
     made = plan(single, 0)
     assert made.shape == shape(config.model)

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from weft.comm.mesh import Mesh
-from weft.comm.transport import Transport
+from weft.comm.transport import LINKS, Transport
 from weft.comm.transports.gloo import GlooTransport
 from weft.comm.transports.nccl import NcclTransport
 from weft.comm.transports.stacked import StackedWorld
@@ -105,7 +105,8 @@ def _separate_barrier(place: Place) -> Callable[[], None]:
 def connect(config: RunConfig, place: Place) -> Transport:
     """This rank's transport: NCCL on CUDA, gloo on CPU, none of them for a rank alone."""
     parallel = config.parallel
-    mesh = Mesh(dp=parallel.dp, sp=parallel.sp, ep=parallel.ep, node=parallel.node)
+    mesh = Mesh(pp=parallel.pp, dp=parallel.dp, sp=parallel.sp, ep=parallel.ep, node=parallel.node)
+    links = LINKS if parallel.chunks > 1 else LINKS[:2]  # the way round is for chunks
     if place.world == 1:
         return StackedWorld(mesh).transport(0)
     cuda = place.device.type == "cuda"
@@ -118,9 +119,13 @@ def connect(config: RunConfig, place: Place) -> Transport:
     )
     if cuda:
         return NcclTransport(
-            mesh, device=place.device, timeout_seconds=place.timeout_seconds, lanes=_LANES
+            mesh,
+            device=place.device,
+            timeout_seconds=place.timeout_seconds,
+            lanes=_LANES,
+            links=links,
         )
-    return GlooTransport(mesh, timeout_seconds=place.timeout_seconds, lanes=_LANES)
+    return GlooTransport(mesh, timeout_seconds=place.timeout_seconds, lanes=_LANES, links=links)
 
 
 def close_session(session: Session) -> None:
