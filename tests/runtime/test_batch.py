@@ -44,7 +44,7 @@ def test_keys_carry_the_number_of_the_micro_batch():
 
 
 def test_a_stage_between_the_ends_has_positions_and_documents_and_no_tokens():
-    middle = stage(WHOLE, sp=2, sp_rank=1, device=CPU, embeds=False, has_head=False)
+    middle = stage(WHOLE, share(2, 1), device=CPU, embeds=False, has_head=False)
     assert (len(middle.tokens), len(middle.targets)) == (0, 0)
     assert len(middle.positions) == len(WHOLE.tokens) // 2
     assert middle.segments.ends == WHOLE.ends

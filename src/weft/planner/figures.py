@@ -103,6 +103,9 @@ def plan(
             dispatch=dispatch,
             attention=attention,
             ffn=ffn,
+            pipeline="interleaved" if chunks > 1 else "1f1b",
+            chunks=chunks,
+            layers=even(model(name).layers, stages * chunks),
         ),
         rank=0,
         sequence=SEQUENCE,
@@ -112,9 +115,6 @@ def plan(
         order=order,
         update=Update(beta1=0.9, beta2=0.95, eps=1e-8, clip_norm=1.0),
         remat=remat,
-        pipeline="interleaved" if chunks > 1 else "1f1b",
-        chunks=chunks,
-        layers=even(model(name).layers, stages * chunks),
         sync=Sync(gradients=wire, bucket=BUCKET),
     )
 
@@ -272,7 +272,8 @@ def figure14(found: Found, studio: Studio, scope: Scope) -> Iterator[Row]:
         for strategy in STRATEGIES:
             made = plan(name, dp=1, batch=32, strategy=strategy, order="serial")
             cut = CUT.get(name, CUT_ELSE)
-            made = replace(made, shape=replace(made.shape, layers=cut), layers=(cut,))
+            one = replace(made.layout, layers=(cut,))
+            made = replace(made, shape=replace(made.shape, layers=cut), layout=one)
             took[strategy] = studio.simulate(Job(plan=made, regime=FIG14), found("H800")).seconds
         for strategy, time in took.items():
             key = Key("fig14", "megascale", name, "H800", NODE, strategy, "mfu")
