@@ -1,7 +1,11 @@
-"""Does a compressed gradient train the same model? One model, three wires, several seeds.
+"""Does a compressed wire train the same model? One model, four wires, several seeds.
 
     python benchmarks/convergence.py OUT [--ranks 8] [--steps 2000] [--seeds 3] [--device auto]
-                                         [--plot FILE.png]
+                                         [--wires fp32 fp8 ...] [--plot FILE.png]
+
+    fp32, bf16, bf16_ring    gradients between replicas, every expert on every rank
+    fp8                      activations and their gradients on the way to experts and back, experts
+                             spread over the ranks; gradients between replicas in FP32
 
 A mixture of experts of 7 million parameters learns the source of Python's standard library byte by
 byte. All data-parallel ranks live in this process (`stacked`), so that one GPU or one CPU is
@@ -17,7 +21,9 @@ import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from itertools import pairwise
+from math import gcd
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -29,11 +35,21 @@ import weft
 from weft.comm.mesh import Mesh
 from weft.comm.transports.stacked import StackedWorld
 from weft.compose.recipe import plan
+from weft.config.compression import CROSSINGS
 from weft.config.load import build as build_config
 from weft.config.run import RunConfig
 from weft.optim.lr import learning_rate
-from weft.parallel.sync import Wire
-from weft.report.figure import BLUE, GREEN, ORANGE, PNG_DPI, curve, new_axes, new_figure, styled
+from weft.report.figure import (
+    BLUE,
+    GREEN,
+    INK,
+    ORANGE,
+    PNG_DPI,
+    curve,
+    new_axes,
+    new_figure,
+    styled,
+)
 from weft.runtime.backends import bodies, choose, pick_device, prepare
 from weft.runtime.executor import run_together
 from weft.runtime.lanes import HostLanes
@@ -60,7 +76,18 @@ RECIPE: Mapping[str, Any] = {
     "optim": {"lr": 2e-3, "warmup_steps": 100},
     "train": {"micro_batch": 1, "eval_every": 1, "checkpoint_every": 0},
 }
-COLORS = {Wire.FP32: GREEN, Wire.BF16: BLUE, Wire.BF16_RING: ORANGE}
+
+
+class Wire(StrEnum):
+    """What travels in how many bits."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+    BF16_RING = "bf16_ring"
+    FP8 = "fp8"
+
+
+COLORS = {Wire.FP32: GREEN, Wire.BF16: BLUE, Wire.BF16_RING: ORANGE, Wire.FP8: INK}
 LATE = 10  # the last tenth of a run is what its curve has come to
 
 
@@ -90,6 +117,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--wires", nargs="+", type=Wire, default=list(Wire))
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--set", action="append", default=[], help="any value of the recipe")
     options = parser.parse_args()
@@ -99,7 +127,7 @@ def main() -> None:
     runs = [
         Run(wire=wire, seed=seed, path=options.out / f"{wire.value}-{seed}.jsonl")
         for seed in range(options.seeds)
-        for wire in Wire
+        for wire in options.wires
     ]
     for run in runs:
         if finished(run) is None:
@@ -114,7 +142,7 @@ def recipe(options: argparse.Namespace, run: Run) -> RunConfig:
     """The recipe of a run: one micro-batch a rank."""
     sets = (
         f"parallel.dp={options.ranks}",
-        f"compression.gradients={run.wire.value}",
+        *compressed(run.wire, options.ranks),
         f"train.global_batch={options.ranks}",
         f"train.steps={options.steps}",
         f"train.seed={run.seed}",
@@ -125,13 +153,21 @@ def recipe(options: argparse.Namespace, run: Run) -> RunConfig:
     return build_config(RECIPE, sets)
 
 
+def compressed(wire: Wire, ranks: int) -> tuple[str, ...]:
+    """What a wire changes of the recipe."""
+    if wire is not Wire.FP8:
+        return (f"compression.gradients={wire.value}",)
+    spread = gcd(ranks, RECIPE["model"]["experts"])
+    return (f"parallel.ep={spread}", *(f"compression.{name}=fp8" for name in CROSSINGS))
+
+
 # ---- running -------------------------------------------------------------------------------------
 
 
 def train(run: Run, config: RunConfig, device: torch.device) -> None:
     """Trains all ranks in this process and writes a line a step."""
     feed = open_feed(config)
-    world = StackedWorld(Mesh(dp=config.parallel.dp))
+    world = StackedWorld(Mesh(dp=config.parallel.dp, ep=config.parallel.ep))
     stages = [stage(config, rank, world, device) for rank in range(config.parallel.dp)]
     with run.path.open("w", encoding="utf-8") as file:
         file.write(json.dumps(header(run, config, stages[0], device)) + "\n")
@@ -142,7 +178,7 @@ def train(run: Run, config: RunConfig, device: torch.device) -> None:
             if step % 100 == 0:
                 file.flush()
                 print(f"{run.path.stem}: step {step + 1} loss {line['loss']:.4f}", flush=True)
-        line = {"validation": validate(stages, feed, config, device)}
+        line = {"validation": validate(stages, world, feed, config, device)}
         file.write(json.dumps(line) + "\n")
     print(f"{run.path.stem}: validation loss {line['validation']:.4f}", flush=True)
 
@@ -184,16 +220,22 @@ def train_step(
     return environments[0]["stats"]
 
 
-def validate(stages: Sequence[Stage], feed: Feed, config: RunConfig, device: torch.device) -> float:
-    """The validation loss: every rank its share."""
+def validate(
+    stages: Sequence[Stage],
+    world: StackedWorld,
+    feed: Feed,
+    config: RunConfig,
+    device: torch.device,
+) -> float:
+    """The validation loss: every rank its share, all of them together."""
     table = bodies(choose(device, precision(config.train.precision).act))
-    total = 0.0
-    for made in stages:
-        one = evaluator(made, bodies=table, device=device, lanes=HostLanes())
-        for batch in feed.load_validation(made.plan, device):
-            one.add(batch, divisor=float(feed.validation.divisor))
-        total += float(one.stats[0])
-    return total
+    evaluators = [evaluator(s, bodies=table, device=device, lanes=HostLanes()) for s in stages]
+    shares = [feed.load_validation(s.plan, device) for s in stages]
+    divisor = float(feed.validation.divisor)
+    for batches in zip(*shares, strict=True):
+        environments = [{"divisor": divisor, **batch.environment(0)} for batch in batches]
+        run_together([one.bound for one in evaluators], environments, world.pending)
+    return sum(float(one.stats[0]) for one in evaluators)
 
 
 def header(run: Run, config: RunConfig, made: Stage, device: torch.device) -> dict[str, Any]:
@@ -250,7 +292,8 @@ def draw(curves: Mapping[Run, Curve], path: Path) -> None:
     with styled():
         figure = new_figure()
         axes = new_axes(figure, unit="loss less that of FP32, nats a byte")
-        for wire in (Wire.BF16_RING, Wire.BF16):
+        compared = {run.wire for run in curves} - {Wire.FP32}
+        for wire in sorted(compared):
             apart = differences(curves, wire)
             steps = list(range(1, len(apart) + 1))
             end = curve(axes, (steps, apart), COLORS[wire])

@@ -54,9 +54,9 @@ CHOICES = {**ALONE, "all": ALL, "all by block": replace(ALL, scales="block")}
 CHOICE = pytest.mark.parametrize("choice", CHOICES)
 
 # E4M3 is off by 2.6 % of a value on average. The weights of this model are ten times a real one's,
-# so two layers make more of it: 0.34 % of the loss and 20 % of all gradients together where tokens
-# and outputs are rounded, 2.7 % of the gradients where gradients are (measured).
-NEAR_LOSS, NEAR_GRADIENT, NEAR_ROUNDED_GRADIENT = 1e-2, 0.3, 5e-2
+# so two layers make more of it: at most 0.99 % of the loss and 15 % of all gradients together where
+# tokens and outputs are rounded, 2.4 % of the gradients where gradients are (measured).
+NEAR_LOSS, NEAR_GRADIENT, NEAR_ROUNDED_GRADIENT = 2e-2, 0.3, 5e-2
 
 
 def plan_of(family: str, crossings: Crossings, **fields):
