@@ -14,6 +14,9 @@ Golden = Callable[[str, str], None]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write golden texts anew")
+    parser.addoption(
+        "--draws", type=int, default=2, help="random layouts in tests/agreement/test_any_layout.py"
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -18,6 +18,7 @@ def tree(**branches: dict[str, Any]) -> dict[str, Any]:
         "model": dict(tiny_mixtral()),
         "parallel": {},
         "compression": {},
+        "overlap": {},
         "data": {"sequence": 32},
         "optim": {"lr": 1e-3, "warmup_steps": 1},
         "train": {
@@ -44,6 +45,10 @@ def tree(**branches: dict[str, Any]) -> dict[str, Any]:
         (
             {"model": {"heads": 12, "kv_heads": 4}, "parallel": {"sp": 6}},
             r"must divide model.kv_heads \(4\) or be a multiple of it; .*parallel.sp = 4$",
+        ),
+        (
+            {"parallel": {"zero": 2}, "overlap": {"merge": True}},
+            r"parallel.zero = 2: must be 1 with overlap.merge = true.*parallel.zero = 1$",
         ),
         (
             {"model": {"capacity": 1.5}, "parallel": {"sp": 2, "attention": "cp"}},

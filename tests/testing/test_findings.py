@@ -41,10 +41,10 @@ def test_honest_ranks_find_nothing(findings: tuple[Findings, ...]) -> None:
 
 
 def test_bytes_are_predicted_for_every_forced_trial(
-    course: Course, findings: tuple[Findings, ...]
+    course: Course, reference: Reference, findings: tuple[Findings, ...]
 ) -> None:
     for found in findings:
-        assert found.received.keys() == {EVEN, RAGGED, *routing_trials(course)}
+        assert found.received.keys() == {EVEN, RAGGED, *routing_trials(course, reference.length)}
         for table in found.received.values():
             assert table
             assert all(predicted == counted for predicted, counted in table.values())
@@ -95,6 +95,6 @@ def test_distances_add_up_to_the_elements_of_the_model(
 
 
 def test_tokens_that_do_not_divide_make_no_claim(course: Course, reference: Reference) -> None:
-    plan: Plan = plan_of(course, routing_trials(course)["balanced"], TWO, 0)
+    plan: Plan = plan_of(course, routing_trials(course, reference.length)["balanced"], TWO, 0)
     assert divides_evenly(plan)
     assert not divides_evenly(replace(plan, micro_batch=1, sequence=2, layout=Layout(sp=2, ep=8)))

@@ -75,6 +75,7 @@ CULPRITS = {
     "experts": ("start", r"rank 1: layers\.0\.experts\.4\.gate does not start"),
     "order": ("data", r"rank 1: step 1 micro-batch 0 tokens is not its share"),
     "balance": ("loss64", r"balance loss of step 1 is off by 1,"),
+    "doubled": ("grads64", r"layers\.\d\.experts\.\d\.down \(on rank \d\) is off by"),
     "drop": ("grads64", r"experts\.\d\.\w+ \(on rank \d\) is off by"),
 }
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from weft.cli.arguments import Overrides, Recipe
+from weft.cli.arguments import Overrides
+from weft.cli.matrix import prove_matrix
 from weft.config.load import load
 from weft.errors import ConfigError
 
@@ -36,18 +37,38 @@ class Fault(StrEnum):
     BALANCE = "balance"
     DROP = "drop"
     SCALE = "scale"
+    DOUBLED = "doubled"
 
 
 def verify(
-    recipe: Recipe,
+    recipe: Annotated[
+        str | None, typer.Argument(help="a recipe: a TOML file, see recipes/; none with --matrix")
+    ] = None,
     overrides: Overrides = None,
     sabotage: Annotated[
         Fault | None, typer.Option(help="break something on one rank; the command must then fail")
     ] = None,
     *,
     quick: Annotated[bool, typer.Option("--quick", help="fewer layouts, steps and layers")] = False,
+    matrix: Annotated[
+        bool, typer.Option("--matrix", help="prove every parallelism, on small models of its own")
+    ] = False,
+    only: Annotated[
+        str, typer.Option(help='rows of the matrix with these words, as in "pp2 ep2"')
+    ] = "",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="the matrix as JSON, once all of it is known")
+    ] = False,
 ) -> None:
     """Prove on this machine that every layout of a recipe computes what one rank computes."""
+    if matrix:
+        _refuse_beside_matrix(recipe, overrides)
+        fault = sabotage.value if sabotage else ""
+        if not prove_matrix(sabotage=fault, only=only, quick=quick, as_json=as_json):
+            raise typer.Exit(FAILED)
+        return
+    if recipe is None or only or as_json:
+        raise ConfigError("weft verify: expected a recipe, or --matrix with its --only and --json")
     config = load(recipe, overrides or ())
     if sabotage is Fault.SCALE and not config.compression.encodes:
         raise ConfigError(
@@ -76,6 +97,13 @@ def verify(
     print(_summary(rows, len(proof.cases) - len(rows), time.monotonic() - began))
     if any(row.faults for row in rows):
         raise typer.Exit(FAILED)
+
+
+def _refuse_beside_matrix(recipe: str | None, overrides: list[str] | None) -> None:
+    if recipe is not None or overrides:
+        raise ConfigError(
+            "weft verify --matrix has models of its own: leave out the recipe and --set"
+        )
 
 
 # ---- text ----------------------------------------------------------------------------------------

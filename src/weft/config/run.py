@@ -80,6 +80,7 @@ class RunConfig(Branch):
         _check_nodes(self)
         _check_compression(self)
         _check_capacity(self)
+        _check_zero(self)
         _check_batch(self)
         _check_pipeline(self)
         _check_warmup(self)
@@ -178,6 +179,15 @@ def _check_nodes(run: RunConfig) -> None:
             "the other"
         )
         raise LayoutError(refusal("parallel.node", node, rule, nearest(node, whole)))
+
+
+def _check_zero(run: RunConfig) -> None:
+    if run.parallel.zero > 1 and run.overlap.merge:
+        rule = (
+            "must be 1 with overlap.merge = true: a merged segment adds to gradients while those "
+            "of another micro-batch are unsummed"
+        )
+        raise LayoutError(refusal("parallel.zero", run.parallel.zero, rule, 1))
 
 
 def _check_capacity(run: RunConfig) -> None:

@@ -51,10 +51,11 @@ Distance = tuple[float, int]  # sum of squared differences, elements
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Length:
-    """How many steps the trials of more than one step take."""
+    """How many steps the trials of more than one step take, and which hard routings there are."""
 
     float64: int
     float32: int
+    routings: tuple[str, ...] = tuple(GENERATORS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +99,7 @@ def one_rank(course: Course, length: Length) -> Reference:
     trials = {
         FLOAT64: Trial(steps=length.float64, precision="float64"),
         REPLAYED: Trial(steps=length.float32, precision="float32"),
-        **routing_trials(course),
+        **routing_trials(course, length),
     }
     runs: dict[str, Run] = {}
     for name, trial in trials.items():
@@ -110,12 +111,12 @@ def one_rank(course: Course, length: Length) -> Reference:
     )
 
 
-def routing_trials(course: Course) -> Mapping[str, Trial]:
+def routing_trials(course: Course, length: Length) -> Mapping[str, Trial]:
     """One step of each routing generator that the model has experts enough for."""
     model = course.config.model
     return {
         name: Trial(steps=1, precision="float64", routing=partial(generated, course, name))
-        for name in GENERATORS
+        for name in length.routings
         if name != "one_empty" or model.top_k < model.experts
     }
 
@@ -137,8 +138,10 @@ def find(crew: Crew, course: Course, reference: Reference) -> tuple[Findings, ..
     """Runs every trial on the ranks of a crew and compares each rank with one rank alone."""
     steps = reference.length.float32
     replay = partial(_chosen, reference.runs[REPLAYED])
-    forced = {**routing_trials(course), **_wire_trials(course, crew.layout)}
-    forecasts = [_forecasts(crew.layout, rank, course, forced) for rank in crew.ranks]
+    hard = routing_trials(course, reference.length)
+    forced = {**hard, **_wire_trials(course, crew.layout)}
+    foreseen = {n: t for n, t in forced.items() if not (t.drops and course.config.model.capacity)}
+    forecasts = [_forecasts(crew.layout, rank, course, foreseen) for rank in crew.ranks]
     trials = {
         FLOAT64: Trial(steps=reference.length.float64, precision="float64"),
         REPLAYED: Trial(steps=steps, precision="float32", routing=replay),

@@ -8,6 +8,7 @@ order     the batches of one rank come from one sample further on
 balance   the balance losses of every rank are multiplied by the degree of data parallelism
 drop      the first choice of one rank's tokens gets no row, and is not counted as dropped
 scale     one rank applies the scales of what arrives in eight bits twice
+doubled   one rank adds the gradient of its experts' second weight twice
 
 Nothing outside this file knows that they exist.
 """
@@ -300,6 +301,17 @@ def _squared(scales: Tensor) -> Tensor:
     return numbers.square().view(torch.uint8).view(scales.shape)
 
 
+def double_experts(bodies: Bodies, rank: int) -> Bodies:
+    """Bodies of which, on one rank, the one that adds to the gradient of `down` does so twice."""
+    honest = bodies["expert_down.wgrad"]
+
+    def eager(*operands: Any, **attributes: Any) -> Any:
+        honest(*operands, **attributes)
+        return honest(*operands, **attributes)
+
+    return {**bodies, "expert_down.wgrad": eager} if rank == CULPRIT else bodies
+
+
 SABOTAGES: Mapping[str, Sabotage] = MappingProxyType(
     {
         "sync": Sabotage(wire=drop_sync),
@@ -310,5 +322,6 @@ SABOTAGES: Mapping[str, Sabotage] = MappingProxyType(
         "balance": Sabotage(plan=scale_balance),
         "drop": Sabotage(bodies=drop_silently),
         "scale": Sabotage(bodies=scale_twice),
+        "doubled": Sabotage(bodies=double_experts),
     }
 )

@@ -1,0 +1,114 @@
+"""Layouts that cannot exist, asked for at random: each refused with a rule and a layout that can.
+
+    recipe with a random layout -> legal, or refused -> what the refusal proposes -> ... -> legal
+
+A refusal ends in an assignment that can be pasted behind `--set`. It may leave another rule broken,
+which the next refusal names; no rule is named twice, so following them ends.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from weft.compose.recipe import plan as make_plan
+from weft.compose.step import training_step
+from weft.config.run import RunConfig
+from weft.errors import ConfigError, LayoutError
+from weft.testing.matrix.model import recipe
+
+PROPOSED = "nearest legal value: "
+MOST_PROPOSALS = 8  # more than a layout has keys that depend on another
+_DEGREES = (1, 1, 2, 3, 4, 5, 6, 8, 12, 16, 32)
+_CHOICES = {
+    "parallel.attention": ("sp", "tp", "cp"),
+    "parallel.ffn": ("ep", "tp"),
+    "parallel.dispatch": ("all_to_all", "all_gather", "deduplicated"),
+    "parallel.zero": (1, 2),
+    "parallel.node": (0, 0, 1, 2, 3, 4, 8),
+    "compression.gradients": ("fp32", "fp32", "bf16", "bf16_ring"),
+    "overlap.merge": ("false", "false", "true"),
+    "model.capacity": (0.0, 0.0, 1.0),
+    "train.precision": ("float32", "float64"),
+    "train.global_batch": (16, 16, 8, 12, 5),
+    "data.sequence": (16, 16, 12, 6),
+}
+
+
+@dataclass(kw_only=True, slots=True)
+class Tally:
+    """How so many recipes were judged."""
+
+    recipes: int = 0
+    legal: int = 0
+    refused: int = 0
+    proposals: int = 0  # followed, until a recipe was legal
+    at_once: int = 0  # refused recipes of which the first proposal was enough
+    rules: Counter[str] = field(default_factory=Counter)  # refusals by the key that they name
+    faults: list[str] = field(default_factory=list)
+
+
+def refuse_all(folder: Path, count: int, *, seed: int = 0) -> Tally:
+    """Judges so many random recipes."""
+    tally = Tally()
+    for number in range(seed, seed + count):
+        overrides = draw(random.Random(number))
+        fault = judge(folder, overrides, tally)
+        if fault:
+            tally.faults.append(f"seed {number}, {' '.join(overrides)}: {fault}")
+    return tally
+
+
+def draw(source: random.Random) -> list[str]:
+    """A random layout as overrides; most have something wrong."""
+    axes = source.sample(("dp", "sp", "ep"), source.randint(1, 3))
+    chosen = source.sample(sorted(_CHOICES), source.randint(0, 4))
+    return [
+        *(f"parallel.{axis}={source.choice(_DEGREES)}" for axis in axes),
+        *(f"{key}={source.choice(_CHOICES[key])}" for key in chosen),
+    ]
+
+
+def judge(folder: Path, overrides: Sequence[str], tally: Tally) -> str:
+    """What is wrong with how a recipe was judged; nothing where it is legal, or led to one."""
+    tally.recipes += 1
+    asked = list(overrides)
+    for proposals in range(MOST_PROPOSALS + 1):
+        try:
+            config = recipe(folder, "deep", *asked)
+            fault = ignored(config, asked) or composed(config)
+        except (ConfigError, LayoutError) as error:
+            tally.rules[str(error).partition(" = ")[0]] += 1
+            proposed = str(error).rpartition(PROPOSED)[2]
+            if "=" not in proposed or PROPOSED not in str(error):
+                return f"refused without a proposal: {error}"
+            asked.append(proposed.replace(" = ", "=", 1))
+            continue
+        except Exception as error:  # noqa: BLE001 - what must not happen is what is looked for
+            return f"{type(error).__name__}: {error}"
+        tally.legal += proposals == 0
+        tally.refused += proposals > 0
+        tally.proposals += proposals
+        tally.at_once += proposals == 1
+        return fault
+    return f"refused after {MOST_PROPOSALS} proposals: {asked[len(overrides) :]}"
+
+
+def ignored(config: RunConfig, overrides: Sequence[str]) -> str:
+    """The key of a legal recipe that is not as it was asked for, if there is one."""
+    last = dict(override.split("=", 1) for override in overrides)
+    for key, value in last.items():
+        section, name = key.split(".")
+        found = getattr(getattr(config, section), name)
+        if str(found).lower() != value.strip('"').lower():
+            return f"{key} is {found}, asked for was {value}"
+    return ""
+
+
+def composed(config: RunConfig) -> str:
+    """Composes the step of the first and the last rank, before anything starts."""
+    ranks = config.parallel.ranks
+    for rank in {0, ranks - 1}:
+        training_step(make_plan(config, rank))
+    return ""
