@@ -14,6 +14,7 @@ from weft.compose.step import training_step
 from weft.errors import DeadlockError
 from weft.ops.registry import reference_bodies
 from weft.parallel.layout import Layout
+from weft.parallel.sync import Sync
 from weft.runtime.executor import run_together
 from weft.runtime.stage import Rates, build, evaluator
 from weft.runtime.state import initialise
@@ -80,6 +81,18 @@ def test_data_parallel_pipelines_agree_too(alone):
     found = agreement.run_layout(
         planner(model), Layout(pp=2, dp=2, ep=2), work_of(model), bodies=BODIES
     )
+    agreement.require_agreement(found, alone["mixtral", True])
+
+
+@pytest.mark.parametrize(("order", "chunks"), ORDERS)
+def test_pipelines_that_sum_gradients_in_shards_agree_too(order, chunks, alone):
+    model = model_of("mixtral", tied=True)
+
+    def sharded(layout: Layout, rank: int) -> Plan:
+        return replace(planner(model)(layout, rank), sync=Sync(zero=2))
+
+    layout = with_order(Layout(pp=2, dp=2), order, chunks)
+    found = agreement.run_layout(sharded, layout, work_of(model), bodies=BODIES)
     agreement.require_agreement(found, alone["mixtral", True])
 
 

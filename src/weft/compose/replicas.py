@@ -131,8 +131,9 @@ def _due(
     """
     last: dict[tuple[str, int], int] = {}
     for position, instance in enumerate(instances):
-        number = _micro_batch(instance) if each else 0
-        last.update({(key, number): position for key in _gradients(instance)})
+        gradients = _gradients(instance)  # a message has none, and is of no micro-batch
+        number = _micro_batch(instance) if each and gradients else 0
+        last.update({(key, number): position for key in gradients})
     due: dict[int, list[Bucket]] = {}
     for bucket in buckets:
         names = {f"grad:{slot.parameter.name}" for slot in bucket.buffer.slots}

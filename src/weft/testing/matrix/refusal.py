@@ -25,8 +25,10 @@ _CHOICES = {
     "parallel.attention": ("sp", "tp", "cp"),
     "parallel.ffn": ("ep", "tp"),
     "parallel.dispatch": ("all_to_all", "all_gather", "deduplicated"),
+    "parallel.pipeline": ("1f1b", "interleaved", "zero_bubble"),
     "parallel.zero": (1, 2),
     "parallel.node": (0, 0, 1, 2, 3, 4, 8),
+    "parallel.chunks": (1, 1, 2, 3, 4),
     "compression.gradients": ("fp32", "fp32", "bf16", "bf16_ring"),
     "overlap.merge": ("false", "false", "true"),
     "model.capacity": (0.0, 0.0, 1.0),
@@ -62,7 +64,7 @@ def refuse_all(folder: Path, count: int, *, seed: int = 0) -> Tally:
 
 def draw(source: random.Random) -> list[str]:
     """A random layout as overrides; most have something wrong."""
-    axes = source.sample(("dp", "sp", "ep"), source.randint(1, 3))
+    axes = source.sample(("pp", "dp", "sp", "ep"), source.randint(1, 4))
     chosen = source.sample(sorted(_CHOICES), source.randint(0, 4))
     return [
         *(f"parallel.{axis}={source.choice(_DEGREES)}" for axis in axes),

@@ -1,7 +1,7 @@
 """The layouts that are proved: one line each, in words that stand for keys of a recipe.
 
-    dp2 sp2 ep4 node2 | all_gather | zero2 | bf16
-    ranks               dispatch     what is sharded, how gradients travel
+    pp2 v2 zero_bubble | dp2 sp2 ep4 node2 | all_gather | zero2 | bf16
+    pipeline             ranks of a stage    dispatch     what is sharded, how gradients travel
 
 `sp`, `tp` and `cp` are one axis of ranks and say what it does in attention; `ffn-tp` cuts every
 expert over it. A line may start with the name of its model, `moe:` where it does not.
@@ -61,6 +61,16 @@ dp4 bf16
 sp2 dp4 ep2 node4 bf16
 dp4 ep2 zero2 bf16_ring
 dp4 ep2 buckets
+tied: pp2
+deep: pp2 interleaved v2
+deep: pp2 zero_bubble
+deep: pp2 zero_bubble v2
+tied: pp2 dp2 ep2
+tied: pp2 sp2 ep2 zero_bubble
+tied: pp2 dp2 zero2
+tied: pp2 dp2 zero2 interleaved v2
+tied: pp2 dp2 zero2 zero_bubble v2
+deep: pp2 tp2 ep2
 deep: sp2 ep2 remat
 deep: dp2 sp2 ep4 deduplicated remat
 tied: tp2 ep2
@@ -103,10 +113,15 @@ sp2 ep2 ffn-tp
 dp3
 dp4 node3
 sp2 dp4 ep4 node3
+deep: pp16
+deep: pp4 v4 interleaved
+v2
 """
 
 DEGREES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
+        "pp": ("parallel.pp={}",),
+        "v": ("parallel.chunks={}",),
         "dp": ("parallel.dp={}",),
         "sp": ("parallel.sp={}",),
         "tp": ("parallel.sp={}", "parallel.attention=tp"),
@@ -121,6 +136,8 @@ WORDS: Mapping[str, str] = MappingProxyType(
         "all_gather": "parallel.dispatch=all_gather",
         "deduplicated": "parallel.dispatch=deduplicated",
         "ffn-tp": "parallel.ffn=tp",
+        "interleaved": "parallel.pipeline=interleaved",
+        "zero_bubble": "parallel.pipeline=zero_bubble",
         "bf16": "compression.gradients=bf16",
         "bf16_ring": "compression.gradients=bf16_ring",
         "buckets": "parallel.bucket_elements=1000",
