@@ -51,6 +51,13 @@ def tree(**branches: dict[str, Any]) -> dict[str, Any]:
             r"parallel.zero = 2: must be 1 with overlap.merge = true.*parallel.zero = 1$",
         ),
         (
+            {
+                "model": {"capacity": 1.5},
+                "parallel": {"sp": 2, "ep": 2, "dispatch": "deduplicated"},
+            },
+            r"model.capacity = 1.5: must be 0 where whole tokens travel.*model.capacity = 0.0$",
+        ),
+        (
             {"model": {"capacity": 1.5}, "parallel": {"sp": 2, "attention": "cp"}},
             r"model.capacity = 1.5: must be 0 with parallel.attention.*model.capacity = 0.0$",
         ),

@@ -201,6 +201,10 @@ def _check_capacity(run: RunConfig) -> None:
             "are kept, and no rank has its tokens in their order"
         )
         raise LayoutError(refusal("model.capacity", capacity, rule, 0.0))
+    sliced = parallel.ffn == "tp" and parallel.sp > 1
+    if capacity and (sliced or (parallel.dispatch == "deduplicated" and parallel.ep > 1)):
+        rule = "must be 0 where whole tokens travel: choices are dropped in dispatch by rows only"
+        raise LayoutError(refusal("model.capacity", capacity, rule, 0.0))
 
 
 def _check_compression(run: RunConfig) -> None:

@@ -75,7 +75,6 @@ deep: sp2 ep2 remat
 deep: dp2 sp2 ep4 deduplicated remat
 tied: tp2 ep2
 tied: dp2 zero2
-capacity: sp4 ep4 deduplicated
 tp2 ep2 deduplicated
 cp2 dp2 ep2 zero2
 tp4 dp4 ep8 node4
@@ -104,6 +103,8 @@ cp2 dp2 ep4 all_gather
 IMPOSSIBLE = """
 sp3
 capacity: cp2 ep2
+capacity: sp4 ep4 deduplicated
+capacity: sp2 ffn-tp
 sp16
 cp5
 ep2
