@@ -50,6 +50,7 @@ def read_as_value(x: Tensor, weights: dict[str, Tensor]) -> Tensor:
         losses=torch.zeros(2),
         tally=torch.zeros(shape.experts),
         bias=torch.zeros(shape.experts),
+        past=torch.zeros(shape.experts),
     )
     plan = models.plan(MODEL, precision="float32")
     algebra = Lowering(Immediate(reference_bodies()), plan, context)

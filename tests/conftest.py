@@ -3,11 +3,15 @@
 `pytest --update-golden` writes the texts instead of comparing them: read what has changed.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():  # before anything imports Triton: it asks once
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 Golden = Callable[[str, str], None]
 

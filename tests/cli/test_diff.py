@@ -51,7 +51,7 @@ def test_a_saved_schedule_is_what_runs(recipe_file: Path) -> None:
     """Saved from one order and loaded over another, it is the order of the step."""
     saved = save(recipe_file, recipe_file.with_suffix(".txt"), "overlap.order=paper")
     wanted = training_step(plan(load(recipe_file, [*LAYOUT, "overlap.order=paper"]), 0))
-    config = load(recipe_file, [*LAYOUT, "overlap.order=serial", f"overlap.schedule={saved}"])
+    config = load(recipe_file, [*LAYOUT, "overlap.order=overlapped", f"overlap.schedule={saved}"])
     found = training_step(plan(config, 0))
     for name, ordered in wanted.templates.items():
         assert found.templates[name].actions == ordered.actions

@@ -12,7 +12,7 @@ from weft.checkpoint.load import Checkpoint
 from weft.cli.export import export
 from weft.config.run import RunConfig
 from weft.errors import CheckpointError
-from weft.model.params import Logical
+from weft.model.params import logical
 from weft.trainer.launch import train
 from weft.trainer.rank import run_rank
 
@@ -31,7 +31,7 @@ def test_what_is_exported_is_the_newest_checkpoint(few_steps: RunConfig, exporte
     folder = Path(few_steps.train.run_dir) / "step-00000004"
     with Checkpoint.open(folder) as checkpoint, open_pretrained(exported) as pretrained:
         for name in checkpoint.names("master"):
-            part = Logical(name=name, start=0, shape=checkpoint.shape("master", name))
+            part = logical(name, checkpoint.shape("master", name))
             ours = checkpoint.read("master", name)
             assert torch.equal(pretrained.read(part).view(-1), ours), name
 

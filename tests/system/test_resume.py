@@ -31,8 +31,8 @@ def test_killed_runs_end_as_if_nothing_had_happened(
 ) -> None:
     landed: list[Landing] = []
     steps = 0
-    for number, (layout, overrides) in enumerate(LAYOUTS.items()):
-        settings = (*overrides, f"overlap.order={ORDERS[layout]}")
+    for number, (layout, order) in enumerate(ORDERS.items()):
+        settings = (*LAYOUTS[layout], f"overlap.order={order}")
         expected = finish(recipe(f"whole-{number}", *settings))
         config = recipe(f"killed-{number}", *settings)
         seed = SEED + number
