@@ -34,7 +34,7 @@ def plan(
     out: Annotated[Path | None, typer.Option(help="write the best plan as a recipe")] = None,
 ) -> None:
     """Search layout, dispatch, rematerialisation, micro-batch and pipeline for a cluster."""
-    asked = preset(model)
+    asked = preset(model.lower())  # papers write their names with capitals
     wanted = Wanted(
         name=model,
         shape=shape(asked),
