@@ -361,9 +361,9 @@ def sample(request, tmp_path_factory) -> Sample:
     with Lifted():
         model = MODELS[request.param]().eval()
         _spread(model)
-    for name, buffer in model.named_buffers():
-        if name.endswith("correction_bias"):  # float32 in every checkpoint
-            buffer.data = buffer.data.float()
+    for name, tensor in (*model.named_buffers(), *model.named_parameters()):
+        if name.endswith(("correction_bias", "gate.weight")):  # float32 in every checkpoint here
+            tensor.data = tensor.data.float()
     with Lifted():
         model.save_pretrained(home / "weights")
         model.double()
