@@ -1,6 +1,6 @@
 """Does a compressed wire train the same model? One model, four wires, several seeds.
 
-    python benchmarks/convergence.py OUT [--ranks 8] [--steps 2000] [--seeds 3] [--device auto]
+    python benchmarks/convergence.py OUT [--ranks 8] [--steps 2000] [--seeds 0 1 2] [--device auto]
                                          [--wires fp32 fp8 ...] [--plot FILE.png]
 
     fp32, bf16, bf16_ring    gradients between replicas, every expert on every rank
@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--ranks", type=int, default=8)
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--wires", nargs="+", type=Wire, default=list(Wire))
@@ -126,7 +126,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     runs = [
         Run(wire=wire, seed=seed, path=options.out / f"{wire.value}-{seed}.jsonl")
-        for seed in range(options.seeds)
+        for seed in options.seeds
         for wire in options.wires
     ]
     for run in runs:
