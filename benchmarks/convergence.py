@@ -1,7 +1,7 @@
 """Does a compressed wire train the same model? One model, four wires, several seeds.
 
     python benchmarks/convergence.py OUT [--ranks 8] [--steps 2000] [--seeds 0 1 2] [--device auto]
-                                         [--wires fp32 fp8 ...] [--plot FILE.png]
+                                         [--wires fp32 fp8 ...] [--plot FILE.png] [--keep FILE]
 
     fp32, bf16, bf16_ring    gradients between replicas, every expert on every rank
     fp8                      activations and their gradients on the way to experts and back, experts
@@ -22,16 +22,18 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import pairwise
+from itertools import combinations
 from math import gcd
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 import weft
+from weft.bench.record import append
 from weft.comm.mesh import Mesh
 from weft.comm.transports.stacked import StackedWorld
 from weft.compose.recipe import plan
@@ -41,11 +43,11 @@ from weft.config.run import RunConfig
 from weft.optim.lr import learning_rate
 from weft.report.figure import (
     BLUE,
+    FAINT,
     GREEN,
     INK,
     ORANGE,
     PNG_DPI,
-    curve,
     new_axes,
     new_figure,
     styled,
@@ -89,6 +91,8 @@ class Wire(StrEnum):
 
 COLORS = {Wire.FP32: GREEN, Wire.BF16: BLUE, Wire.BF16_RING: ORANGE, Wire.FP8: INK}
 LATE = 10  # the last tenth of a run is what its curve has come to
+WINDOW = 50  # steps: short of it the batches differ more than the wires
+Losses = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,6 +123,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--wires", nargs="+", type=Wire, default=list(Wire))
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--keep", type=Path, help="appends a short record of each run")
     parser.add_argument("--set", action="append", default=[], help="any value of the recipe")
     options = parser.parse_args()
     device = pick_device(options.device, 0)
@@ -132,10 +137,12 @@ def main() -> None:
     for run in runs:
         if finished(run) is None:
             train(run, recipe(options, run), device)
-    curves = {run: finished(run) for run in runs}
-    print("\n".join(table({run: found for run, found in curves.items() if found})))
+    curves = {run: found for run in runs if (found := finished(run))}
+    print("\n".join(table(curves)))
     if options.plot:
-        draw({run: found for run, found in curves.items() if found}, options.plot)
+        draw(curves, options.plot)
+    if options.keep:
+        keep(curves, options.keep)
 
 
 def recipe(options: argparse.Namespace, run: Run) -> RunConfig:
@@ -267,19 +274,48 @@ def finished(run: Run) -> Curve | None:
 
 
 def table(curves: Mapping[Run, Curve]) -> Iterator[str]:
-    """Losses of each wire and seed, and how far each wire is from FP32 beside the seeds' spread."""
-    yield "| wire | seed | loss, last tenth | validation | difference from FP32 |"
-    yield "|---|---|---|---|---|"
-    plain = {run.seed: late(found) for run, found in curves.items() if run.wire is Wire.FP32}
+    """Losses of each run; how far wires are from FP32, beside how far seeds are from each other."""
+    yield "| wire | seed | loss, last tenth | validation |"
+    yield "|---|---|---|---|"
     for run, found in sorted(curves.items(), key=lambda item: (item[0].wire, item[0].seed)):
-        apart = f"{late(found) - plain[run.seed]:+.5f}" if run.seed in plain else "-"
-        yield (
-            f"| {run.wire.value} | {run.seed} | {late(found):.5f} | {found.validation:.5f} | "
-            f"{apart} |"
-        )
-    if len(plain) > 1:
-        yield ""
-        yield f"spread of the seeds in FP32: {stdev(plain.values()):.5f}"
+        yield f"| {run.wire.value} | {run.seed} | {late(found):.5f} | {found.validation:.5f} |"
+    yield ""
+    yield f"| compared | mean difference of a step | of {WINDOW} steps | bias, last half |"
+    yield "|---|---|---|---|"
+    for name, pairs in compared(curves).items():
+        step, window = (mean(gap(a, b, width) for a, b in pairs) for width in (1, WINDOW))
+        yield f"| {name} | {step:.5f} | {window:.5f} | {biases(pairs)} |"
+
+
+Pair = tuple[Losses, Losses]
+
+
+def compared(curves: Mapping[Run, Curve]) -> Mapping[str, Sequence[Pair]]:
+    """Each wire against FP32 of the same seed, and FP32 of one seed against that of another."""
+    losses = {(run.wire, run.seed): np.array(found.losses) for run, found in curves.items()}
+    plain = {seed: found for (wire, seed), found in losses.items() if wire is Wire.FP32}
+    wires = {
+        wire.value: [(losses[wire, s], plain[s]) for s in plain if (wire, s) in losses]
+        for wire in Wire
+        if wire is not Wire.FP32
+    }
+    return {**{n: p for n, p in wires.items() if p}, "seeds": [*combinations(plain.values(), 2)]}
+
+
+def windowed(losses: Losses, width: int) -> Losses:
+    """The mean loss of so many steps in a row."""
+    return losses[: len(losses) // width * width].reshape(-1, width).mean(axis=1)
+
+
+def gap(a: Losses, b: Losses, width: int) -> float:
+    """How far two curves are apart, on average over the run."""
+    return float(np.abs(windowed(a, width) - windowed(b, width)).mean())
+
+
+def biases(pairs: Sequence[Pair]) -> str:
+    """The mean difference of the last half, as a share of the loss, of each pair."""
+    halves = [(a[len(a) // 2 :].mean(), b[len(b) // 2 :].mean()) for a, b in pairs]
+    return ", ".join(f"{100 * (a - b) / b:+.2f} %" for a, b in halves)
 
 
 def late(found: Curve) -> float:
@@ -288,32 +324,30 @@ def late(found: Curve) -> float:
 
 
 def draw(curves: Mapping[Run, Curve], path: Path) -> None:
-    """The losses of the first seed, and below them how far each wire is from FP32, over seeds."""
+    """How far each wire is from FP32, the mean over seeds, on a band as wide as seeds differ."""
+    found = compared(curves)
+    steps = windowed(np.arange(1.0, 1.0 + len(next(iter(curves.values())).losses)), WINDOW)
+    apart = [np.abs(windowed(a, WINDOW) - windowed(b, WINDOW)) for a, b in found["seeds"]]
     with styled():
         figure = new_figure()
-        axes = new_axes(figure, unit="loss less that of FP32, nats a byte")
-        compared = {run.wire for run in curves} - {Wire.FP32}
-        for wire in sorted(compared):
-            apart = differences(curves, wire)
-            steps = list(range(1, len(apart) + 1))
-            end = curve(axes, (steps, apart), COLORS[wire])
-            axes.annotate(
-                wire.value, (steps[-1], end), (4, 0), textcoords="offset points",
-                color=COLORS[wire], fontsize=8, annotation_clip=False,
-            )  # fmt: skip
+        axes = new_axes(figure, unit=f"loss less that of FP32, nats a byte, by {WINDOW} steps")
+        band = np.mean(apart, axis=0)
+        axes.fill_between(steps, -band, band, color=FAINT, label="between seeds", linewidth=0)
+        for wire in (wire for wire in Wire if wire.value in found):
+            gaps = [windowed(a, WINDOW) - windowed(b, WINDOW) for a, b in found[wire.value]]
+            axes.plot(steps, np.mean(gaps, axis=0), color=COLORS[wire], label=wire.value)
+        axes.set_xlabel("step")
+        axes.legend(frameon=False, fontsize=8, ncols=2)
         figure.savefig(path, dpi=PNG_DPI)
 
 
-def differences(curves: Mapping[Run, Curve], wire: Wire) -> list[float]:
-    """Loss less that of FP32 at each step, the mean over seeds."""
-    found = {(run.wire, run.seed): np.array(c.losses) for run, c in curves.items()}
-    pairs = [
-        losses - found[Wire.FP32, seed]
-        for (one, seed), losses in found.items()
-        if one is wire and (Wire.FP32, seed) in found
-    ]
-    assert all(len(a) == len(b) for a, b in pairwise(pairs)), "runs of different lengths"
-    return np.mean(pairs, axis=0).tolist()
+def keep(curves: Mapping[Run, Curve], file: Path) -> None:
+    """Appends a record a run: what it was, and its loss by windows."""
+    for run, found in curves.items():
+        with run.path.open(encoding="utf-8") as lines:
+            said = json.loads(next(lines))
+        losses = windowed(np.array(found.losses), WINDOW).round(5).tolist()
+        append(file, {**said, "window": WINDOW, "losses": losses, "validation": found.validation})
 
 
 if __name__ == "__main__":
