@@ -21,23 +21,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
 import weft
 from weft.bench import profile as profiling
 from weft.bench.ceilings import Ceilings, stored
 from weft.bench.record import append, entry
-from weft.bench.rig import rigged
+from weft.bench.rig import Rig, assemble, rigged
 from weft.bench.spread import spread
 from weft.config.load import build, dump
 from weft.config.run import RunConfig
 from weft.errors import WeftError
 from weft.model.count import token_flops
 from weft.optim.lr import learning_rate
+from weft.runtime.backends import prepare
 from weft.runtime.stage import Rates
-from weft.runtime.state import initialise
+from weft.trainer.feed import Feed, open_feed
 from weft.trainer.record import Stopwatch, peak_bytes
-from weft.trainer.session import Place, Session, close_session, open_session
+from weft.trainer.session import Place, connect
 
 ONE, HALVED = "one GPU", "one GPU, micro-batch halved"
 GATHER = "parallel.dispatch=all_gather"
@@ -62,7 +64,7 @@ LAYOUTS: Mapping[str, tuple[str, ...]] = {
 SMALL: Mapping[str, Any] = {
     "name": "follows",
     "model": {
-        "family": "qwen3_moe", "vocab": 512, "hidden": 1024, "layers": 4, "heads": 8, "kv_heads": 4,
+        "family": "qwen3_moe", "vocab": 512, "hidden": 1024, "layers": 2, "heads": 8, "kv_heads": 4,
         "head_dim": 128, "ffn_hidden": 1024, "experts": 16, "top_k": 4,
     },
     "data": {"source": "stdlib", "sequence": 1024},
@@ -161,15 +163,20 @@ def follow_all(rank: int, work: Work, device: torch.device) -> None:
     halved = SMALL["train"]["micro_batch"] // 2
     sets = (f"train.micro_batch={halved}",) if rank else ()
     alone = Place(rank=0, world=1, device=device, meeting=None, neighbours=2)
-    losses = train(build(SMALL, (*common, *sets)), alone, work.steps)
+    config = build(SMALL, (*common, *sets))
+    prepare(device, threads=None, neighbours=2)
+    losses = train(config, alone, open_feed(config), work.steps)
+    feed = open_feed(build(SMALL, common))
     torch.save(losses, work.folder / f"alone-{rank}")
     runs: dict[str, Sequence[float]] = {}
     for number, (name, sets) in enumerate(work.layouts.items()):
         place = pair(rank, device, work.folder / f"follow-{number}")
         config = build(SMALL, (*common, *work.settings, *sets))
-        found = attempt(name, rank, lambda c=config, p=place: train(c, p, work.steps))
+        found = attempt(name, rank, lambda c=config, p=place: train(c, p, feed, work.steps))
         if found:
             runs[name] = found
+            if rank == 0:
+                print(f"{name:<32} {found[0]:.4f} to {found[-1]:.4f}", flush=True)
     if rank == 0:
         one, other = (torch.load(work.folder / f"alone-{r}") for r in (0, 1))
         for name, found in chain([(ONE, one), (HALVED, other)], runs.items()):
@@ -177,28 +184,33 @@ def follow_all(rank: int, work: Work, device: torch.device) -> None:
             say(work, device, config, {"what": "follows", "layout": name, **apart(found, one)})
 
 
-def train(config: RunConfig, place: Place, steps: int) -> list[float]:
-    """The loss of each step."""
-    session = open_session(config, place)
+def train(config: RunConfig, place: Place, feed: Feed, steps: int) -> list[float]:
+    """The loss of each step, read when all are done."""
+    transport = connect(config, place)
     try:
-        initialise(session.stage.state, seed=config.train.seed)
-        return [float(loss) for loss in losses_of(session, steps)]
+        rig = assemble(config, place, transport)
+        return [float(loss) for loss in losses_of(rig, feed, steps)]
     finally:
-        close_session(session)
+        transport.close()
+        if place.world > 1:
+            dist.destroy_process_group()
 
 
-def losses_of(session: Session, steps: int) -> list[torch.Tensor]:
-    """The statistics of each step, read when all are done."""
-    optim, made = session.config.optim, session.stage
+def losses_of(rig: Rig, feed: Feed, steps: int) -> list[torch.Tensor]:
+    """The loss of each step on real text, left on the device."""
+    optim, made = rig.config.optim, rig.stage
     found = []
     for step in range(steps):
         lr = learning_rate(
-            step, peak=optim.lr, floor_ratio=optim.min_lr_ratio, warmup=optim.warmup_steps,
+            step,
+            peak=optim.lr,
+            floor_ratio=optim.min_lr_ratio,
+            warmup=optim.warmup_steps,
             total=steps,
-        )  # fmt: skip
-        batches = session.feed.load(made.plan, step, session.place.device)
+        )
         rates = Rates(lr=lr, weight_decay=optim.weight_decay, step=step + 1)
-        divisor = float(session.feed.training.divisor(step))
+        batches = feed.load(made.plan, step, rig.place.device)
+        divisor = float(feed.training.divisor(step))
         found.append(made.train(batches, divisor=divisor, rates=rates)["stats"][0].clone())
     return found
 
