@@ -166,6 +166,7 @@ def follow_all(rank: int, work: Work, device: torch.device) -> None:
     config = build(SMALL, (*common, *sets))
     prepare(device, threads=None, neighbours=2)
     losses = train(config, alone, open_feed(config), work.steps)
+    print(f"{HALVED if rank else ONE:<32} {losses[0]:.4f} to {losses[-1]:.4f}", flush=True)
     feed = open_feed(build(SMALL, common))
     torch.save(losses, work.folder / f"alone-{rank}")
     runs: dict[str, Sequence[float]] = {}
