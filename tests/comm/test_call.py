@@ -54,8 +54,22 @@ def test_output_shapes_follow_the_collective():
     }
 
 
-def test_sum_goes_in_rank_order_and_rounds_each_time():
+def test_sum_of_halves_goes_in_rank_order_and_is_rounded_once():
     big, small = torch.tensor([256.0]).bfloat16(), torch.tensor([1.0]).bfloat16()
+    sums = [
+        sum_in_rank_order(parts, torch.empty_like(big)).item()
+        for parts in ([big, small], [big, small, small], [small, small, big])
+    ]
+    assert sums == [256.0, 258.0, 258.0]
+
+
+def test_sum_of_float32_rounds_each_time_in_rank_order():
+    big, small = torch.tensor([2.0**24]), torch.tensor([1.0])
     upwards = sum_in_rank_order([small, small, big], torch.empty_like(big))
     downwards = sum_in_rank_order([big, small, small], torch.empty_like(big))
-    assert (upwards.item(), downwards.item()) == (258.0, 256.0)
+    assert (upwards.item(), downwards.item()) == (2.0**24 + 2, 2.0**24)
+
+
+def test_terms_narrower_than_the_sum_are_not_rounded_on_the_way():
+    one, other = torch.tensor([256.0]).bfloat16(), torch.tensor([1.0]).bfloat16()
+    assert sum_in_rank_order([one, other], torch.empty(1)).item() == 257.0

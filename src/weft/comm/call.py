@@ -2,6 +2,7 @@
 
     n ranks, b bytes of x on each                 bytes a rank receives from the others
     all_to_all         n equal blocks of dim 0    b (n-1) / n
+    all_to_all_sum     own block of the sum       b (n-1) / n, of the dtype that travels
     all_to_all_rows    ragged rows of dim 0       bytes of the rows whose source is another rank
     all_gather         joined along dim 0         b (n-1)
     reduce_scatter     own block of the sum       b (n-1) / n
@@ -26,6 +27,7 @@ class Collective(StrEnum):
     """The closed set of collectives, and the two halves of a message between two members."""
 
     ALL_TO_ALL = "all_to_all"
+    ALL_TO_ALL_SUM = "all_to_all_sum"
     ALL_TO_ALL_ROWS = "all_to_all_rows"
     ALL_GATHER = "all_gather"
     REDUCE_SCATTER = "reduce_scatter"
@@ -36,8 +38,8 @@ class Collective(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Call:
-    """One rank's part in one collective. `send` and `receive` are the rows to and from each member
-    of the group, `peer` is the position of the other end of a message.
+    """One rank's part in one collective. `dtype` is what travels, `send` and `receive` are the rows
+    to and from each member of the group, `peer` is the position of the other end of a message.
     """
 
     collective: Collective
@@ -72,7 +74,7 @@ def output_shape(call: Call, size: int) -> tuple[int, ...]:
             return (sum(call.receive), *call.shape[1:])
         case Collective.ALL_GATHER:
             return (call.shape[0] * size, *call.shape[1:])
-        case Collective.REDUCE_SCATTER:
+        case Collective.REDUCE_SCATTER | Collective.ALL_TO_ALL_SUM:
             return (call.shape[0] // size, *call.shape[1:])
 
 
@@ -87,7 +89,7 @@ def received_bytes(call: Call, *, size: int, position: int) -> int:
     """
     x_bytes = prod(call.shape) * call.dtype.itemsize
     match call.collective:
-        case Collective.ALL_TO_ALL | Collective.REDUCE_SCATTER:
+        case Collective.ALL_TO_ALL | Collective.ALL_TO_ALL_SUM | Collective.REDUCE_SCATTER:
             return x_bytes * (size - 1) // size
         case Collective.ALL_TO_ALL_ROWS:
             row_bytes = prod(call.shape[1:]) * call.dtype.itemsize
@@ -105,11 +107,15 @@ def received_bytes(call: Call, *, size: int, position: int) -> int:
 def sum_in_rank_order(parts: Iterable[Tensor], out: Tensor) -> Tensor:
     """Writes the sum of the parts into `out`, one rank after the other, and returns it.
 
-    Numerics: `((x0 + x1) + x2) + ...`, every addition rounded to the dtype of `out`: the same bits
-    on every rank and every transport that uses it.
+    Numerics: `((x0 + x1) + x2) + ...` in FP32 (wider numbers in their own dtype), rounded once to
+    the dtype of `out`: the same bits on every rank and every transport that uses it.
     """
     first, *rest = parts
-    out.copy_(first)
+    if len(rest) == 1 and first.dtype is out.dtype:
+        return torch.add(first, rest[0], out=out)  # one addition: rounded once as it is
+    wide = torch.promote_types(out.dtype, torch.float32) if out.is_floating_point() else out.dtype
+    total = out if out.dtype is wide else torch.empty_like(out, dtype=wide)
+    total.copy_(first)
     for part in rest:
-        out.add_(part)
-    return out
+        total.add_(part)
+    return out if total is out else out.copy_(total)

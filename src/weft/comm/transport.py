@@ -59,6 +59,12 @@ class Transport(ABC):
         """Starts `exposed_seconds` again from zero."""
 
     @abstractmethod
+    def sums_on_arrival(self, axis: str) -> bool:
+        """Whether `all_to_all_sum` adds each piece when it arrives, or is an all-to-all with a
+        rounding before and a sum behind.
+        """
+
+    @abstractmethod
     def post(self, call: Call, x: Tensor, out: Tensor) -> Handle:
         """Starts a collective of two or more ranks; the handle returns `out`, filled.
 
@@ -88,6 +94,29 @@ class Transport(ABC):
         """
         _check_divisible(self, x, axis=axis, label=label)
         return _issue(self, Collective.ALL_TO_ALL, x, axis=axis, label=label, lane=lane, out=out)
+
+    @final
+    def all_to_all_sum(
+        self, x: Tensor, out: Tensor, *, wire: torch.dtype, axis: str, label: str, lane: str = "comm"
+    ) -> Handle:
+        """Exchanges `n` equal blocks, rounded to the dtype `wire`, and sums those that arrive into
+        `out`, which may be the own block of `x`.
+
+        Shapes: x [n z], out [z].
+
+        Communicates: all-to-all over `axis`, `b (n-1) / n` bytes a rank, with `x` in the wire's
+        dtype.
+
+        Numerics: each term is rounded once, the own one too; summed in rank order in FP32, which is
+        not rounded to the wire's dtype. In a group of one nothing is rounded.
+
+        Raises:
+            CommunicationError: `n` does not divide dim 0.
+        """
+        _check_divisible(self, x, axis=axis, label=label)
+        return _issue(
+            self, Collective.ALL_TO_ALL_SUM, x, axis=axis, label=label, lane=lane, out=out, wire=wire
+        )
 
     @final
     def all_to_all_rows(
@@ -139,7 +168,8 @@ class Transport(ABC):
 
         Communicates: reduce-scatter over `axis`, `b (n-1) / n` bytes a rank.
 
-        Numerics: summed in rank order in the dtype of `x` (`nccl`: in its own fixed order).
+        Numerics: summed in rank order in FP32, rounded once to the dtype of `x` (`nccl`: in its own
+        dtype and fixed order).
 
         Raises:
             CommunicationError: `n` does not divide dim 0.
@@ -153,7 +183,8 @@ class Transport(ABC):
 
         Communicates: all-reduce over `axis`, `2 b (n-1) / n` bytes a rank, rounded down.
 
-        Numerics: summed in rank order in the dtype of `x` (`nccl`: in its own fixed order).
+        Numerics: summed in rank order in FP32, rounded once to the dtype of `x` (`nccl`: in its own
+        dtype and fixed order).
         """
         return _issue(self, Collective.ALL_REDUCE, x, axis=axis, label=label, lane=lane)
 
@@ -251,6 +282,7 @@ def _issue(
     send: tuple[int, ...] = (),
     receive: tuple[int, ...] = (),
     out: Tensor | None = None,
+    wire: torch.dtype | None = None,
 ) -> Handle:
     assert lane in LANES, f"{lane=} is not one of {LANES}"
     x = x.detach().contiguous()
@@ -263,7 +295,7 @@ def _issue(
         lane=lane,
         label=label,
         shape=tuple(x.shape),
-        dtype=x.dtype,
+        dtype=wire or x.dtype,
         send=send,
         receive=receive,
     )

@@ -87,7 +87,7 @@ def move(
         case Collective.RECEIVE:
             dist.recv(out, group=group, group_src=call.peer)
             return None
-        case Collective.REDUCE_SCATTER | Collective.ALL_REDUCE:
+        case Collective.REDUCE_SCATTER | Collective.ALL_TO_ALL_SUM | Collective.ALL_REDUCE:
             raise AssertionError(f"{call} adds as well as moves")
 
 

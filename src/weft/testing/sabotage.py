@@ -128,6 +128,9 @@ class Unsummed(Transport):
     def reset_exposed(self) -> None:
         self._inner.reset_exposed()
 
+    def sums_on_arrival(self, axis: str) -> bool:
+        return self._inner.sums_on_arrival(axis)
+
     def post(self, call: Call, x: Tensor, out: Tensor) -> Handle:
         handle = self._inner.post(call, x, out)
         sums = call.collective is Collective.REDUCE_SCATTER and call.label == "gradients"

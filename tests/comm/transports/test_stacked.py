@@ -90,9 +90,10 @@ def test_all_gather_joins_in_group_order_also_of_nothing(n):
 def test_reductions_sum_in_rank_order(n, dtype):
     _, ranks = make_world(n)
     inputs = make_inputs(n, (2 * n, 3), dtype=dtype)
-    total = inputs[0]
+    total = inputs[0].to(torch.promote_types(dtype, torch.float32))
     for x in inputs[1:]:
         total = total + x
+    total = total.to(dtype)
     scattered = [t.reduce_scatter(x, axis="ep", label="s") for t, x in pairs(ranks, inputs)]
     reduced = [t.all_reduce(x, axis="ep", label="r") for t, x in pairs(ranks, inputs)]
     assert torch.equal(torch.cat(wait_all(scattered)), total)

@@ -76,6 +76,9 @@ class CountingTransport(Transport):
     def reset_exposed(self) -> None:
         self._inner.reset_exposed()
 
+    def sums_on_arrival(self, axis: str) -> bool:
+        return self._inner.sums_on_arrival(axis)
+
     def post(self, call: Call, x: Tensor, out: Tensor) -> Handle:
         group = (call.axis, call.lane)
         self._log.append(LogEntry(call=call, sequence=self._posted[group]))

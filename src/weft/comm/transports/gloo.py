@@ -28,7 +28,7 @@ from weft.comm.wire import close_groups, failure, gather, move, open_groups
 class GlooTransport(Transport):
     """The groups of this process over gloo, in an initialised default process group.
 
-    Numerics: sums in rank order in the dtype of the argument: bit for bit those of `stacked`.
+    Numerics: sums in rank order, rounded once: bit for bit those of `stacked`.
 
     Raises:
         CommunicationError: from a call or its `wait`, when a member is gone or late; it names the
@@ -76,16 +76,19 @@ class GlooTransport(Transport):
     def reset_exposed(self) -> None:
         self._exposed = 0.0
 
+    def sums_on_arrival(self, axis: str) -> bool:  # noqa: ARG002 - the same on all
+        return False
+
     def post(self, call: Call, x: Tensor, out: Tensor) -> Handle:
         key = (call.axis, call.lane)
         sequence = self._posted[key]
         self._posted[key] += 1
         try:
-            work, finish = _start(call, x, out, self._groups[key], self.group_size(call.axis))
+            state = _start(call, x, out, self._groups[key], self.group_size(call.axis))
         except RuntimeError as error:
             raise failure(call, sequence, self._rank, error) from error
         return _Posted(
-            _UnderWay(work=work, sent=x, finish=finish),
+            state,
             blocked=self._block,
             explain=lambda error: failure(call, sequence, self._rank, error),
         )
@@ -136,12 +139,13 @@ class _Posted(Handle):
 
 def _start(
     call: Call, x: Tensor, out: Tensor, group: ProcessGroup, size: int
-) -> tuple[Work, Callable[[], Tensor]]:
-    """The work of a collective, and what turns its arrival into the result."""
+) -> _UnderWay:
+    """The work of a collective, what it reads, and what turns its arrival into the result."""
+    sent = x.to(call.dtype)  # narrower than x only where the terms of a sum are rounded
     match call.collective:
-        case Collective.REDUCE_SCATTER:
-            terms = torch.empty_like(x)
-            work = dist.all_to_all_single(terms, x, group=group, async_op=True)
+        case Collective.REDUCE_SCATTER | Collective.ALL_TO_ALL_SUM:
+            terms = torch.empty_like(sent)
+            work = dist.all_to_all_single(terms, sent, group=group, async_op=True)
             finish = _ordered_sum(terms, out, size)
         case Collective.ALL_REDUCE:
             terms = x.new_empty(size * x.numel())
@@ -151,7 +155,7 @@ def _start(
             work = move(call, x, out, group, asynchronous=True)
             finish = _given(out)
     assert work is not None, f"{call} has no work on a rank of its own group"
-    return work, finish
+    return _UnderWay(work=work, sent=sent, finish=finish)
 
 
 def _ordered_sum(terms: Tensor, out: Tensor, size: int) -> Callable[[], Tensor]:

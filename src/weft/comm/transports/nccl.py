@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from weft.comm.call import Call, Collective
+from weft.comm.call import Call, Collective, sum_in_rank_order
 from weft.comm.handle import Finished, Handle
 from weft.comm.mesh import Mesh, memberships
 from weft.comm.transport import LANES, LINKS, Transport
@@ -70,11 +70,19 @@ class NcclTransport(Transport):
     def reset_exposed(self) -> None:
         return
 
+    def sums_on_arrival(self, axis: str) -> bool:  # noqa: ARG002 - the same on all
+        return False
+
     def post(self, call: Call, x: Tensor, out: Tensor) -> Handle:
         group = self._groups[call.axis, call.lane]
         match call.collective:
             case Collective.REDUCE_SCATTER:
                 scatter_sum(out, x, group)
+            case Collective.ALL_TO_ALL_SUM:
+                sent = x.to(call.dtype)
+                terms = torch.empty_like(sent)
+                dist.all_to_all_single(terms, sent, group=group)
+                sum_in_rank_order(terms.view(-1, *out.shape), out)
             case Collective.ALL_REDUCE:
                 dist.all_reduce(out.copy_(x), group=group)
             case _:

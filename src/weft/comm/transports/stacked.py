@@ -9,6 +9,7 @@ cross the data silently.
     all_to_all, rows     y[i] = join_j  split(x[j], send[j])[i]
     all_gather           y[i] = join_j  x[j]
     reduce_scatter       y[i] = sum_j   split(x[j], n equal)[i]        in rank order
+    all_to_all_sum       the same of x[j] rounded
     all_reduce           y[i] = sum_j   x[j]                           in rank order
     send, receive        y[receiver] = x[sender]                       a meeting of two
 """
@@ -140,6 +141,9 @@ class StackedTransport(Transport):
     def reset_exposed(self) -> None:
         return
 
+    def sums_on_arrival(self, axis: str) -> bool:  # noqa: ARG002 - the same on all
+        return False
+
     def post(self, call: Call, x: Tensor, out: Tensor) -> Handle:
         ranks = _meeting_of(call, self._rank, self._members[call.axis].ranks)
         return _Awaited(self._world.post(self._rank, ranks, _Part(call=call, x=x, out=out)), out)
@@ -223,6 +227,11 @@ def _complete(parts: list[_Part]) -> None:
                     block.copy_(x)
         case Collective.REDUCE_SCATTER:
             blocks = [x.split(_equal_blocks(x, len(parts))) for x in inputs]
+            for position, out in enumerate(outputs):
+                sum_in_rank_order([block[position] for block in blocks], out)
+        case Collective.ALL_TO_ALL_SUM:
+            rounded = [x.to(parts[0].call.dtype) for x in inputs]
+            blocks = [x.split(_equal_blocks(x, len(parts))) for x in rounded]
             for position, out in enumerate(outputs):
                 sum_in_rank_order([block[position] for block in blocks], out)
         case Collective.ALL_REDUCE:
