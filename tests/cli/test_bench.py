@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+import torch
 
-from weft.cli.bench import bench_step
+from weft.cli.bench import bench_comm, bench_step
 from weft.errors import ConfigError
 
 
@@ -16,3 +17,12 @@ def test_a_wrong_recipe_is_refused(recipe_file: Path) -> None:
 def test_a_missing_recipe_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such recipe"):
         bench_step(str(tmp_path / "nothing.toml"))
+
+
+def test_more_ranks_than_devices_are_refused_before_any_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match="finds 1 CUDA devices"):
+        bench_comm(ranks=2)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from weft.cli.doctor import PRECISIONS, doctor
+from weft.cli.doctor import PRECISIONS, _wires, doctor
+from weft.comm import reach
 from weft.errors import ConfigError
 from weft.ops.registry import reference_bodies
 from weft.version import __version__
@@ -20,6 +21,18 @@ def test_every_operator_has_a_body_and_a_reason(
     table = [line.split() for line in shown.splitlines() if line.startswith("  ")]
     assert {line[0] for line in table} == set(reference_bodies())
     assert all(len(line) >= 4 for line in table)
+
+
+def test_why_there_is_no_peer_memory_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert _wires() == (
+        "collectives over NCCL; none over peer memory: it takes two CUDA devices, found 1"
+    )
+
+
+def test_what_goes_over_peer_memory_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reach, "obstacle_here", lambda: None)
+    assert "over peer memory: all_gather" in _wires()
 
 
 def test_an_unknown_precision_is_refused() -> None:

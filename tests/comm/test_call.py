@@ -48,6 +48,7 @@ def test_output_shapes_follow_the_collective():
         Collective.ALL_TO_ALL: (4, 3),
         Collective.ALL_GATHER: (8, 3),
         Collective.REDUCE_SCATTER: (2, 3),
+        Collective.ALL_TO_ALL_SUM: (2, 3),
         Collective.ALL_REDUCE: (4, 3),
         Collective.SEND: (4, 3),
         Collective.RECEIVE: (4, 3),

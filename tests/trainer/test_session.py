@@ -1,14 +1,17 @@
 """A rank alone needs no wire; ranks together have one and the same start."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tests.system.conftest import Recipe
 from tests.trainer.conftest import ALONE
 
 from weft.config.run import RunConfig
+from weft.errors import ConfigError
 from weft.testing.kill import Run
 from weft.trainer import rank
-from weft.trainer.session import close_session, open_session
+from weft.trainer.session import close_session, connect, open_session
 
 
 def test_a_rank_alone_leads_and_opens_no_process_group(few_steps: RunConfig) -> None:
@@ -22,6 +25,14 @@ def test_a_rank_alone_leads_and_opens_no_process_group(few_steps: RunConfig) -> 
 
 def test_a_place_waits_for_ranks_longer_than_a_first_step_takes() -> None:
     assert ALONE.timeout_seconds >= 600
+
+
+def test_peer_memory_is_refused_on_a_cpu_before_ranks_meet(few_steps: RunConfig) -> None:
+    kernels = few_steps.kernels.model_copy(update={"transport": "symmetric"})
+    config = few_steps.model_copy(update={"kernels": kernels})
+    with pytest.raises(ConfigError, match=r"'symmetric': needs CUDA devices, found cpu; try"):
+        connect(config, replace(ALONE, world=2))
+    assert not torch.distributed.is_initialized()
 
 
 def look_at_the_wire() -> None:

@@ -21,7 +21,7 @@ from weft.runtime.closures import Body
 from weft.runtime.executor import BoundStep, Environment, bind
 from weft.runtime.lanes import CudaLanes, HostLanes, Lanes
 from weft.runtime.stage import Rates, Stage
-from weft.runtime.wire import collective_bodies
+from weft.runtime.wire import wired
 from weft.trainer.session import Place, connect
 
 Wrap = Callable[[Mapping[str, Body]], Mapping[str, Body]]
@@ -56,7 +56,7 @@ class Rig:
         lanes: Lanes = CudaLanes(device) if device.type == "cuda" else HostLanes()
         return bind(
             self.stage.step,
-            bodies=wrap({**self.bodies, **collective_bodies(self.transport)}),
+            bodies=wrap(wired(self.bodies, self.transport, self.plan.sync.gradients)),
             statics=self.stage.state.statics,
             lanes=wrap_lanes(lanes),
         )

@@ -1,4 +1,4 @@
-"""`weft bench ceilings|executor|step|moe-layer|attention`: how fast this machine is."""
+"""`weft bench ceilings|executor|comm|step|moe-layer|attention`: how fast this machine is."""
 
 import os
 from pathlib import Path
@@ -57,6 +57,21 @@ def bench_ceilings(
     print(found.text())
     if json is not None:
         append(json, entry("ceilings", where, asdict(found)))
+
+
+@app.command("comm")
+def bench_comm(
+    ranks: Annotated[int, typer.Option(min=2, help="how many take part, on this machine")] = 2,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    repeats: Annotated[int, typer.Option(min=1, help="how often to measure")] = 20,
+    json: JsonFile = None,
+) -> None:
+    """Collectives by size over each wire of this machine, and the sum of gradients."""
+    from weft.bench import comm  # torch takes seconds to import
+    from weft.runtime.backends import pick_device
+
+    work = comm.work_on(pick_device(device, ranks - 1), repeats=repeats)
+    comm.measure_here(comm.Order(ranks=ranks, device=device, work=work, file=json, say=print))
 
 
 @app.command("step")

@@ -36,6 +36,8 @@ def doctor(
         f"{torch.get_num_threads()} threads"
     )
     print("\n".join(_devices(torch)) or "no CUDA device: ranks run on CPU cores over gloo")
+    if device.type == "cuda":
+        print(_wires())
     peak = peak_flops(device)
     if peak:
         print(f"peak {peak / 1e12:,.0f} TFLOP/s in bfloat16")
@@ -51,3 +53,14 @@ def _devices(torch: ModuleType) -> list[str]:
         f"{torch.cuda.get_device_properties(i).total_memory / 2**30:.0f} GiB"
         for i in range(torch.cuda.device_count())
     ]
+
+
+def _wires() -> str:
+    """What carries collectives between the devices of this machine, and why nothing else does."""
+    from weft.comm.crossover import describe, measured
+    from weft.comm.reach import obstacle_here
+
+    why = obstacle_here()
+    if why:
+        return f"collectives over NCCL; none over peer memory: {why}"
+    return f"collectives over NCCL; over peer memory: {describe(measured())}"

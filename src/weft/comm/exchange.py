@@ -27,6 +27,7 @@ from typing import final
 from torch import Tensor
 
 SLOTS = 2  # one is filled while the other is emptied
+_WRAP = 1 << 32  # flags have 32 bits
 
 
 class Queue(IntEnum):
@@ -123,6 +124,16 @@ def num_pieces(size: int, slot_bytes: int) -> int:
         [1, 1, 1, 2]
     """
     return max(-(-size // slot_bytes), 1)
+
+
+def reached(seen: int, epoch: int) -> bool:
+    """Whether a flag of 32 bits stands at an epoch or past it, wrapped or not.
+
+    Example:
+        >>> [reached(seen, 2**32) for seen in (2**32 - 1, 0, 5)]
+        [False, True, True]
+    """
+    return (seen - epoch) % _WRAP < _WRAP // 2
 
 
 @final

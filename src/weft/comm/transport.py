@@ -59,9 +59,13 @@ class Transport(ABC):
         """Starts `exposed_seconds` again from zero."""
 
     @abstractmethod
-    def sums_on_arrival(self, axis: str) -> bool:
-        """Whether `all_to_all_sum` adds each piece when it arrives, or is an all-to-all with a
-        rounding before and a sum behind.
+    def describe(self) -> str:
+        """What carries the collectives, as a run says it when it starts."""
+
+    @abstractmethod
+    def sums_on_arrival(self) -> bool:
+        """Whether `all_to_all_sum` rounds each piece as it leaves and adds it when it arrives, or
+        is an all-to-all with a rounding before and a sum behind.
         """
 
     @abstractmethod
@@ -97,7 +101,14 @@ class Transport(ABC):
 
     @final
     def all_to_all_sum(
-        self, x: Tensor, out: Tensor, *, wire: torch.dtype, axis: str, label: str, lane: str = "comm"
+        self,
+        x: Tensor,
+        out: Tensor,
+        *,
+        wire: torch.dtype,
+        axis: str,
+        label: str,
+        lane: str = "comm",
     ) -> Handle:
         """Exchanges `n` equal blocks, rounded to the dtype `wire`, and sums those that arrive into
         `out`, which may be the own block of `x`.
@@ -115,7 +126,14 @@ class Transport(ABC):
         """
         _check_divisible(self, x, axis=axis, label=label)
         return _issue(
-            self, Collective.ALL_TO_ALL_SUM, x, axis=axis, label=label, lane=lane, out=out, wire=wire
+            self,
+            Collective.ALL_TO_ALL_SUM,
+            x,
+            axis=axis,
+            label=label,
+            lane=lane,
+            out=out,
+            wire=wire,
         )
 
     @final

@@ -20,3 +20,8 @@ class KernelsConfig(Branch):
         description="the attention of a GPU in bfloat16; flash and cudnn are faster backwards, but "
         "their gradients differ in the last bits from run to run",
     )
+    transport: Literal["auto", "nccl", "symmetric"] = Field(
+        default="auto",
+        description="what carries the collectives of GPUs: peer memory where it was measured to be "
+        "faster, NCCL alone, or peer memory for all of them",
+    )

@@ -15,6 +15,7 @@ from types import MappingProxyType
 import torch
 from torch.utils import deterministic
 
+from weft.comm.transports.symmetric import REFERENCE, Sums
 from weft.config.kernels import KernelsConfig
 from weft.errors import ConfigError
 from weft.ops.registry import alternatives, cpu_bodies, cuda_bodies, reference_bodies
@@ -119,6 +120,15 @@ def bodies(table: Table) -> Mapping[str, Body]:
     return MappingProxyType({name: choice.body for name, choice in table.items()})
 
 
+def gradient_sums(device: torch.device) -> Sums:
+    """The bodies that round and add gradients on their way between peers."""
+    if device.type != "cuda" or find_spec("triton") is None:
+        return REFERENCE
+    from weft.kernels.triton.gradient import add_rounded  # noqa: PLC0415 - only where it can be
+
+    return Sums(encode=REFERENCE.encode, add=add_rounded)
+
+
 def pick_device(wanted: str, local_rank: int) -> torch.device:
     """The device of a rank.
 
@@ -149,6 +159,8 @@ def prepare(device: torch.device, *, threads: int | None, neighbours: int) -> No
         keep_freed_memory()
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        # peer memory is mapped without what it does not use: a multicast object binds every device
+        os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
         # a body may ask for deterministic kernels; new buffers need no filling for that
         # (a setter of the module's class, which the type checker cannot see)
         setattr(deterministic, "fill_uninitialized_memory", False)  # noqa: B010

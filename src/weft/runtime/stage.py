@@ -17,7 +17,7 @@ from weft.runtime.closures import Body
 from weft.runtime.executor import BoundStep, Environment, bind
 from weft.runtime.lanes import CudaLanes, HostLanes, Lanes
 from weft.runtime.state import State, allocate, with_own_statistics
-from weft.runtime.wire import collective_bodies
+from weft.runtime.wire import wired
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,9 +104,9 @@ def rebind(
     wrap: Callable[[Body], Body],
 ) -> BoundStep:
     """The step of a stage over the same state, each of its bodies wrapped."""
-    wired = {**bodies, **collective_bodies(stage.transport)}
+    wired_bodies = wired(bodies, stage.transport, stage.plan.sync.gradients)
     lanes: Lanes = CudaLanes(device) if device.type == "cuda" else HostLanes()
-    wrapped = {name: wrap(body) for name, body in wired.items()}
+    wrapped = {name: wrap(body) for name, body in wired_bodies.items()}
     return bind(stage.step, bodies=wrapped, statics=stage.state.statics, lanes=lanes)
 
 
@@ -155,5 +155,5 @@ def _bind(
     transport: Transport,
     lanes: Lanes,
 ) -> BoundStep:
-    wired = {**bodies, **collective_bodies(transport)}
-    return bind(step, bodies=wired, statics=statics, lanes=lanes)
+    wired_bodies = wired(bodies, transport, step.plan.sync.gradients)
+    return bind(step, bodies=wired_bodies, statics=statics, lanes=lanes)

@@ -7,12 +7,15 @@ meet their sizes.
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from weft.comm.handle import Handle
 from weft.comm.transport import Transport
 from weft.graph.program import USUAL_LANE
 from weft.ops.fp8 import packet_rows
+from weft.parallel.sync import Wire
+from weft.runtime.closures import Body
 
 
 def collective_bodies(transport: Transport) -> Mapping[str, Callable[..., Handle]]:
@@ -125,6 +128,42 @@ def collective_bodies(transport: Transport) -> Mapping[str, Callable[..., Handle
         "sum_statistics": statistics,
         "gather_block": gather_block,
         "gather_params": gather_params,
+    }
+
+
+def wired(bodies: Mapping[str, Body], transport: Transport, gradients: Wire) -> Mapping[str, Body]:
+    """The bodies of a rank with those of its collectives; a transport that sums what arrives has
+    no need of the operators around its exchange of gradients.
+    """
+    collectives = collective_bodies(transport)
+    if gradients is not Wire.BF16 or not transport.sums_on_arrival():
+        return {**bodies, **collectives}
+    return {**bodies, **collectives, **summing_bodies(transport)}
+
+
+def summing_bodies(transport: Transport) -> Mapping[str, Body]:
+    """One exchange in place of a rounding, an exchange and a sum; the shard lies where the own
+    block was.
+    """
+
+    def exchange_sum(
+        sent: Tensor, grad: Tensor, *, axis: str, label: str, lane: str = USUAL_LANE
+    ) -> Handle:
+        own = grad.view(transport.group_size(axis), -1)[transport.group_rank(axis)]
+        return transport.all_to_all_sum(
+            sent, own, wire=torch.bfloat16, axis=axis, label=label, lane=lane
+        )
+
+    def pass_grad(grad: Tensor) -> Tensor:
+        return grad
+
+    def take_shard(received: Tensor, grad: Tensor, *, ranks: int) -> Tensor:  # noqa: ARG001
+        return received
+
+    return {
+        "encode_grad": pass_grad,
+        "all_to_all_grad": exchange_sum,
+        "decode_grad": take_shard,
     }
 
 

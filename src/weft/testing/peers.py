@@ -19,11 +19,11 @@ from typing import final
 import torch
 from torch import Tensor
 
-from weft.comm.exchange import SLOTS, Flag, PeerMemory, Queue
+from weft.comm.exchange import SLOTS, Flag, PeerMemory, Queue, reached
 from weft.errors import DeadlockError
 
 _WRAP = 1 << 32  # flags are 32 bits wide
-_BURST = 12  # operations in a row at most: more than a piece takes
+_BURSTS = (1, 1, 3, 12)  # operations in a row: between two halves, and more than a piece takes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +78,7 @@ class PeerWorld:
             if not able:
                 raise DeadlockError(f"nobody can go on: {self._heads()}; look for a missing call")
             queue = chance.choice(able)
-            for _ in range(chance.randint(1, _BURST)):
+            for _ in range(chance.choice(_BURSTS)):
                 if queue and queue[0].ready():
                     queue.popleft().body()
 
@@ -152,15 +152,3 @@ class StackedPeers(PeerMemory):
         ready: Callable[[], bool] = lambda: True,
     ) -> None:
         self._own.queues[queue].append(_Step(name=name, ready=ready, body=body))
-
-
-def reached(seen: int, epoch: int) -> bool:
-    """Whether a flag of 32 bits has come to an epoch or beyond, wrapped or not.
-
-    Example:
-        >>> [reached(seen, 2**32) for seen in (2**32 - 1, 0, 5)]
-        [False, True, True]
-    """
-    return (seen - epoch) % _WRAP < _WRAP // 2
-
-

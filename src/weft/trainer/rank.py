@@ -136,6 +136,8 @@ def _introduce(session: Session, shown: Display, start: int) -> None:
         f"layout {plan.layout.name()} on {session.place.world} rank(s), "
         f"{session.place.device.type}, {plan.precision}, {plan.order} order"
     )
+    if session.place.world > 1:
+        shown.say(f"collectives over {session.transport.describe()}")
     skipped = session.feed.skipped
     for reason in skipped[:_SHOWN_SKIPPED]:
         shown.say(f"skipped: {reason}")

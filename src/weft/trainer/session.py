@@ -16,9 +16,11 @@ from weft.comm.transports.stacked import StackedWorld
 from weft.comm.transports.watched import WatchedTransport
 from weft.compose.recipe import plan as make_plan
 from weft.config.run import RunConfig
+from weft.errors import ConfigError
 from weft.runtime import backends, state
 from weft.runtime.stage import Evaluator, Stage, build
 from weft.runtime.stage import evaluator as build_evaluator
+from weft.trainer import peers
 from weft.trainer.feed import Feed, open_feed
 from weft.trainer.pulse import Pulse
 from weft.trainer.stop import Stop
@@ -103,13 +105,21 @@ def _separate_barrier(place: Place) -> Callable[[], None]:
 
 
 def connect(config: RunConfig, place: Place) -> Transport:
-    """This rank's transport: NCCL on CUDA, gloo on CPU, none of them for a rank alone."""
+    """This rank's transport: NCCL on CUDA, with peer memory beside it, gloo on CPU, none of them
+    for a rank alone.
+    """
     parallel = config.parallel
     mesh = Mesh(pp=parallel.pp, dp=parallel.dp, sp=parallel.sp, ep=parallel.ep, node=parallel.node)
     links = LINKS if parallel.chunks > 1 else LINKS[:2]  # the way round is for chunks
     if place.world == 1:
         return StackedWorld(mesh).transport(0)
     cuda = place.device.type == "cuda"
+    wanted = config.kernels.transport
+    if wanted == "symmetric" and not cuda:
+        raise ConfigError(
+            f"kernels.transport = 'symmetric': needs CUDA devices, found {place.device.type}; "
+            "try 'auto'"
+        )
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo",
         init_method=place.meeting,
@@ -118,13 +128,11 @@ def connect(config: RunConfig, place: Place) -> Transport:
         timeout=datetime.timedelta(seconds=place.timeout_seconds),
     )
     if cuda:
-        return NcclTransport(
-            mesh,
-            device=place.device,
-            timeout_seconds=place.timeout_seconds,
-            lanes=_LANES,
-            links=links,
+        seconds = place.timeout_seconds
+        nccl = NcclTransport(
+            mesh, device=place.device, timeout_seconds=seconds, lanes=_LANES, links=links
         )
+        return peers.beside(nccl, wanted, place.device, timeout_seconds=seconds)
     return GlooTransport(mesh, timeout_seconds=place.timeout_seconds, lanes=_LANES, links=links)
 
 

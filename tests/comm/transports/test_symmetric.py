@@ -1,15 +1,25 @@
 """Collectives over peer memory: the bits of `stacked`, under every interleaving and on two GPUs."""
 
+import hashlib
+import threading
+from collections import deque
+
 import pytest
 import torch
 
+from weft.comm import crossover
 from weft.comm.call import Collective
 from weft.comm.exchange import Channel
 from weft.comm.mesh import Mesh, groups, memberships
+from weft.comm.reach import open_channels
 from weft.comm.transports.counting import CountingTransport
+from weft.comm.transports.nccl import NcclTransport
 from weft.comm.transports.stacked import StackedWorld
 from weft.comm.transports.symmetric import SymmetricTransport
+from weft.runtime import backends
 from weft.testing.peers import PeerWorld
+from weft.testing.ranks import run_ranks
+from weft.trainer import peers
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64)
 AXES, LANES = ("sp", "ep", "dense", "edp"), ("comm", "sync")
@@ -60,19 +70,21 @@ def post_everything(t, rank, device, rows=40):
 
 def sum_in_place(t, grad, *, axis, lane):
     own = grad.view(t.group_size(axis), -1)[t.group_rank(axis)]
-    return t.all_to_all_sum(
-        grad, own, wire=torch.bfloat16, axis=axis, label="gradients", lane=lane
-    )
+    return t.all_to_all_sum(grad, own, wire=torch.bfloat16, axis=axis, label="gradients", lane=lane)
 
 
-def everything(call, size):
+def everything(_call, _size):
     return True
+
+
+def gathers(call, _size):
+    return call.collective is Collective.ALL_GATHER
 
 
 class Peers:
     """The ranks of a mesh in one process over stacked peer memory."""
 
-    def __init__(self, mesh, takes=everything):
+    def __init__(self, mesh, rule=everything):
         self.worlds = {
             (axis, lane, ranks): PeerWorld(len(ranks), slot_bytes=SLOT)
             for axis in AXES
@@ -80,9 +92,9 @@ class Peers:
             for ranks in groups(mesh, axis)
         }
         self.inner = StackedWorld(mesh)
-        self.ranks = [self.transport(mesh, rank, takes) for rank in range(mesh.world)]
+        self.ranks = [self.transport(mesh, rank, rule) for rank in range(mesh.world)]
 
-    def transport(self, mesh, rank, takes):
+    def transport(self, mesh, rank, rule):
         members = memberships(mesh, rank)
         channels = {
             (axis, lane): Channel(
@@ -93,7 +105,7 @@ class Peers:
             for axis in AXES
             for lane in LANES
         }
-        return SymmetricTransport(self.inner.transport(rank), channels, takes=takes)
+        return SymmetricTransport(self.inner.transport(rank), channels, rule=rule)
 
     def run(self, seed):
         for world in self.worlds.values():
@@ -126,7 +138,7 @@ def test_every_collective_axis_and_dtype_has_the_bits_of_stacked(mesh):
 
 def test_what_the_rule_does_not_take_goes_over_the_other_wire():
     mesh = Mesh(sp=2, ep=2)
-    peers = Peers(mesh, takes=lambda call, size: call.collective is Collective.ALL_GATHER)
+    peers = Peers(mesh, rule=gathers)
     x = torch.arange(8.0)
     posted = [
         (t.all_gather(x + r, axis="ep", label="g"), t.reduce_scatter(x + r, axis="ep", label="s"))
@@ -143,3 +155,140 @@ def test_bytes_are_counted_in_the_dtype_that_travels():
     for t in ranks:
         sum_in_place(t, torch.zeros(64), axis="ep", lane="comm")
     assert ranks[0].counts() == {("ep", "all_to_all_sum", "gradients"): 32 * 2}
+
+
+# ---- on two GPUs ---------------------------------------------------------------------------------
+
+PAIR = Mesh(sp=2, ep=2)
+RANDOM_CALLS = 200
+FLYING = 4  # calls that may be under way at once
+SECONDS = 60.0
+
+
+def open_pair(rank, *, tell=None, seconds=SECONDS):
+    """The transport of one of two GPUs, everything over peer memory."""
+    device = torch.device("cuda", rank)
+    backends.prepare(device, threads=1, neighbours=2)
+    nccl = NcclTransport(PAIR, device=device, timeout_seconds=SECONDS)
+    reach = open_channels(nccl.groups, device, seconds=seconds, tell=tell or peers.give_up)
+    assert not reach.reasons, reach.reasons
+    sums = backends.gradient_sums(device)
+    return device, SymmetricTransport(
+        nccl, reach.channels, rule=crossover.everything, sums=sums, close=reach.close
+    )
+
+
+def run_everything(rank, rows):
+    device, t = open_pair(rank)
+    results = [fingerprint(handle.wait()) for handle in post_everything(t, rank, device, rows)]
+    t.barrier()
+    t.close()
+    return results
+
+
+def fingerprint(x):
+    content = x.cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    return f"{x.dtype} {list(x.shape)} {hashlib.sha256(content).hexdigest()}"
+
+
+@pytest.mark.gpus2
+@pytest.mark.parametrize("rows", [40, 400_000])
+def test_two_gpus_give_the_bits_of_stacked(rows):
+    """The larger blocks travel in several pieces."""
+    world, cpu = StackedWorld(PAIR), torch.device("cpu")
+    posted = [post_everything(world.transport(r), r, cpu, rows) for r in range(2)]
+    expected = [[fingerprint(handle.wait()) for handle in handles] for handles in posted]
+    assert run_ranks(2, run_everything, rows, timeout=300) == expected
+
+
+def draw(generator, most):
+    """A number of rows that is often none and now and then more than a slot holds."""
+    kind = int(torch.randint(0, 4, (1,), generator=generator))
+    return int(torch.randint(0, (1, 10, 5000, most)[kind], (1,), generator=generator))
+
+
+def random_calls(t, rank, device, lanes, busy=lambda: None):
+    """Digests of random collectives in turn on two lanes, some of them under way at once."""
+    generator = torch.Generator().manual_seed(7)  # the same on both
+    compute = torch.cuda.current_stream(device)
+    found, flying = [], deque()
+    for i in range(RANDOM_CALLS):
+        sizes = [[draw(generator, 9_000_000) for _ in range(2)] for _ in range(2)]
+        x = torch.arange(sum(sizes[rank]) * 4, device=device, dtype=torch.float32) * (rank + 1.5)
+        lane = LANES[i % 2]
+        busy()
+        lanes[lane].wait_stream(compute)
+        with torch.cuda.stream(lanes[lane]):
+            result = post_random(t, i, x, sizes, lane=lane, rank=rank)
+            weights = torch.arange(result.numel(), device=device).remainder(1021)
+            digest = (result.view(-1).double() * weights).sum()
+            found.append(torch.stack([digest, torch.tensor(result.numel(), device=device)]))
+        flying.append((x, lanes[lane].record_event()))
+        if len(flying) > FLYING:
+            compute.wait_event(flying.popleft()[1])  # only then may its memory be used again
+    torch.cuda.synchronize()
+    return torch.stack(found).cpu()
+
+
+def post_random(t, i, x, sizes, *, lane, rank):
+    same = torch.arange(2 * sizes[0][0], device=x.device) + 0.3 * i + rank
+    match i // 2 % 3:
+        case 0:
+            send, receive = tuple(sizes[rank]), (sizes[0][rank], sizes[1][rank])
+            rows = x.view(-1, 4)
+            return t.all_to_all_rows(rows, send, receive, axis="ep", label=f"{i}", lane=lane).wait()
+        case 1:
+            return t.reduce_scatter(same.bfloat16(), axis="sp", label=f"{i}", lane=lane).wait()
+        case _:
+            return t.all_gather(same, axis="dense", label=f"{i}", lane=lane).wait()
+
+
+def run_random(rank):
+    """The same calls three times: over NCCL, over peer memory, and under products."""
+    device, t = open_pair(rank)
+    lanes = {lane: torch.cuda.Stream(device, priority=-1) for lane in LANES}
+    a = torch.randn(4096, 4096, device=device, dtype=torch.bfloat16)
+    other = t._inner
+    found = [
+        random_calls(other, rank, device, lanes),
+        random_calls(t, rank, device, lanes),
+        random_calls(t, rank, device, lanes, busy=lambda: torch.mm(a, a)),
+    ]
+    t.barrier()
+    t.close()
+    return found
+
+
+@pytest.mark.gpus2
+def test_random_sizes_on_two_lanes_have_the_bits_of_nccl_also_under_load():
+    for over_nccl, idle, loaded in run_ranks(2, run_random, timeout=300):
+        assert torch.equal(idle, over_nccl)
+        assert torch.equal(loaded, over_nccl)
+
+
+def run_absent(rank):
+    """The second rank never calls; the first is told so in time, and its device is let go."""
+    told, heard = [], threading.Event()
+
+    def tell(error):
+        told.append(str(error))
+        heard.set()
+
+    device, t = open_pair(rank, tell=tell, seconds=2.0)
+    if rank == 0:
+        t.all_gather(torch.ones(8, device=device), axis="ep", label="tokens").wait()
+        assert heard.wait(30)
+        t._channels["ep", "comm"]._memory.let_go()
+        torch.cuda.synchronize()
+    t.barrier()
+    t.close()
+    return told
+
+
+@pytest.mark.gpus2
+def test_a_rank_that_does_not_come_is_told_with_operator_and_epoch():
+    here, there = run_ranks(2, run_absent, timeout=120)
+    assert there == []
+    (message,) = here
+    assert message.startswith("rank 0: all_gather 'tokens' of torch.float32 [8] over axis ep")
+    assert "it awaits FULL of position 1 to reach epoch 1, found 0" in message

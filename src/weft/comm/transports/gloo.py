@@ -76,7 +76,10 @@ class GlooTransport(Transport):
     def reset_exposed(self) -> None:
         self._exposed = 0.0
 
-    def sums_on_arrival(self, axis: str) -> bool:  # noqa: ARG002 - the same on all
+    def describe(self) -> str:
+        return "gloo"
+
+    def sums_on_arrival(self) -> bool:
         return False
 
     def post(self, call: Call, x: Tensor, out: Tensor) -> Handle:
@@ -137,9 +140,7 @@ class _Posted(Handle):
         return self._state
 
 
-def _start(
-    call: Call, x: Tensor, out: Tensor, group: ProcessGroup, size: int
-) -> _UnderWay:
+def _start(call: Call, x: Tensor, out: Tensor, group: ProcessGroup, size: int) -> _UnderWay:
     """The work of a collective, what it reads, and what turns its arrival into the result."""
     sent = x.to(call.dtype)  # narrower than x only where the terms of a sum are rounded
     match call.collective:

@@ -6,17 +6,19 @@ what reads the result or reuses the memory of the argument. How much of it is ex
 of events on those streams and not of host time.
 """
 
+from collections.abc import Mapping
 from typing import final
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from weft.comm.call import Call, Collective, sum_in_rank_order
 from weft.comm.handle import Finished, Handle
 from weft.comm.mesh import Mesh, memberships
 from weft.comm.transport import LANES, LINKS, Transport
-from weft.comm.wire import close_groups, move, open_groups, scatter_sum
+from weft.comm.wire import GroupKey, close_groups, move, open_groups, scatter_sum
 
 
 @final
@@ -48,6 +50,11 @@ class NcclTransport(Transport):
         )
         self._members = memberships(mesh, dist.get_rank())
 
+    @property
+    def groups(self) -> Mapping[GroupKey, ProcessGroup]:
+        """The process groups by (axis, lane)."""
+        return self._groups
+
     def group_size(self, axis: str) -> int:
         return len(self._members[axis].ranks)
 
@@ -70,7 +77,10 @@ class NcclTransport(Transport):
     def reset_exposed(self) -> None:
         return
 
-    def sums_on_arrival(self, axis: str) -> bool:  # noqa: ARG002 - the same on all
+    def describe(self) -> str:
+        return "NCCL"
+
+    def sums_on_arrival(self) -> bool:
         return False
 
     def post(self, call: Call, x: Tensor, out: Tensor) -> Handle:

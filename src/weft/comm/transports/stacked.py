@@ -141,7 +141,10 @@ class StackedTransport(Transport):
     def reset_exposed(self) -> None:
         return
 
-    def sums_on_arrival(self, axis: str) -> bool:  # noqa: ARG002 - the same on all
+    def describe(self) -> str:
+        return "one process"
+
+    def sums_on_arrival(self) -> bool:
         return False
 
     def post(self, call: Call, x: Tensor, out: Tensor) -> Handle:

@@ -16,12 +16,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
+from types import MappingProxyType
 from typing import final
 
 import torch
 from torch import Tensor
 
 from weft.comm.call import Call, Collective, sum_in_rank_order
+from weft.comm.crossover import Rule
 from weft.comm.exchange import Block, Channel, Made, Sum
 from weft.comm.handle import Finished, Handle
 from weft.comm.transport import Transport
@@ -67,7 +69,8 @@ REFERENCE = Sums(encode=encode, add=add_rounded)
 
 @final
 class SymmetricTransport(Transport):
-    """The channels of this process by (axis, lane), and the transport beside them.
+    """The channels of this process by (axis, lane), and the transport beside them; `reasons` say
+    why a group has no channel.
 
     Numerics: bit for bit those of `stacked` for every call that it takes.
     """
@@ -77,14 +80,16 @@ class SymmetricTransport(Transport):
         inner: Transport,
         channels: Mapping[GroupKey, Channel],
         *,
-        takes: Takes,
+        rule: Rule,
         sums: Sums = REFERENCE,
+        reasons: Mapping[GroupKey, str] = MappingProxyType({}),
         close: Callable[[], None] = lambda: None,
     ) -> None:
         self._inner = inner
         self._channels = channels
-        self._takes = takes
+        self._rule = rule
         self._sums = sums
+        self._reasons = reasons
         self._close = close
 
     def group_size(self, axis: str) -> int:
@@ -93,8 +98,16 @@ class SymmetricTransport(Transport):
     def group_rank(self, axis: str) -> int:
         return self._inner.group_rank(axis)
 
-    def sums_on_arrival(self, axis: str) -> bool:
-        return any(axis == one for one, _ in self._channels)
+    def describe(self) -> str:
+        rest = self._inner.describe()
+        axes = ", ".join(dict.fromkeys(axis for axis, _ in self._channels)) or "no axis"
+        apart = "".join(
+            f"; {rest} alone on {axis}: {why}" for (axis, _), why in self._reasons.items()
+        )
+        return f"peer memory on {axes}, {rest} beside it{apart}"
+
+    def sums_on_arrival(self) -> bool:
+        return bool(self._channels)
 
     def barrier(self) -> None:
         self._inner.barrier()
@@ -113,11 +126,9 @@ class SymmetricTransport(Transport):
     def post(self, call: Call, x: Tensor, out: Tensor) -> Handle:
         channel = self._channels.get((call.axis, call.lane))
         size = self._inner.group_size(call.axis)
-        if channel is None or call.is_message or not self._takes(call, size):
+        if channel is None or call.is_message or not self._rule(call, size):
             return self._inner.post(call, x, out)
-        part = _Part(
-            call=call, x=x, out=out, size=size, position=self._inner.group_rank(call.axis)
-        )
+        part = _Part(call=call, x=x, out=out, size=size, position=self._inner.group_rank(call.axis))
         match call.collective:
             case Collective.ALL_TO_ALL_SUM:
                 _add(channel, part, _rounded_blocks(part, self._sums.encode), self._sums.add)

@@ -56,8 +56,11 @@ class WatchedTransport(Transport):
     def reset_exposed(self) -> None:
         self._inner.reset_exposed()
 
-    def sums_on_arrival(self, axis: str) -> bool:
-        return self._inner.sums_on_arrival(axis)
+    def describe(self) -> str:
+        return self._inner.describe()
+
+    def sums_on_arrival(self) -> bool:
+        return self._inner.sums_on_arrival()
 
     def post(self, call: Call, x: Tensor, out: Tensor) -> Handle:
         group = (call.axis, call.lane)

@@ -1,0 +1,73 @@
+"""Which collectives go over peer memory where there is another wire: a table of measured sizes.
+
+A rule is asked for every call and answers alike on every member of a group, so it sees only what is
+alike on all of them: the bytes a rank receives, and for ragged rows not even those.
+"""
+
+import math
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from types import MappingProxyType
+
+from weft.comm.call import Call, Collective, received_bytes
+
+Rule = Callable[[Call, int], bool]  # a call, the size of its group
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sizes:
+    """Received bytes a rank, both ends included."""
+
+    least: float
+    most: float = math.inf
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Crossover:
+    """Sizes by collective, and where they were measured."""
+
+    sizes: Mapping[Collective, Sizes]
+    machine: str
+    record: str
+
+    def takes(self, call: Call, size: int) -> bool:
+        """Whether a call of a group of so many goes over peer memory."""
+        found = self.sizes.get(call.collective)
+        if found is None:
+            return False
+        if call.collective is Collective.ALL_TO_ALL_ROWS:
+            return found.least == 0
+        return found.least <= received_bytes(call, size=size, position=0) <= found.most
+
+
+def describe(crossover: Crossover) -> str:
+    """The table in words.
+
+    Example:
+        >>> sizes = {Collective.ALL_REDUCE: Sizes(least=0, most=4096)}
+        >>> describe(Crossover(sizes=sizes, machine="two GPUs", record="a file"))
+        'all_reduce to 4096 bytes (two GPUs)'
+    """
+    rows = (_words(collective, sizes) for collective, sizes in crossover.sizes.items())
+    return f"{', '.join(rows)} ({crossover.machine})"
+
+
+def _words(collective: Collective, sizes: Sizes) -> str:
+    least = f" from {sizes.least:.0f} bytes" if sizes.least else ""
+    most = "" if math.isinf(sizes.most) else f" to {sizes.most:.0f} bytes"
+    return f"{collective}{least}{most}"
+
+
+def measured() -> Crossover:
+    """The table that weft brings along."""
+    table = tomllib.loads(files("weft.comm").joinpath("crossover.toml").read_text("utf-8"))
+    machine, record = table.pop("machine"), table.pop("record")
+    sizes = {Collective(name): Sizes(**row) for name, row in table.items()}
+    return Crossover(sizes=MappingProxyType(sizes), machine=machine, record=record)
+
+
+def everything(call: Call, size: int) -> bool:  # noqa: ARG001 - a rule asks for both
+    """The rule that sends all collectives over peer memory."""
+    return not call.is_message

@@ -1,0 +1,58 @@
+"""Peer memory beside NCCL: whether a run has it, which collectives take it, and what else is said.
+
+kernels.transport    auto         by the table of measured sizes (`comm.crossover`)
+                     symmetric    everything but messages
+                     nccl         nothing
+"""
+
+import os
+import sys
+from typing import Literal
+
+import torch
+
+from weft.comm.crossover import everything, measured
+from weft.comm.reach import open_channels
+from weft.comm.transport import Transport
+from weft.comm.transports.nccl import NcclTransport
+from weft.comm.transports.symmetric import SymmetricTransport
+from weft.errors import CommunicationError, ConfigError
+from weft.runtime.backends import gradient_sums
+
+Wanted = Literal["auto", "nccl", "symmetric"]
+
+
+def beside(
+    nccl: NcclTransport, wanted: Wanted, device: torch.device, *, timeout_seconds: float
+) -> Transport:
+    """The transport of a rank on a GPU.
+
+    Raises:
+        ConfigError: peer memory is asked for and some group cannot have it.
+    """
+    if wanted == "nccl":
+        return nccl
+    reach = open_channels(nccl.groups, device, seconds=timeout_seconds, tell=give_up)
+    if wanted == "symmetric" and reach.reasons:
+        (axis, lane), why = next(iter(reach.reasons.items()))
+        raise ConfigError(
+            f"kernels.transport = 'symmetric': the group of axis {axis}, lane {lane} cannot have "
+            f"it: {why}; try 'auto'"
+        )
+    return SymmetricTransport(
+        nccl,
+        reach.channels,
+        rule=measured().takes if wanted == "auto" else everything,
+        sums=gradient_sums(device),
+        reasons=reach.reasons,
+        close=reach.close,
+    )
+
+
+def give_up(error: CommunicationError) -> None:
+    """Ends this process with an error: its device waits for what never comes, and a step that goes
+    on without it must not be saved.
+    """
+    sys.stderr.write(f"{type(error).__name__}: {error}\n")
+    sys.stderr.flush()
+    os._exit(1)
