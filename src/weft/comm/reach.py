@@ -65,7 +65,12 @@ def open_channels(
 
 
 def _memory(group: ProcessGroup, slot_bytes: int, device: torch.device) -> CudaPeers:
-    arenas = map_arenas(group, slot_bytes=slot_bytes, device=device)
+    arenas = map_arenas(
+        group,
+        slot_bytes=slot_bytes,
+        device=device,
+        meet=lambda: dist.barrier(group, device_ids=[device.index]),
+    )
     return CudaPeers(arenas, position=group.rank(), slot_bytes=slot_bytes, driver=open_driver())
 
 

@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from typing import final
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
@@ -185,10 +184,13 @@ def _slots(arena: Tensor, writer: int, owner: int, size: int, slot_bytes: int) -
     return list(arena[first : first + SLOTS * slot_bytes].view(SLOTS, slot_bytes))
 
 
-def map_arenas(group: ProcessGroup, *, slot_bytes: int, device: torch.device) -> list[Tensor]:
+def map_arenas(
+    group: ProcessGroup, *, slot_bytes: int, device: torch.device, meet: Callable[[], object]
+) -> list[Tensor]:
     """The arenas of all members of a group, mapped here, their flags at zero.
 
-    Communicates: a rendezvous of the group and two barriers; every member takes part.
+    Communicates: a rendezvous of the group; then all its members `meet`, so that nobody raises a
+    flag that is still to be zeroed.
 
     Raises:
         CommunicationError: the devices do not reach each other's memory.
@@ -205,13 +207,10 @@ def map_arenas(group: ProcessGroup, *, slot_bytes: int, device: torch.device) ->
             "try kernels.transport = 'nccl'"
         ) from error
     arena[: _flags_bytes(size)].zero_()
-    arenas = [
+    torch.cuda.synchronize(device)
+    meet()
+    torch.cuda.synchronize(device)
+    return [
         arena if peer == own else mapped.get_buffer(peer, (num_bytes,), torch.uint8)
         for peer in range(size)
     ]
-    torch.cuda.synchronize(device)
-    dist.barrier(
-        group, device_ids=[device.index]
-    )  # nobody raises a flag that is still to be zeroed
-    torch.cuda.synchronize(device)
-    return arenas

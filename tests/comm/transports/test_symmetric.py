@@ -1,21 +1,28 @@
 """Collectives over peer memory: the bits of `stacked`, under every interleaving and on two GPUs."""
 
 import hashlib
+import os
 import threading
 from collections import deque
+from functools import partial
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from weft.comm import crossover
 from weft.comm.call import Collective
+from weft.comm.driver import open_driver
 from weft.comm.exchange import Channel
 from weft.comm.mesh import Mesh, groups, memberships
-from weft.comm.reach import open_channels
+from weft.comm.reach import Reach, open_channels
+from weft.comm.symmetric import CudaPeers, map_arenas
 from weft.comm.transports.counting import CountingTransport
+from weft.comm.transports.gloo import GlooTransport
 from weft.comm.transports.nccl import NcclTransport
 from weft.comm.transports.stacked import StackedWorld
 from weft.comm.transports.symmetric import SymmetricTransport
+from weft.comm.watch import Watch
 from weft.runtime import backends
 from weft.testing.peers import PeerWorld
 from weft.testing.ranks import run_ranks
@@ -157,29 +164,68 @@ def test_bytes_are_counted_in_the_dtype_that_travels():
     assert ranks[0].counts() == {("ep", "all_to_all_sum", "gradients"): 32 * 2}
 
 
-# ---- on two GPUs ---------------------------------------------------------------------------------
+# ---- on GPUs: two of them, or two processes that share one ---------------------------------------
 
 PAIR = Mesh(sp=2, ep=2)
 RANDOM_CALLS = 200
 FLYING = 4  # calls that may be under way at once
 SECONDS = 60.0
+SHARED_SLOT = 1 << 20
+PLACES = [
+    pytest.param("one", marks=pytest.mark.gpu),
+    pytest.param("two", marks=pytest.mark.gpus2),
+]
 
 
-def open_pair(rank, *, tell=None, seconds=SECONDS):
-    """The transport of one of two GPUs, everything over peer memory."""
-    device = torch.device("cuda", rank)
+@pytest.fixture
+def place(request):
+    """Where ranks run; they are forked, so CUDA must not be in use yet."""
+    if torch.cuda.is_initialized():
+        pytest.skip("CUDA is in use in this process: run this file by itself")
+    return request.param
+
+
+def open_pair(rank, place, *, tell=peers.give_up, seconds=SECONDS):
+    """The transport of one of two ranks, everything over peer memory, and what it is beside."""
+    device = torch.device("cuda", rank if place == "two" else 0)
     backends.prepare(device, threads=1, neighbours=2)
-    nccl = NcclTransport(PAIR, device=device, timeout_seconds=SECONDS)
-    reach = open_channels(nccl.groups, device, seconds=seconds, tell=tell or peers.give_up)
-    assert not reach.reasons, reach.reasons
-    sums = backends.gradient_sums(device)
+    if place == "two":
+        other = NcclTransport(PAIR, device=device, timeout_seconds=SECONDS)
+        reach = open_channels(other.groups, device, seconds=seconds, tell=tell)
+        assert not reach.reasons, reach.reasons
+    else:
+        os.environ["TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES"] = "1"
+        other = GlooTransport(PAIR, timeout_seconds=SECONDS)
+        reach = share(other._groups, device, seconds=seconds, tell=tell)
     return device, SymmetricTransport(
-        nccl, reach.channels, rule=crossover.everything, sums=sums, close=reach.close
+        other,
+        reach.channels,
+        rule=crossover.everything,
+        sums=backends.gradient_sums(device),
+        close=reach.close,
     )
 
 
-def run_everything(rank, rows):
-    device, t = open_pair(rank)
+def share(groups, device, *, seconds, tell):
+    """Channels of processes that share a device, whose memory is mapped all the same."""
+    memories = {}
+    for key, group in groups.items():
+        arenas = map_arenas(
+            group, slot_bytes=SHARED_SLOT, device=device, meet=partial(dist.barrier, group)
+        )
+        memories[key] = CudaPeers(
+            arenas, position=group.rank(), slot_bytes=SHARED_SLOT, driver=open_driver()
+        )
+    watch = Watch(tuple(memories.values()), rank=dist.get_rank(), seconds=seconds, tell=tell)
+    channels = {
+        key: Channel(memory, size=2, position=groups[key].rank())
+        for key, memory in memories.items()
+    }
+    return Reach(channels=channels, reasons={}, close=watch.close)
+
+
+def run_everything(rank, place, rows):
+    device, t = open_pair(rank, place)
     results = [fingerprint(handle.wait()) for handle in post_everything(t, rank, device, rows)]
     t.barrier()
     t.close()
@@ -191,20 +237,32 @@ def fingerprint(x):
     return f"{x.dtype} {list(x.shape)} {hashlib.sha256(content).hexdigest()}"
 
 
-@pytest.mark.gpus2
+@pytest.mark.parametrize("place", PLACES, indirect=True)
 @pytest.mark.parametrize("rows", [40, 400_000])
-def test_two_gpus_give_the_bits_of_stacked(rows):
+def test_gpus_give_the_bits_of_stacked(place, rows):
     """The larger blocks travel in several pieces."""
     world, cpu = StackedWorld(PAIR), torch.device("cpu")
     posted = [post_everything(world.transport(r), r, cpu, rows) for r in range(2)]
     expected = [[fingerprint(handle.wait()) for handle in handles] for handles in posted]
-    assert run_ranks(2, run_everything, rows, timeout=300) == expected
+    assert run_ranks(2, run_everything, place, rows, timeout=300) == expected
 
 
-def draw(generator, most):
+def draw(generator):
     """A number of rows that is often none and now and then more than a slot holds."""
     kind = int(torch.randint(0, 4, (1,), generator=generator))
-    return int(torch.randint(0, (1, 10, 5000, most)[kind], (1,), generator=generator))
+    return int(torch.randint(0, (1, 10, 5000, 500_000)[kind], (1,), generator=generator))
+
+
+def make_rows(sizes, rank, device):
+    """Numbers that FP32 holds exactly."""
+    return torch.arange(sum(sizes[rank]) * 4, device=device, dtype=torch.float32) + rank
+
+
+def digest(x):
+    """A number of the values and their order that is exact in any order of summation."""
+    weights = torch.arange(x.numel(), device=x.device).remainder(61) + 1
+    total = (x.view(-1).double().round().long() * weights).sum()
+    return torch.stack([total, torch.full_like(total, x.numel())])
 
 
 def random_calls(t, rank, device, lanes, busy=lambda: None):
@@ -213,16 +271,12 @@ def random_calls(t, rank, device, lanes, busy=lambda: None):
     compute = torch.cuda.current_stream(device)
     found, flying = [], deque()
     for i in range(RANDOM_CALLS):
-        sizes = [[draw(generator, 9_000_000) for _ in range(2)] for _ in range(2)]
-        x = torch.arange(sum(sizes[rank]) * 4, device=device, dtype=torch.float32) * (rank + 1.5)
-        lane = LANES[i % 2]
+        sizes = [[draw(generator) for _ in range(2)] for _ in range(2)]
+        x, lane = make_rows(sizes, rank, device), LANES[i % 2]
         busy()
         lanes[lane].wait_stream(compute)
         with torch.cuda.stream(lanes[lane]):
-            result = post_random(t, i, x, sizes, lane=lane, rank=rank)
-            weights = torch.arange(result.numel(), device=device).remainder(1021)
-            digest = (result.view(-1).double() * weights).sum()
-            found.append(torch.stack([digest, torch.tensor(result.numel(), device=device)]))
+            found.append(digest(post_random(t, i, x, sizes, lane=lane).wait()))
         flying.append((x, lanes[lane].record_event()))
         if len(flying) > FLYING:
             compute.wait_event(flying.popleft()[1])  # only then may its memory be used again
@@ -230,43 +284,62 @@ def random_calls(t, rank, device, lanes, busy=lambda: None):
     return torch.stack(found).cpu()
 
 
-def post_random(t, i, x, sizes, *, lane, rank):
-    same = torch.arange(2 * sizes[0][0], device=x.device) + 0.3 * i + rank
+def post_random(t, i, x, sizes, *, lane):
+    rank = t.group_rank("ep")
+    same = torch.arange(2 * sizes[0][0], device=x.device, dtype=torch.float32) + rank
     match i // 2 % 3:
         case 0:
             send, receive = tuple(sizes[rank]), (sizes[0][rank], sizes[1][rank])
             rows = x.view(-1, 4)
-            return t.all_to_all_rows(rows, send, receive, axis="ep", label=f"{i}", lane=lane).wait()
+            return t.all_to_all_rows(rows, send, receive, axis="ep", label=f"{i}", lane=lane)
         case 1:
-            return t.reduce_scatter(same.bfloat16(), axis="sp", label=f"{i}", lane=lane).wait()
+            return t.reduce_scatter(same.bfloat16(), axis="sp", label=f"{i}", lane=lane)
         case _:
-            return t.all_gather(same, axis="dense", label=f"{i}", lane=lane).wait()
+            return t.all_gather(same, axis="dense", label=f"{i}", lane=lane)
 
 
-def run_random(rank):
-    """The same calls three times: over NCCL, over peer memory, and under products."""
-    device, t = open_pair(rank)
+def run_random(rank, place):
+    """The same calls over the other wire, over peer memory, and over it under products."""
+    device, t = open_pair(rank, place)
     lanes = {lane: torch.cuda.Stream(device, priority=-1) for lane in LANES}
     a = torch.randn(4096, 4096, device=device, dtype=torch.bfloat16)
-    other = t._inner
     found = [
-        random_calls(other, rank, device, lanes),
         random_calls(t, rank, device, lanes),
         random_calls(t, rank, device, lanes, busy=lambda: torch.mm(a, a)),
     ]
+    if place == "two":
+        found.append(random_calls(t._inner, rank, device, lanes))
     t.barrier()
     t.close()
     return found
 
 
-@pytest.mark.gpus2
-def test_random_sizes_on_two_lanes_have_the_bits_of_nccl_also_under_load():
-    for over_nccl, idle, loaded in run_ranks(2, run_random, timeout=300):
-        assert torch.equal(idle, over_nccl)
-        assert torch.equal(loaded, over_nccl)
+@pytest.mark.parametrize("place", PLACES, indirect=True)
+def test_random_sizes_on_two_lanes_have_the_bits_of_stacked_also_under_load(place):
+    """The inputs are formulas, so every rank's results are computed here, on a CPU."""
+    found = run_ranks(2, run_random, place, timeout=300)
+    for rank, runs in enumerate(found):
+        for run in runs:
+            assert torch.equal(run, runs[0]), f"{rank=}"
+    assert torch.equal(torch.stack([runs[0] for runs in found]), expected_digests())
 
 
-def run_absent(rank):
+def expected_digests():
+    world, cpu = StackedWorld(PAIR), torch.device("cpu")
+    generator = torch.Generator().manual_seed(7)
+    digests = [[], []]
+    for i in range(RANDOM_CALLS):
+        sizes = [[draw(generator) for _ in range(2)] for _ in range(2)]
+        posted = [
+            post_random(world.transport(r), i, make_rows(sizes, r, cpu), sizes, lane=LANES[i % 2])
+            for r in range(2)
+        ]
+        for rank, handle in enumerate(posted):
+            digests[rank].append(digest(handle.wait()))
+    return torch.stack([torch.stack(one) for one in digests])
+
+
+def run_absent(rank, place):
     """The second rank never calls; the first is told so in time, and its device is let go."""
     told, heard = [], threading.Event()
 
@@ -274,7 +347,7 @@ def run_absent(rank):
         told.append(str(error))
         heard.set()
 
-    device, t = open_pair(rank, tell=tell, seconds=2.0)
+    device, t = open_pair(rank, place, tell=tell, seconds=2.0)
     if rank == 0:
         t.all_gather(torch.ones(8, device=device), axis="ep", label="tokens").wait()
         assert heard.wait(30)
@@ -285,9 +358,9 @@ def run_absent(rank):
     return told
 
 
-@pytest.mark.gpus2
-def test_a_rank_that_does_not_come_is_told_with_operator_and_epoch():
-    here, there = run_ranks(2, run_absent, timeout=120)
+@pytest.mark.parametrize("place", PLACES, indirect=True)
+def test_a_rank_that_does_not_come_is_told_with_operator_and_epoch(place):
+    here, there = run_ranks(2, run_absent, place, timeout=120)
     assert there == []
     (message,) = here
     assert message.startswith("rank 0: all_gather 'tokens' of torch.float32 [8] over axis ep")
