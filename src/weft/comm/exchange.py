@@ -63,8 +63,10 @@ class PeerMemory(ABC):
         """The own slot in a peer's arena, as bytes."""
 
     @abstractmethod
-    def fork(self, name: str) -> None:
-        """Starts both queues behind what the caller has issued; a report would name the call."""
+    def fork(self, name: object) -> None:
+        """Starts both queues behind what the caller has issued; `name` is what a report would call
+        it, put into words only then.
+        """
 
     @abstractmethod
     def join(self) -> None:
@@ -151,7 +153,7 @@ class Channel:
         self._pushed = [epoch] * size
         self._landed = [epoch] * size
 
-    def exchange(self, name: str, sends: Sequence[Block], lands: Sequence[Block]) -> None:
+    def exchange(self, name: object, sends: Sequence[Block], lands: Sequence[Block]) -> None:
         """Copies every block to its member, the own one too."""
         self._memory.fork(name)
         own, home = sends[self._position], lands[self._position]
@@ -166,7 +168,7 @@ class Channel:
                     self._land(number, peer, lands[peer])
         self._memory.join()
 
-    def add(self, name: str, sends: Sequence[Block | Made], total: Sum) -> None:
+    def add(self, name: object, sends: Sequence[Block | Made], total: Sum) -> None:
         """Sends every block to its member and adds what comes from all of them."""
         self._memory.fork(name)
         for number in range(self._rounds((*sends, total))):

@@ -20,7 +20,7 @@ from weft.comm.watch import Watch
 from weft.comm.wire import GroupKey
 from weft.errors import CommunicationError
 
-ARENA_BYTES = 1 << 26  # of a channel: pieces of 32 MiB between two ranks
+ARENA_BYTES = 1 << 26  # of a channel, at most
 _SHORT = ("world", "ends")  # axes on which only short sums travel over peer memory
 _SHORT_BYTES = 1 << 20  # of their channels
 _BOOT = Path("/proc/sys/kernel/random/boot_id")  # one a running host

@@ -25,6 +25,8 @@ from weft.errors import CommunicationError
 
 _LINE = 128  # bytes of a cache line: a flag has its own
 _MASK = 0xFFFFFFFF  # flags are 32 bits wide
+# A copy takes 3 to 6 us to start and 42 us for 16 MiB at 400 GB/s; what lands last is not hidden.
+_LARGEST = 1 << 24
 _PAGE = 4096  # slots begin and end on pages
 _FARTHEST = (1 << 31) - 1  # how far ahead of an awaited epoch a flag may be
 
@@ -34,9 +36,10 @@ def slot_bytes_of(arena_bytes: int, size: int) -> int:
 
     Example:
         >>> [slot_bytes_of(2**26, size) >> 20 for size in (2, 3, 9)]
-        [32, 16, 4]
+        [16, 16, 4]
     """
-    return max(arena_bytes // (SLOTS * (size - 1)) // _PAGE, 1) * _PAGE
+    most = min(arena_bytes // (SLOTS * (size - 1)), _LARGEST)
+    return max(most // _PAGE, 1) * _PAGE
 
 
 @final
@@ -89,7 +92,7 @@ class CudaPeers(PeerMemory):
     def remote(self, peer: int, slot: int) -> Tensor:
         return self._remote[peer][slot]
 
-    def fork(self, name: str) -> None:
+    def fork(self, name: object) -> None:
         """Takes the current stream as the queue of pushes; behind the last call if that was on
         another one.
         """

@@ -47,7 +47,7 @@ class Awaited:
 class Flight:
     """One call of a channel: its name, its place in their order, what it awaits, its end."""
 
-    name: str
+    name: object
     sequence: int
     awaited: list[Awaited] = field(default_factory=list)
     done: Done = field(default_factory=_Always)

@@ -112,8 +112,8 @@ class StackedPeers(PeerMemory):
     def remote(self, peer: int, slot: int) -> Tensor:
         return self._members[peer].slots[self._position, slot]
 
-    def fork(self, name: str) -> None:
-        self._own.name = name
+    def fork(self, name: object) -> None:
+        self._own.name = str(name)
 
     def join(self) -> None:
         """Makes both queues meet, so that the next call starts behind both."""

@@ -135,7 +135,9 @@ class SymmetricTransport(Transport):
             case Collective.REDUCE_SCATTER | Collective.ALL_REDUCE:
                 _add(channel, part, _own_blocks(part), _add_terms)
             case _:
-                channel.exchange(_name(call), _own_blocks(part), _blocks(_bytes(out), _lands(part)))
+                channel.exchange(
+                    _Named(call), _own_blocks(part), _blocks(_bytes(out), _lands(part))
+                )
         return Finished(out)
 
 
@@ -150,8 +152,16 @@ class _Part:
     position: int
 
 
-def _name(call: Call) -> str:
-    return f"{call} over axis {call.axis} lane {call.lane}"
+class _Named:
+    """A call with its group, put into words where one is reported."""
+
+    __slots__ = ("call",)
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+
+    def __str__(self) -> str:
+        return f"{self.call} over axis {self.call.axis} lane {self.call.lane}"
 
 
 def _bytes(x: Tensor) -> Tensor:
@@ -214,7 +224,7 @@ def _add(channel: Channel, part: _Part, sends: Sequence[Block | Made], add: AddT
         terms[part.position] = own[stretch]
         add([terms[rank] for rank in range(part.size)], part.position, total[stretch])
 
-    channel.add(_name(part.call), sends, Sum(size=own.numel() * width, add=add_piece))
+    channel.add(_Named(part.call), sends, Sum(size=own.numel() * width, add=add_piece))
 
 
 def _add_terms(terms: list[Tensor], position: int, out: Tensor) -> None:
