@@ -11,7 +11,10 @@ from functools import cache, partial
 import pytest
 import torch
 
+from weft.comm.call import Call, Collective
+from weft.comm.handle import Handle
 from weft.comm.mesh import Mesh
+from weft.comm.transport import Transport
 from weft.comm.transports.counting import CountingTransport
 from weft.comm.transports.gloo import GlooTransport
 from weft.compose.plan import Plan
@@ -163,6 +166,63 @@ def test_what_is_compressed_is_off_for_one_node_of_all_ranks_only_by_nothing():
     layout = Layout(dp=4, node=4)
     exact, found = moments(layout, Wire.FP32), moments(layout, Wire.BF16)
     assert all(torch.equal(found[name], value) for name, value in exact.items())
+
+
+class Summing(Transport):
+    """A transport that rounds and sums gradients itself; or, sabotaged, forgets the last term."""
+
+    def __init__(self, inner: Transport, *, forgets: bool = False) -> None:
+        self.inner, self.forgets, self.sums = inner, forgets, 0
+        self.group_size, self.group_rank = inner.group_size, inner.group_rank
+        self.barrier, self.close, self.describe = inner.barrier, inner.close, inner.describe
+        self.exposed_seconds, self.reset_exposed = inner.exposed_seconds, inner.reset_exposed
+
+    def group_size(self, axis: str) -> int: ...
+    def group_rank(self, axis: str) -> int: ...
+    def barrier(self) -> None: ...
+    def close(self) -> None: ...
+    def exposed_seconds(self) -> float: ...
+    def reset_exposed(self) -> None: ...
+    def describe(self) -> str: ...
+
+    def sums_on_arrival(self) -> bool:
+        return True
+
+    def post(self, call: Call, x: torch.Tensor, out: torch.Tensor) -> Handle:
+        summed = call.collective is Collective.ALL_TO_ALL_SUM
+        self.sums += summed
+        if summed and self.forgets and self.inner.group_rank(call.axis) == 0:
+            x = x.clone()
+            x[: x.numel() // self.inner.group_size(call.axis)] = 0
+        return self.inner.post(call, x, out)
+
+
+def trained(sync: Sync, layout: Layout, wire: Callable[[Transport], Transport]) -> Trace:
+    plans = plan_of(sync, precision="float32", order="overlapped")
+    return train(stack(plans, layout, bodies=BODIES, wire=wire), work())
+
+
+@pytest.mark.parametrize("zero", [1, 2])
+@pytest.mark.parametrize("node", [0, 2])
+def test_a_transport_that_sums_what_arrives_gives_the_bits_of_exchange_and_sum(zero, node):
+    layout = Layout(dp=4, ep=2, node=node)
+    sync = Sync(gradients=Wire.BF16, bucket=SMALL, zero=zero)
+    expected = trained(sync, layout, lambda transport: transport)
+    assert first_difference(trained(sync, layout, Summing), expected) is None
+    forgetful = trained(sync, layout, partial(Summing, forgets=True))
+    assert first_difference(forgetful, expected) is not None
+
+
+@pytest.mark.parametrize("wire", [Wire.FP32, Wire.BF16_RING])
+def test_other_wires_ask_it_for_no_such_sum(wire):
+    made: list[Summing] = []
+
+    def wrapped(transport: Transport) -> Transport:
+        made.append(Summing(transport))
+        return made[-1]
+
+    trained(Sync(gradients=wire, bucket=SMALL), Layout(dp=2), wrapped)
+    assert [one.sums for one in made] == [0, 0]
 
 
 # ---- processes -----------------------------------------------------------------------------------
