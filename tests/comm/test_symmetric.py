@@ -1,13 +1,22 @@
 """Where flags and slots lie in an arena: every pair's in one place on both ends, and nowhere twice.
 
-What needs two GPUs is in `tests/comm/transports/test_symmetric.py`.
+Two members of one process share a GPU here; members with one each are in
+`tests/comm/transports/test_symmetric.py`.
 """
 
 import pytest
 import torch
 
-from weft.comm.exchange import SLOTS, Flag
-from weft.comm.symmetric import _flag_at, _flags_bytes, _slots, arena_bytes_of, slot_bytes_of
+from weft.comm.driver import open_driver
+from weft.comm.exchange import SLOTS, Block, Channel, Flag
+from weft.comm.symmetric import (
+    CudaPeers,
+    _flag_at,
+    _flags_bytes,
+    _slots,
+    arena_bytes_of,
+    slot_bytes_of,
+)
 
 
 @pytest.mark.parametrize("size", [2, 3, 8])
@@ -37,3 +46,85 @@ def test_slots_take_no_more_than_the_arena_and_keep_to_pages(size):
     assert slot_bytes % 4096 == 0
     assert slot_bytes * SLOTS * (size - 1) <= 1 << 26
     assert slot_bytes_of(1, size) == 4096
+
+
+# ---- two members in one process ------------------------------------------------------------------
+
+SHARED_SLOT = 1 << 16
+LARGEST = 5 * SHARED_SLOT
+ROUNDS = 40
+
+
+class Members:
+    """Both ends of a group on one GPU, each on a stream of its own."""
+
+    def __init__(self):
+        device = torch.device("cuda")
+        arenas = [
+            torch.zeros(arena_bytes_of(SHARED_SLOT, 2), dtype=torch.uint8, device=device)
+            for _ in range(2)
+        ]
+        torch.cuda.synchronize()
+        self.memories = [
+            CudaPeers(arenas, position=i, slot_bytes=SHARED_SLOT, driver=open_driver())
+            for i in range(2)
+        ]
+        self.channels = [
+            Channel(memory, size=2, position=i) for i, memory in enumerate(self.memories)
+        ]
+        self.streams = [torch.cuda.Stream(priority=-1) for _ in range(2)]
+
+    def gather(self, members, x, out):
+        """An all-gather as some of the members order it."""
+        for i in members:
+            size = x[i].numel()
+            with torch.cuda.stream(self.streams[i]):
+                lands = [Block(tensor=out[i], first=j * size, size=size) for j in range(2)]
+                sends = [Block(tensor=x[i], first=0, size=size)] * 2
+                self.channels[i].exchange(f"gather of {size}", sends, lands)
+
+
+def make_pair(size):
+    x = [torch.randint(0, 255, (size,), dtype=torch.uint8, device="cuda") for _ in range(2)]
+    out = [torch.full((2 * size,), 7, dtype=torch.uint8, device="cuda") for _ in range(2)]
+    torch.cuda.synchronize()
+    return x, out
+
+
+@pytest.mark.gpu
+def test_calls_of_any_size_arrive_whole():
+    pair, sizes = Members(), torch.Generator().manual_seed(3)
+    done = []
+    for i in range(ROUNDS):
+        x, out = make_pair(int(torch.randint(0, (9, LARGEST)[i % 2], (1,), generator=sizes)))
+        pair.gather((0, 1), x, out)
+        done.append((x, out))
+    torch.cuda.synchronize()
+    assert all(torch.equal(one, torch.cat(x)) for x, out in done for one in out)
+
+
+@pytest.mark.gpu
+def test_a_call_from_another_stream_is_ordered_behind_the_last():
+    pair = Members()
+    x, out = make_pair(LARGEST)
+    for _ in range(4):
+        pair.gather((0, 1), x, out)
+        pair.streams = [torch.cuda.Stream() for _ in range(2)]
+    torch.cuda.synchronize()
+    assert all(torch.equal(one, torch.cat(x)) for one in out)
+
+
+@pytest.mark.gpu
+def test_a_member_that_does_not_call_holds_the_other_up_until_it_is_let_go():
+    pair = Members()
+    x, out = make_pair(64)
+    pair.gather((0,), x, out)
+    ended = pair.streams[0].record_event()
+    assert not ended.query()
+    late = pair.memories[0].oldest()
+    assert str(late.name) == "gather of 64"
+    assert not late.done.query()
+    assert pair.memories[0].standing()[1, Flag.FULL] == 0
+    assert pair.memories[1].standing()[0, Flag.FULL] == 1
+    pair.memories[0].let_go()
+    ended.synchronize()

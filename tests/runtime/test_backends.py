@@ -3,6 +3,7 @@ import sys
 import pytest
 import torch
 
+from weft.comm.transports.symmetric import REFERENCE
 from weft.errors import ConfigError
 from weft.graph.opset import Lane, body_names, lookup
 from weft.ops.registry import cpu_bodies, cuda_bodies, reference_bodies
@@ -64,3 +65,14 @@ def test_the_allocator_takes_both_settings():
 
 def test_a_cpu_has_no_peak():
     assert backends.peak_flops(CPU) is None
+
+
+def test_gradients_between_peers_are_added_by_the_reference_on_a_cpu():
+    assert backends.gradient_sums(CPU) is REFERENCE
+
+
+def test_gradients_between_peers_are_added_in_one_pass_on_a_gpu():
+    pytest.importorskip("triton", reason="Triton is built for Linux alone")
+    sums = backends.gradient_sums(torch.device("cuda", 0))
+    assert sums.add.__module__ == "weft.kernels.triton.gradient"
+    assert sums.encode is REFERENCE.encode
