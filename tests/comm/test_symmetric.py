@@ -4,9 +4,13 @@ Two members of one process share a GPU here; members with one each are in
 `tests/comm/transports/test_symmetric.py`.
 """
 
+import random
+
 import pytest
 import torch
+from tests.comm.device import Device, Driver, Stream
 
+from weft.comm import symmetric
 from weft.comm.driver import open_driver
 from weft.comm.exchange import SLOTS, Block, Channel, Flag
 from weft.comm.symmetric import (
@@ -46,6 +50,64 @@ def test_slots_take_no_more_than_the_arena_and_keep_to_pages(size):
     assert slot_bytes % 4096 == 0
     assert slot_bytes * SLOTS * (size - 1) <= 1 << 26
     assert slot_bytes_of(1, size) == 4096
+
+
+# ---- on a device made of queues ------------------------------------------------------------------
+
+
+def gathers_of(size, seed, monkeypatch):
+    """Some all-gathers of random sizes by all members; what each holds, and is to hold."""
+    device = Device()
+    device.install(monkeypatch, symmetric)
+    arenas = [torch.zeros(arena_bytes_of(4096, size), dtype=torch.uint8) for _ in range(size)]
+    memories = [
+        CudaPeers(arenas, position=i, slot_bytes=4096, driver=Driver(device)) for i in range(size)
+    ]
+    channels = [Channel(memory, size=size, position=i) for i, memory in enumerate(memories)]
+    lanes, pairs, kept = [Stream(device) for _ in range(size)], [], []
+    for call in range(8):
+        count = random.Random(seed * 8 + call).randrange(4 * 4096)
+        x = [torch.randint(0, 255, (count,), dtype=torch.uint8) for _ in range(size)]
+        kept.append(x)  # as its handle does
+        for i, channel in enumerate(channels):
+            out = torch.full((size * count,), 7, dtype=torch.uint8)
+            device.current = Stream(device) if call == 5 else lanes[i]  # once from another stream
+            lands = [Block(tensor=out, first=j * count, size=count) for j in range(size)]
+            channel.exchange(call, [Block(tensor=x[i], first=0, size=count)] * size, lands)
+            pairs.append((torch.cat(x), out))
+    device.run(seed)
+    assert not any(queue for queue in device.queues.values())
+    return pairs
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_blocks_find_their_slots_and_flags_in_the_arenas_of_others(size, monkeypatch):
+    for seed in range(5):
+        pairs = gathers_of(size, seed, monkeypatch)
+        assert all(torch.equal(expected, found) for expected, found in pairs)
+
+
+def test_two_writers_in_one_slot_are_caught(monkeypatch):
+    monkeypatch.setattr(symmetric, "_slots", lambda arena, *_: _slots(arena, 0, 2, 3, 4096))
+    wrong = 0
+    for seed in range(5):
+        pairs = gathers_of(3, seed, monkeypatch)
+        wrong += any(not torch.equal(expected, found) for expected, found in pairs)
+    assert wrong
+
+
+def test_finished_calls_give_their_events_to_later_ones(monkeypatch):
+    device = Device()
+    device.install(monkeypatch, symmetric)
+    arenas = [torch.zeros(arena_bytes_of(4096, 2), dtype=torch.uint8) for _ in range(2)]
+    memory = CudaPeers(arenas, position=0, slot_bytes=4096, driver=Driver(device))
+    for call in range(3):
+        memory.fork(call)
+        memory.join()
+        assert memory.oldest().name == call
+        device.run(call)
+    assert len(memory._flights) == 1
+    assert len(memory._spare) == 0
 
 
 # ---- two members in one process ------------------------------------------------------------------
