@@ -16,6 +16,10 @@ Flags only rise, by epochs of our own; nothing is ever reset. A block of no byte
 bytes, so a member with nothing to send raises its flags all the same and both ends of a pair count
 alike. The queues of a channel start from one point and are joined at the end of a call; between
 the two, pieces land while later ones travel.
+
+NOTE: whatever a queue awaits was ordered before it on the member that does it, calls and pieces
+counted: so members that make their calls in one order go on even where a device runs queues that
+should be apart one after the other.
 """
 
 from abc import ABC, abstractmethod

@@ -74,8 +74,9 @@ class CudaPeers(PeerMemory):
         }
         self._flags = own[: _flags_bytes(size)].view(torch.int32)
         self._caller = torch.cuda.current_stream(self._device)
-        self._land = torch.cuda.Stream(self._device, priority=-1)
-        self._streams = (self._caller.cuda_stream, self._land.cuda_stream)
+        self._land: torch.cuda.Stream | None = None  # a channel that nobody uses needs no stream
+        self._queues = (self._caller, self._caller)
+        self._numbers = (0, 0)  # of the streams, as the driver knows them
         self._forked, self._landed = torch.cuda.Event(), torch.cuda.Event()
         self._spare: list[torch.cuda.Event] = []
         self._calls = 0
@@ -101,14 +102,17 @@ class CudaPeers(PeerMemory):
         if caller != self._caller and self._flights:
             caller.wait_event(self._flights[-1][1])
         self._caller = caller
+        if self._land is None:
+            self._land = torch.cuda.Stream(self._device, priority=-1)
         self._forked.record(caller)
         self._land.wait_event(self._forked)
-        self._streams = (caller.cuda_stream, self._land.cuda_stream)
+        self._queues = (caller, self._land)
+        self._numbers = (caller.cuda_stream, self._land.cuda_stream)
         self._flight = Flight(name=name, sequence=self._calls)
         self._calls += 1
 
     def join(self) -> None:
-        self._landed.record(self._land)
+        self._landed.record(self._queues[Queue.LAND])
         self._caller.wait_event(self._landed)
         done = self._spare.pop() if self._spare else torch.cuda.Event()
         done.record(self._caller)
@@ -120,21 +124,21 @@ class CudaPeers(PeerMemory):
     ) -> None:
         there, here = target.data_ptr() + to, source.data_ptr() + at
         if there != here:  # an all-gather in place
-            self._driver.copy(self._streams[queue], there, here, size)
+            self._driver.copy(self._numbers[queue], there, here, size)
 
     def run(self, queue: Queue, body: Callable[[], object]) -> None:
-        torch.cuda.set_stream((self._caller, self._land)[queue])
+        torch.cuda.set_stream(self._queues[queue])
         try:
             body()
         finally:
             torch.cuda.set_stream(self._caller)
 
     def raise_flag(self, queue: Queue, peer: int, flag: Flag, epoch: int) -> None:
-        self._driver.write(self._streams[queue], self._raised[peer, flag], epoch & _MASK)
+        self._driver.write(self._numbers[queue], self._raised[peer, flag], epoch & _MASK)
 
     def await_flag(self, queue: Queue, peer: int, flag: Flag, epoch: int) -> None:
         self._flight.awaited.append(Awaited(peer=peer, flag=flag, epoch=epoch))
-        self._driver.wait(self._streams[queue], self._awaited[peer, flag], epoch & _MASK)
+        self._driver.wait(self._numbers[queue], self._awaited[peer, flag], epoch & _MASK)
 
     def oldest(self) -> Flight | None:
         """The first call that was not done when the last one began."""

@@ -158,6 +158,8 @@ def prepare(device: torch.device, *, threads: int | None, neighbours: int) -> No
     if device.type == "cpu":
         keep_freed_memory()
     if device.type == "cuda":
+        # streams that share a connection hold each other up; read when the device is first used
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", str(CONNECTIONS))
         torch.cuda.set_device(device)
         # peer memory is mapped without what it does not use: a multicast object binds every device
         os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
@@ -165,6 +167,10 @@ def prepare(device: torch.device, *, threads: int | None, neighbours: int) -> No
         # (a setter of the module's class, which the type checker cannot see)
         setattr(deterministic, "fill_uninitialized_memory", False)  # noqa: B010
 
+
+CONNECTIONS = (
+    32  # the most that CUDA has; each axis of collectives takes two streams, of 8 by default
+)
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of the GNU C library
 LARGEST_THRESHOLD = 2**25  # the most it takes for the second; larger tensors are still mapped anew
