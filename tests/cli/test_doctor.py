@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from weft.cli.doctor import PRECISIONS, _wires, doctor
-from weft.comm import reach
+from weft.comm import crossover, reach
 from weft.errors import ConfigError
 from weft.ops.registry import reference_bodies
 from weft.version import __version__
@@ -32,7 +32,8 @@ def test_why_there_is_no_peer_memory_is_said(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_what_goes_over_peer_memory_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reach, "obstacle_here", lambda: None)
-    assert "over peer memory: all_gather" in _wires()
+    monkeypatch.setattr(crossover, "measured", crossover.everything)
+    assert "over peer memory: all_to_all, " in _wires()
 
 
 def test_an_unknown_precision_is_refused() -> None:

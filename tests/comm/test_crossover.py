@@ -1,9 +1,12 @@
 """The table of sizes decides alike on every member."""
 
+import json
+from pathlib import Path
+
 import torch
 
 from weft.comm.call import Call, Collective
-from weft.comm.crossover import Crossover, Sizes, everything, measured
+from weft.comm.crossover import Crossover, Sizes, describe, everything, measured
 
 
 def call(collective, *shape, **splits):
@@ -42,12 +45,24 @@ def test_what_is_not_in_the_table_goes_the_other_way():
 
 def test_messages_never_go_over_peer_memory():
     message = call(Collective.SEND, 2)
-    assert not everything(message, 2)
+    assert not everything().takes(message, 2)
     assert not measured().takes(message, 2)
 
 
-def test_the_table_names_collectives_and_its_source():
+def test_everything_else_goes_over_it_if_asked_for():
+    assert set(everything().sizes) == set(Collective) - {Collective.SEND, Collective.RECEIVE}
+    assert everything().takes(call(Collective.ALL_TO_ALL_ROWS, 1, send=(1, 0), receive=(1, 0)), 2)
+
+
+def test_what_the_table_of_weft_takes_is_on_record():
     found = measured()
-    assert set(found.sizes) == set(Collective) - {Collective.SEND, Collective.RECEIVE}
     assert found.machine
-    assert found.record.startswith("benchmarks/results/")
+    if found.sizes:
+        lines = (Path(__file__).parents[2] / found.record).read_text(encoding="utf-8").splitlines()
+        assert {json.loads(line)["bench"] for line in lines} == {"comm"}
+
+
+def test_an_empty_table_is_said_to_take_nothing():
+    assert describe(Crossover(sizes={}, machine="not measured yet", record="")) == (
+        "nothing (not measured yet)"
+    )

@@ -23,8 +23,8 @@ class Lane:
 
     def post(self, name):
         awaited = [
-            Awaited(peer=1, flag=Flag.LANDED, epoch=7),
-            Awaited(peer=1, flag=Flag.FULL, epoch=9),
+            Awaited(1, Flag.LANDED, 7),
+            Awaited(1, Flag.FULL, 9),
         ]
         flight = Flight(name=name, sequence=len(self.flights), awaited=awaited, done=Event())
         self.flights.append(flight)
@@ -71,12 +71,12 @@ def test_many_calls_that_are_each_done_in_time_are_none_that_is_late():
 
 
 def test_a_call_with_all_its_flags_blames_the_device():
-    flight = Flight(name="x", sequence=0, awaited=[Awaited(peer=1, flag=Flag.FULL, epoch=8)])
+    flight = Flight(name="x", sequence=0, awaited=[Awaited(1, Flag.FULL, 8)])
     error = overdue(flight, Lane().standing(), rank=0, seconds=1.0)
     assert "every flag that it awaits is there" in str(error)
 
 
 def test_an_epoch_past_the_wrap_is_awaited_all_the_same():
-    flight = Flight(name="x", sequence=0, awaited=[Awaited(peer=1, flag=Flag.FULL, epoch=2**32)])
+    flight = Flight(name="x", sequence=0, awaited=[Awaited(1, Flag.FULL, 2**32)])
     error = overdue(flight, {(1, Flag.FULL): 2**32 - 1}, rank=0, seconds=1.0)
     assert f"to reach epoch {2**32}, found {2**32 - 1}" in str(error)

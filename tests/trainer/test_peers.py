@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from weft.comm.crossover import Crossover
 from weft.comm.reach import Reach
 from weft.errors import CommunicationError, ConfigError
 from weft.trainer import peers
@@ -36,8 +37,16 @@ def test_nccl_alone_opens_nothing(monkeypatch):
     assert peers.beside(nccl, "nccl", CPU, timeout_seconds=1) is nccl
 
 
-def test_groups_that_cannot_have_it_keep_nccl_and_the_reason_is_said(reach):
+def test_a_table_that_takes_nothing_opens_nothing(monkeypatch):
+    monkeypatch.setattr(peers, "open_channels", None)
+    monkeypatch.setattr(peers, "measured", lambda: Crossover(sizes={}, machine="", record=""))
+    nccl = Nccl()
+    assert peers.beside(nccl, "auto", CPU, timeout_seconds=1) is nccl
+
+
+def test_groups_that_cannot_have_it_keep_nccl_and_the_reason_is_said(reach, monkeypatch):
     reach({("dense", "comm"): None}, APART)
+    monkeypatch.setattr(peers, "measured", peers.everything)
     found = peers.beside(Nccl(), "auto", CPU, timeout_seconds=1)
     assert found.describe() == (
         "peer memory on dense, NCCL beside it; "

@@ -1,19 +1,18 @@
 """Which collectives go over peer memory where there is another wire: a table of measured sizes.
 
-A rule is asked for every call and answers alike on every member of a group, so it sees only what is
-alike on all of them: the bytes a rank receives, and for ragged rows not even those.
+The table is asked for every call and answers alike on every member of a group, so it sees only what
+is alike on all of them: the bytes a rank receives, and for ragged rows not even those. What is not
+in it goes the other way.
 """
 
 import math
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from types import MappingProxyType
 
 from weft.comm.call import Call, Collective, received_bytes
-
-Rule = Callable[[Call, int], bool]  # a call, the size of its group
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,8 +51,8 @@ def describe(crossover: Crossover) -> str:
         >>> describe(Crossover(sizes=sizes, machine="two GPUs", record="a file"))
         'all_reduce to 4096 bytes (two GPUs)'
     """
-    rows = (_words(collective, sizes) for collective, sizes in crossover.sizes.items())
-    return f"{', '.join(rows)} ({crossover.machine})"
+    rows = [_words(collective, sizes) for collective, sizes in crossover.sizes.items()]
+    return f"{', '.join(rows) or 'nothing'} ({crossover.machine})"
 
 
 def _words(collective: Collective, sizes: Sizes) -> str:
@@ -62,14 +61,16 @@ def _words(collective: Collective, sizes: Sizes) -> str:
     return f"{collective}{least}{most}"
 
 
+def everything() -> Crossover:
+    """The table that sends all collectives over peer memory."""
+    messages = (Collective.SEND, Collective.RECEIVE)
+    sizes = {one: Sizes(least=0) for one in Collective if one not in messages}
+    return Crossover(sizes=MappingProxyType(sizes), machine="asked for", record="")
+
+
 def measured() -> Crossover:
     """The table that weft brings along."""
     table = tomllib.loads(files("weft.comm").joinpath("crossover.toml").read_text("utf-8"))
     machine, record = table.pop("machine"), table.pop("record")
     sizes = {Collective(name): Sizes(**row) for name, row in table.items()}
     return Crossover(sizes=MappingProxyType(sizes), machine=machine, record=record)
-
-
-def everything(call: Call, size: int) -> bool:  # noqa: ARG001 - a rule asks for both
-    """The rule that sends all collectives over peer memory."""
-    return not call.is_message

@@ -137,7 +137,7 @@ class CudaPeers(PeerMemory):
         self._driver.write(self._numbers[queue], self._raised[peer, flag], epoch & _MASK)
 
     def await_flag(self, queue: Queue, peer: int, flag: Flag, epoch: int) -> None:
-        self._flight.awaited.append(Awaited(peer=peer, flag=flag, epoch=epoch))
+        self._flight.awaited.append(Awaited(peer, flag, epoch))
         self._driver.wait(self._numbers[queue], self._awaited[peer, flag], epoch & _MASK)
 
     def oldest(self) -> Flight | None:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, final
+from typing import NamedTuple, Protocol, final
 
 from weft.comm.exchange import Flag, reached
 from weft.errors import CommunicationError
@@ -34,9 +34,8 @@ class _Always:
         return True
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Awaited:
-    """A flag of another member, and the epoch that it must reach."""
+class Awaited(NamedTuple):
+    """A flag of another member, and the epoch that it must reach; made for every wait."""
 
     peer: int
     flag: Flag

@@ -30,7 +30,8 @@ def beside(
     Raises:
         ConfigError: peer memory is asked for and some group cannot have it.
     """
-    if wanted == "nccl":
+    rule = everything() if wanted == "symmetric" else measured()
+    if wanted == "nccl" or not rule.sizes:
         return nccl
     reach = open_channels(nccl.groups, device, seconds=timeout_seconds, tell=give_up)
     if wanted == "symmetric" and reach.reasons:
@@ -42,7 +43,7 @@ def beside(
     return SymmetricTransport(
         nccl,
         reach.channels,
-        rule=measured().takes if wanted == "auto" else everything,
+        rule=rule,
         sums=gradient_sums(device),
         reasons=reach.reasons,
         close=reach.close,

@@ -80,18 +80,10 @@ def sum_in_place(t, grad, *, axis, lane):
     return t.all_to_all_sum(grad, own, wire=torch.bfloat16, axis=axis, label="gradients", lane=lane)
 
 
-def everything(_call, _size):
-    return True
-
-
-def gathers(call, _size):
-    return call.collective is Collective.ALL_GATHER
-
-
 class Peers:
     """The ranks of a mesh in one process over stacked peer memory."""
 
-    def __init__(self, mesh, rule=everything):
+    def __init__(self, mesh, rule=None):
         self.worlds = {
             (axis, lane, ranks): PeerWorld(len(ranks), slot_bytes=SLOT)
             for axis in AXES
@@ -99,6 +91,7 @@ class Peers:
             for ranks in groups(mesh, axis)
         }
         self.inner = StackedWorld(mesh)
+        rule = rule or crossover.everything()
         self.ranks = [self.transport(mesh, rank, rule) for rank in range(mesh.world)]
 
     def transport(self, mesh, rank, rule):
@@ -145,7 +138,10 @@ def test_every_collective_axis_and_dtype_has_the_bits_of_stacked(mesh):
 
 def test_what_the_rule_does_not_take_goes_over_the_other_wire():
     mesh = Mesh(sp=2, ep=2)
-    peers = Peers(mesh, rule=gathers)
+    only = {Collective.ALL_GATHER: crossover.Sizes(least=0)}
+    rule = crossover.Crossover(sizes=only, machine="", record="")
+    peers = Peers(mesh, rule=rule)
+    assert not peers.ranks[0].sums_on_arrival()
     x = torch.arange(8.0)
     posted = [
         (t.all_gather(x + r, axis="ep", label="g"), t.reduce_scatter(x + r, axis="ep", label="s"))
@@ -200,7 +196,7 @@ def open_pair(rank, place, *, tell=peers.give_up, seconds=SECONDS):
     return device, SymmetricTransport(
         other,
         reach.channels,
-        rule=crossover.everything,
+        rule=crossover.everything(),
         sums=backends.gradient_sums(device),
         close=reach.close,
     )

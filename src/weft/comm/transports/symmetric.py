@@ -7,7 +7,7 @@
     all_to_all_sum          block j to member j, rounded on its way    added in rank order, FP32
     send, receive, barrier  the other wire
 
-Which of the two a collective takes is decided from its call alone, by a rule that is the same on
+Which of the two a collective takes is decided from its call alone, by a table that is the same on
 every member (`comm.crossover`). Nothing here waits on the host: a call is ordered behind the stream
 on which it is issued, and that stream behind the call.
 """
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from weft.comm.call import Call, Collective, sum_in_rank_order
-from weft.comm.crossover import Rule
+from weft.comm.crossover import Crossover
 from weft.comm.exchange import Block, Channel, Made, Sum
 from weft.comm.handle import Finished, Handle
 from weft.comm.transport import Transport
@@ -80,7 +80,7 @@ class SymmetricTransport(Transport):
         inner: Transport,
         channels: Mapping[GroupKey, Channel],
         *,
-        rule: Rule,
+        rule: Crossover,
         sums: Sums = REFERENCE,
         reasons: Mapping[GroupKey, str] = MappingProxyType({}),
         close: Callable[[], None] = lambda: None,
@@ -107,7 +107,7 @@ class SymmetricTransport(Transport):
         return f"peer memory on {axes}, {rest} beside it{apart}"
 
     def sums_on_arrival(self) -> bool:
-        return bool(self._channels)
+        return bool(self._channels) and Collective.ALL_TO_ALL_SUM in self._rule.sizes
 
     def barrier(self) -> None:
         self._inner.barrier()
@@ -126,7 +126,7 @@ class SymmetricTransport(Transport):
     def post(self, call: Call, x: Tensor, out: Tensor) -> Handle:
         channel = self._channels.get((call.axis, call.lane))
         size = self._inner.group_size(call.axis)
-        if channel is None or call.is_message or not self._rule(call, size):
+        if channel is None or not self._rule.takes(call, size):
             return self._inner.post(call, x, out)
         part = _Part(call=call, x=x, out=out, size=size, position=self._inner.group_rank(call.axis))
         match call.collective:
