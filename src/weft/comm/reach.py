@@ -22,7 +22,7 @@ from weft.errors import CommunicationError
 
 ARENA_BYTES = 1 << 26  # of a channel, at most
 _SHORT = ("world", "ends")  # axes on which only short sums travel over peer memory
-_SHORT_BYTES = 1 << 20  # of their channels
+_SHORT_BYTES = 1 << 19  # of their channels: with flags below a MiB, which torch takes 2 MiB for
 _BOOT = Path("/proc/sys/kernel/random/boot_id")  # one a running host
 
 

@@ -218,6 +218,6 @@ def map_arenas(
     meet()
     torch.cuda.synchronize(device)
     return [
-        arena if peer == own else mapped.get_buffer(peer, (num_bytes,), torch.uint8)
+        arena if peer == own else mapped.get_remote_tensor(peer, (num_bytes,), torch.uint8)
         for peer in range(size)
     ]
