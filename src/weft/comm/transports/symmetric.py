@@ -29,9 +29,6 @@ from weft.comm.handle import Finished, Handle
 from weft.comm.transport import Transport
 from weft.comm.wire import GroupKey
 
-Takes = Callable[[Call, int], bool]  # a call, the size of its group
-
-
 Encode = Callable[[Tensor, Tensor], object]  # a piece, where it is written, rounded
 AddTerms = Callable[[list[Tensor], int, Tensor], object]  # terms by rank, own position, their sum
 
