@@ -1,5 +1,8 @@
 """Pieces arrive whole and where they belong, whatever order the queues of all members run in."""
 
+import random
+from collections import deque
+
 import pytest
 import torch
 
@@ -149,6 +152,44 @@ def test_the_interleavings_catch(sabotage):
         world.run(seed)
         caught += mistakes(pairs) > 0
     assert caught > len(SEEDS) // 2
+
+
+def order_on_lines(seed, orders):
+    """Calls of three groups of the same members, each member in an order of its own, all operations
+    of a member on one line.
+    """
+    n = len(orders)
+    lines = [deque() for _ in range(n)]
+    worlds = [PeerWorld(n, slot_bytes=SLOT, lines=lines) for _ in range(3)]
+    channels = [make_channels(n, world) for world in worlds]
+    pairs = []
+    sizes = {call: make_sizes(n, seed * 100 + call) for call in range(len(orders[0]))}
+    x = {
+        call: [torch.randint(0, 255, (sum(row),), dtype=torch.uint8) for row in of]
+        for call, of in sizes.items()
+    }
+    for j, order in enumerate(orders):
+        for call in order:
+            receive = [sizes[call][i][j] for i in range(n)]
+            out = torch.full((sum(receive),), 7, dtype=torch.uint8)
+            sends, lands = blocks(x[call][j], sizes[call][j]), blocks(out, receive)
+            channels[call % 3][j].exchange(f"call {call}", sends, lands)
+            parts = [x[call][i].split(sizes[call][i])[j] for i in range(n)]
+            pairs.append((torch.cat(parts), out))
+    worlds[0].run(seed)
+    return pairs
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_members_on_one_line_each_go_on_if_they_call_in_one_order(n):
+    for seed in SEEDS:
+        order = random.Random(seed).sample(range(9), 9)
+        assert mistakes(order_on_lines(seed, [order] * n)) == 0, f"{seed=}"
+
+
+def test_members_on_one_line_that_call_in_other_orders_lock_each_other():
+    with pytest.raises(DeadlockError, match="nobody can go on"):
+        order_on_lines(0, [[0, 1], [1, 0]])
 
 
 def test_a_member_that_does_not_call_is_named():

@@ -6,13 +6,14 @@ copy is two operations, so that another queue may come between its halves. What 
 under load is what this one does all the time, and from a seed it does it again.
 
     queue of a member     done in the order in which it was filled
+    line of a member      all its queues in one, as on a device that cannot keep them apart
     flag                  a queue whose head waits for an epoch stands still until it is there
     fork, join            the queues of a member meet
 """
 
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
@@ -35,30 +36,39 @@ class _Step:
     body: Callable[[], object]
 
 
+Line = deque[_Step]
+
+
 @dataclass(kw_only=True, slots=True)
 class _Member:
     """The arena of a member and what it has been asked to do."""
 
     slots: Tensor  # [members, SLOTS, slot bytes]
     flags: dict[tuple[int, Flag], int]
-    queues: dict[Queue, deque[_Step]] = field(default_factory=lambda: {q: deque() for q in Queue})
+    queues: dict[Queue, Line]
     met: dict[int, int] = field(default_factory=dict)
     name: str = ""
 
 
 @final
 class PeerWorld:
-    """All members of one group, and the adversary that runs them."""
+    """All members of one group, and the adversary that runs them. With `lines`, one a member, each
+    member does all its operations in the order in which it was asked for them, those of other
+    groups on the same line too.
+    """
 
-    def __init__(self, size: int, *, slot_bytes: int, epoch: int = 0) -> None:
+    def __init__(
+        self, size: int, *, slot_bytes: int, epoch: int = 0, lines: Sequence[Line] | None = None
+    ) -> None:
         flags = {(peer, flag): epoch % _WRAP for peer in range(size) for flag in Flag}
         self.slot_bytes = slot_bytes
         self.members = [
             _Member(
                 slots=torch.full((size, SLOTS, slot_bytes), 0xA5, dtype=torch.uint8),
                 flags=dict(flags),
+                queues={queue: lines[i] if lines else deque() for queue in Queue},
             )
-            for _ in range(size)
+            for i in range(size)
         ]
 
     def memory(self, position: int) -> "StackedPeers":
@@ -122,6 +132,7 @@ class StackedPeers(PeerMemory):
         met[number] = 0
         for queue in Queue:
             self._order(queue, "the end of a call", lambda: met.update({number: met[number] + 1}))
+        for queue in Queue:
             self._order(queue, "the other queue", lambda: None, lambda: met[number] == len(Queue))
 
     def copy(
