@@ -21,7 +21,7 @@ class KernelsConfig(Branch):
         "their gradients differ in the last bits from run to run",
     )
     transport: Literal["auto", "nccl", "symmetric"] = Field(
-        default="auto",
-        description="what carries the collectives of GPUs: peer memory where it was measured to be "
-        "faster, NCCL alone, or peer memory for all of them",
+        default="nccl",  # no whole step has been timed with another one yet
+        description="what carries the collectives of GPUs of one host: NCCL alone, peer memory for "
+        "what it was measured to carry faster (auto), or for all of them (symmetric)",
     )

@@ -1,8 +1,10 @@
 """Peer memory beside NCCL: whether a run has it, which collectives take it, and what else is said.
 
-kernels.transport    auto         by the table of measured sizes (`comm.crossover`)
-                     symmetric    everything but messages
-                     nccl         nothing
+Recipes ask for it by `kernels.transport`:
+
+    nccl         nothing
+    auto         by the table of measured sizes (`comm.crossover`)
+    symmetric    everything but messages
 """
 
 import os
