@@ -1,0 +1,117 @@
+"""Gathered gradients through the down projection and SwiGLU, which is computed again from `u`.
+
+    dd[i] = dz[order[i] // k]      ds = dd @ w[expert]
+    du = [ds weight u silu'(g) | ds weight silu(g)]     s = silu(g) u weight
+    dweight = rowsum(ds silu(g) u)
+
+A program has some columns of its rows, so it leaves a part of the last sum; the parts of a row are
+added in order of their columns.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from weft.kernels.fused.tiles import most_tiles, place, row_tiles
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tile:
+    """Rows, columns, the depth of a step, row tiles of a group, warps and stages."""
+
+    rows: int = 128
+    columns: int = 128
+    depth: int = 64
+    group: int = 8
+    warps: int = 8
+    stages: int = 4
+
+
+DEFAULT = Tile()
+
+
+def down_swiglu_dgrad_tiled(
+    dz: Tensor, order: Tensor, w: Tensor, ends: Tensor, u: Tensor, row_weights: Tensor, top_k: int,
+    tile: Tile,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Does the same with a tile of the caller's."""
+    experts, width, ffn = w.shape
+    rows = order.shape[0]
+    du, s = torch.empty_like(u), u.new_empty(rows, ffn)
+    columns = triton.cdiv(ffn, tile.columns)
+    parts = torch.empty(rows, columns, dtype=torch.float32, device=u.device)
+    if rows:
+        groups = triton.cdiv(most_tiles(rows, experts, tile.rows), tile.group)
+        table = row_tiles(ends, rows, tile.rows)
+        _down_swiglu_dgrad[groups * tile.group * columns,](
+            dz.contiguous(), order, TensorDescriptor.from_tensor(w, [1, tile.depth, tile.columns]),
+            table, u, row_weights, du, s, parts, table.shape[0], width, ffn, columns,
+            DIVISOR=top_k, ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth,
+            GROUP=tile.group, num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
+    return du, parts.sum(1), s
+
+
+@triton.jit(do_not_specialize=["tiles", "columns"])
+def _down_swiglu_dgrad(
+    dz, order, w, table, u, row_weights, du, s, parts, tiles, width, ffn, columns,
+    DIVISOR: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    GROUP: tl.constexpr,
+):  # fmt: skip
+    tile, column = place(columns, GROUP)
+    if tile < tiles:
+        expert = tl.load(table + tile * 3)
+        first, last = tl.load(table + tile * 3 + 1), tl.load(table + tile * 3 + 2)
+        if last > first:
+            row = first + tl.arange(0, ROWS)
+            token = tl.load(order + tl.minimum(row, last - 1)) // DIVISOR
+            k = tl.arange(0, DEPTH)
+            source = dz + token[:, None] * width + k[None, :]
+            at = column * COLUMNS
+            ds = tl.zeros((ROWS, COLUMNS), tl.float32)
+            for start in range(0, width, DEPTH):
+                x = tl.load(source + start, mask=(k < width - start)[None, :], other=0.0)
+                ds = tl.dot(x, w.load([expert, start, at]).reshape(DEPTH, COLUMNS), ds)
+            weight = tl.load(row_weights + row, mask=row < last, other=0.0).to(tl.float32)
+            part = tl.zeros((ROWS,), tl.float32)
+            low, high = _halves(ds, ROWS, COLUMNS)
+            half: tl.constexpr = COLUMNS // 2
+            part = _finish(low, u, du, s, part, weight, row, last, at, ffn, ROWS, half)
+            part = _finish(high, u, du, s, part, weight, row, last, at + half, ffn, ROWS, half)
+            tl.store(parts + row.to(tl.int64) * columns + column, part, mask=row < last)
+
+
+@triton.jit
+def _halves(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    return tl.split(tl.permute(tl.reshape(x, (ROWS, 2, COLUMNS // 2)), (0, 2, 1)))
+
+
+@triton.jit
+def _finish(
+    ds, u, du, s, part, weight, row, last, at, ffn, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """Some columns at a time, so that what they need fits into registers."""
+    if COLUMNS > 32:
+        low, high = _halves(ds, ROWS, COLUMNS)
+        half: tl.constexpr = COLUMNS // 2
+        part = _finish(low, u, du, s, part, weight, row, last, at, ffn, ROWS, half)
+        part = _finish(high, u, du, s, part, weight, row, last, at + half, ffn, ROWS, half)
+    else:
+        c = at + tl.arange(0, COLUMNS)
+        wide = row.to(tl.int64)[:, None]
+        inside = (row < last)[:, None] & (c < ffn)[None, :]
+        both = wide * (2 * ffn) + c[None, :]
+        gate = tl.load(u + both, mask=inside, other=0.0).to(tl.float32)
+        up = tl.load(u + both + ffn, mask=inside, other=0.0).to(tl.float32)
+        share = tl.sigmoid(gate)
+        made = gate * share * up
+        part += tl.sum(ds * made, axis=1)
+        tl.store(s + wide * ffn + c[None, :], made * weight[:, None], mask=inside)
+        ds *= weight[:, None]
+        tl.store(du + both, ds * up * share * (1 + gate * (1 - share)), mask=inside)
+        tl.store(du + both + ffn, ds * gate * share, mask=inside)
+    return part

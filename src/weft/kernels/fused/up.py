@@ -1,0 +1,109 @@
+"""Gathered rows times the up projection of their experts, and SwiGLU with the weight of a row.
+
+    rows[i] = h[order[i] // k]     u = rows @ w[expert].T = [g | u]     s = silu(g) u weight
+
+A program holds the same columns of the gate half and of the up half, so that what SwiGLU reads is
+in its registers. Rows are read where their tokens lie; nothing of their size is written.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from weft.kernels.fused.tiles import most_tiles, place, row_tiles
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tile:
+    """Rows, columns of each half, the depth of a step, row tiles of a group, warps and stages."""
+
+    rows: int = 128
+    columns: int = 128
+    depth: int = 64
+    group: int = 8
+    warps: int = 8
+    stages: int = 4
+
+
+DEFAULT = Tile()
+
+
+def permute_up_swiglu(
+    h: Tensor, order: Tensor, slot_row: Tensor, w: Tensor, ends: Tensor, row_weights: Tensor,
+    *, top_k: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Returns the pre-activations and the weighted activations of each row.
+
+    Shapes:
+        h [T, D], order [R], w [L, 2F, D], ends [L], row_weights [R] -> u [R, 2F], s [R, F]
+
+    Numerics:
+        Products accumulate in FP32; SwiGLU is that of the rounded `u`, as its backward sees it.
+    """
+    return up_swiglu_tiled(h, order, w, ends, row_weights, top_k, DEFAULT)
+
+
+def up_swiglu_tiled(
+    h: Tensor, order: Tensor | None, w: Tensor, ends: Tensor, row_weights: Tensor, top_k: int, tile: Tile
+) -> tuple[Tensor, Tensor]:
+    """Does the same with a tile of the caller's."""
+    experts, both, width = w.shape
+    rows, ffn = row_weights.shape[0], both // 2
+    u, s = h.new_empty(rows, both), h.new_empty(rows, ffn)
+    if rows == 0:
+        return u, s
+    columns = triton.cdiv(ffn, tile.columns)
+    groups = triton.cdiv(most_tiles(rows, experts, tile.rows), tile.group)
+    halves = w.view(2 * experts, ffn, width)
+    table = row_tiles(ends, rows, tile.rows)
+    _up_swiglu[groups * tile.group * columns,](
+        h.contiguous() if order is not None else TensorDescriptor.from_tensor(h, [tile.rows, tile.depth]),
+        order, TensorDescriptor.from_tensor(halves, [2, tile.columns, tile.depth]),
+        table, row_weights, u, s, table.shape[0], width, ffn, columns, DIVISOR=top_k, GATHERS=order is not None,
+        ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth, GROUP=tile.group,
+        num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+    return u, s
+
+
+@triton.jit(do_not_specialize=["tiles", "columns"])
+def _up_swiglu(
+    h, order, w, table, row_weights, u, s, tiles, width, ffn, columns,
+    DIVISOR: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    GROUP: tl.constexpr, GATHERS: tl.constexpr,
+):  # fmt: skip
+    tile, column = place(columns, GROUP)
+    if tile < tiles:
+        expert = tl.load(table + tile * 3)
+        first, last = tl.load(table + tile * 3 + 1), tl.load(table + tile * 3 + 2)
+        if last > first:
+            row = first + tl.arange(0, ROWS)
+            k = tl.arange(0, DEPTH)
+            if GATHERS:
+                token = tl.load(order + tl.minimum(row, last - 1)) // DIVISOR
+                source = h + token[:, None] * width + k[None, :]
+            at = column * COLUMNS
+            total = tl.zeros((ROWS, 2 * COLUMNS), tl.float32)
+            for start in range(0, width, DEPTH):
+                if GATHERS:
+                    x = tl.load(source + start, mask=(k < width - start)[None, :], other=0.0)
+                else:
+                    x = h.load([first, start])
+                both = w.load([2 * expert, at, start]).reshape(2 * COLUMNS, DEPTH)
+                total = tl.dot(x, both.T, total)
+            gate, up = tl.split(tl.permute(tl.reshape(total, (ROWS, 2, COLUMNS)), (0, 2, 1)))
+            c = at + tl.arange(0, COLUMNS)
+            inside = (row < last)[:, None] & (c < ffn)[None, :]
+            weight = tl.load(row_weights + row, mask=row < last, other=0.0).to(tl.float32)
+            gate = gate.to(u.dtype.element_ty)
+            up = up.to(u.dtype.element_ty)
+            out = u + row.to(tl.int64)[:, None] * (2 * ffn) + c[None, :]
+            tl.store(out, gate, mask=inside)
+            tl.store(out + ffn, up, mask=inside)
+            g = gate.to(tl.float32)
+            made = g * tl.sigmoid(g) * up.to(tl.float32) * weight[:, None]
+            tl.store(s + row.to(tl.int64)[:, None] * ffn + c[None, :], made, mask=inside)

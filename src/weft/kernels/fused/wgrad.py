@@ -1,0 +1,115 @@
+"""Weight gradients of the experts from rows that are read where their tokens lie.
+
+    acc[l] += du[rows of l].T @ h[order[rows of l] // k]        the up projection
+    acc[l] += dz[order[rows of l] // k].T @ s[rows of l]        the down projection
+
+As `triton.grouped`, but one of the two operands is gathered.
+"""
+
+from dataclasses import dataclass
+
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tile:
+    """A part of an accumulator, the rows of one step, warps and stages."""
+
+    m: int = 128
+    n: int = 256
+    rows: int = 64
+    warps: int = 8
+    stages: int = 4
+    copy_engine: bool = True
+
+
+DEFAULT = Tile()
+
+
+def up_wgrad_tiled(
+    acc: Tensor, du: Tensor, h: Tensor, order: Tensor, ends: Tensor, top_k: int, tile: Tile
+) -> Tensor:
+    """Adds the weight gradient of the up projection into `acc`."""
+    return _launch(acc, du, h, order, ends, top_k, tile, gathers_left=False)
+
+
+def down_wgrad_tiled(
+    acc: Tensor, dz: Tensor, s: Tensor, order: Tensor, ends: Tensor, top_k: int, tile: Tile
+) -> Tensor:
+    """Adds the weight gradient of the down projection into `acc`."""
+    return _launch(acc, dz, s, order, ends, top_k, tile, gathers_left=True)
+
+
+def _launch(
+    acc: Tensor, left: Tensor, right: Tensor, order: Tensor, ends: Tensor, top_k: int, tile: Tile,
+    *, gathers_left: bool,
+) -> Tensor:  # fmt: skip
+    experts, m, n = acc.shape
+    if order.shape[0] == 0:
+        return acc
+    tiles_m, tiles_n = triton.cdiv(m, tile.m), triton.cdiv(n, tile.n)
+    lies, moves = (right, left) if gathers_left else (left, right)
+    block = [tile.rows, tile.n if gathers_left else tile.m]
+    halves = [1, tile.m, tile.n // 2]
+    _wgrad_gathered[tiles_m * tiles_n, experts](
+        TensorDescriptor.from_tensor(lies, block), moves.contiguous(), order,
+        TensorDescriptor.from_tensor(acc, halves) if tile.copy_engine else acc,
+        ends, m, n, tiles_n, DIVISOR=top_k, GATHERS_LEFT=gathers_left, COPY_ENGINE=tile.copy_engine,
+        TILE_M=tile.m, TILE_N=tile.n, STEP=tile.rows, num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+    return acc
+
+
+@triton.jit(do_not_specialize=["tiles_n"])
+def _wgrad_gathered(
+    lies, moves, order, acc, ends, m, n, tiles_n,
+    DIVISOR: tl.constexpr, GATHERS_LEFT: tl.constexpr, COPY_ENGINE: tl.constexpr,
+    TILE_M: tl.constexpr, TILE_N: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    expert = tl.program_id(1)
+    first = tl.load(ends + expert - 1, mask=expert > 0, other=0)
+    last = tl.load(ends + expert)
+    if last > first:
+        at_m = tl.program_id(0) // tiles_n * TILE_M
+        at_n = tl.program_id(0) % tiles_n * TILE_N
+        total = tl.zeros((TILE_M, TILE_N), tl.float32)
+        if GATHERS_LEFT:
+            width, at_lies, at_moves = m, at_n, at_m
+            c = at_moves + tl.arange(0, TILE_M)
+        else:
+            width, at_lies, at_moves = n, at_m, at_n
+            c = at_moves + tl.arange(0, TILE_N)
+        i = tl.arange(0, STEP)
+        whole = first + (last - first) // STEP * STEP
+        for row in range(first, whole, STEP):
+            token = tl.load(order + row + i) // DIVISOR
+            x = tl.load(moves + token[:, None] * width + c[None, :], mask=(c < width)[None, :], other=0.0)
+            y = lies.load([row, at_lies])
+            if GATHERS_LEFT:
+                total = tl.dot(x.T, y, total)
+            else:
+                total = tl.dot(y.T, x, total)
+        if whole < last:
+            own = whole + i < last
+            token = tl.load(order + whole + i, mask=own, other=0) // DIVISOR
+            inside = own[:, None] & (c < width)[None, :]
+            x = tl.load(moves + token[:, None] * width + c[None, :], mask=inside, other=0.0)
+            y = lies.load([whole, at_lies])
+            y = tl.where(own[:, None], y, tl.zeros_like(y))
+            if GATHERS_LEFT:
+                total = tl.dot(x.T, y, total)
+            else:
+                total = tl.dot(y.T, x, total)
+        if COPY_ENGINE:
+            half: tl.constexpr = TILE_N // 2
+            low, high = tl.split(tl.permute(tl.reshape(total, (TILE_M, 2, half)), (0, 2, 1)))
+            acc.atomic_add([expert, at_m, at_n], tl.reshape(low, (1, TILE_M, half)))
+            acc.atomic_add([expert, at_m, at_n + half], tl.reshape(high, (1, TILE_M, half)))
+        else:
+            p, q = at_m + tl.arange(0, TILE_M), at_n + tl.arange(0, TILE_N)
+            within = (p < m)[:, None] & (q < n)[None, :]
+            out = acc + tl.cast(expert, tl.int64) * m * n + p[:, None] * n + q[None, :]
+            tl.store(out, tl.load(out, mask=within, other=0.0) + total, mask=within)
