@@ -17,7 +17,7 @@ from weft.bench.spread import Spread, spread
 from weft.comm.handle import Finished
 from weft.compose.plan import Arithmetic, Plan, Update
 from weft.compose.step import Step, training_step
-from weft.graph.opset import Lane, lookup
+from weft.graph.opset import Lane
 from weft.model.families import Shape
 from weft.parallel.layout import Layout
 from weft.runtime.closures import Body
@@ -116,7 +116,7 @@ def idle_bodies(step: Step, token: Tensor) -> Mapping[str, Body]:
     found: dict[str, Body] = {}
     for ordered in step.templates.values():
         for task in ordered.program.tasks:
-            arrived = lookup(task.op.name).lane is Lane.COMM
+            arrived = task.lane is Lane.COMM
             one = Finished(token) if arrived else token
             found[task.body] = _returning(
                 one if len(task.outputs) == 1 else (one,) * len(task.outputs)

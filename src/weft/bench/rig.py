@@ -79,6 +79,7 @@ def assemble(config: RunConfig, place: Place, transport: Transport, *, documents
     """A rank over an open transport, in a process that is prepared or is to stay as it is."""
     plan = make_plan(config, place.rank)
     table = backends.choose(place.device, state.precision(plan.precision).act, config.kernels)
+    plan = backends.with_fused(plan, table, config.kernels)
     bodies = backends.bodies(table)
     built = stage.build(plan, bodies=bodies, transport=transport, device=place.device)
     state.initialise(built.state, seed=config.train.seed)

@@ -7,7 +7,8 @@
     [names]    these values are made again, all others are kept
 
 `schedule.keep` chooses, `schedule.remat` rewrites; this file has the sizes and the prices. The
-bytes are those of one micro-batch at balanced routing, the layer's input among them.
+bytes are those of one micro-batch at balanced routing, the layer's input among them. What a plan's
+fused operators make inside (`schedule.fuse`) is not kept under any policy.
 
 Paper: 2.2.
 """
@@ -24,6 +25,7 @@ from weft.graph.backward import Differentiated
 from weft.graph.program import Program, Task
 from weft.model.families import Kind
 from weft.schedule import keep
+from weft.schedule.fuse import fuse
 from weft.schedule.pipeline import Pass, Work
 from weft.schedule.remat import recipes, rematerialise
 
@@ -48,11 +50,16 @@ _PICOSECONDS = 1e12  # in a second: cuts compare whole numbers
 
 
 def rematerialised(plan: Plan, layers: Mapping[Kind, Segment]) -> Mapping[Kind, Segment]:
-    """The layers of a model with the values of the plan's policy made again.
+    """The layers of a model with the values of the plan's policy made again, by the plan's fused
+    operators.
 
     Raises:
         ConfigError: the policy names a value that no layer can make again, or memory is too small.
     """
+    return {kind: _fused(plan, layer) for kind, layer in _by_policy(plan, layers).items()}
+
+
+def _by_policy(plan: Plan, layers: Mapping[Kind, Segment]) -> Mapping[Kind, Segment]:
     match plan.remat:
         case "none":
             return layers
@@ -155,6 +162,13 @@ def held_layers(plan: Plan) -> int:
 
 def _apply(layer: Segment, again: frozenset[str]) -> Segment:
     made = rematerialise(_derived(layer), again)
+    return Segment(forward=made.forward, backward=made.backward)
+
+
+def _fused(plan: Plan, layer: Segment) -> Segment:
+    if not plan.fused:
+        return layer
+    made = fuse(_derived(layer), plan.fused)
     return Segment(forward=made.forward, backward=made.backward)
 
 

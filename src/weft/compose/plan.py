@@ -119,6 +119,7 @@ class Plan:
     across: bool = False
     merge: bool = False
     saved: str = ""
+    fused: tuple[str, ...] = ()
 
     @property
     def tokens(self) -> int:

@@ -8,6 +8,7 @@ from weft.compose.stage import layer_counts
 from weft.config.model import ModelConfig
 from weft.config.run import RunConfig
 from weft.errors import ConfigError
+from weft.graph.fused import FUSED
 from weft.model.families import FAMILIES, Shape
 from weft.parallel.layout import Attention, Dispatch, FeedForward, Layout
 from weft.parallel.sync import Sync, Wire
@@ -49,6 +50,7 @@ def plan(config: RunConfig, rank: int, *, replay: bool = False) -> Plan:
         across=config.overlap.across,
         merge=config.overlap.merge,
         saved=_saved(config.overlap.schedule),
+        fused=tuple(FUSED) if config.kernels.fuse == "all" else (),
     )
     return _cut(made)
 

@@ -17,6 +17,7 @@ from weft.graph.divide import divide
 from weft.graph.program import Program
 from weft.model.families import Kind
 from weft.model.params import Parameter
+from weft.schedule.fuse import fuse_program
 
 Programs = dict[str, Program]
 
@@ -49,7 +50,8 @@ def evaluation_programs(plan: Plan) -> Programs:
     else:
         programs["positions"] = segment.positions(plan)
     for kind, names in layer_weights(owned(plan)).items():
-        programs[f"{kind}.forward"] = segment.layer(plan, kind, names, evaluate=True).forward
+        forward = segment.layer(plan, kind, names, evaluate=True).forward
+        programs[f"{kind}.forward"] = fuse_program(forward, plan.fused)
     if chunks[-1].last:
         programs["head.evaluate"] = segment.head(plan, _head_name(plan), evaluate=True).forward
     return programs

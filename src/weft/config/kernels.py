@@ -15,6 +15,11 @@ class KernelsConfig(Branch):
     bodies: Literal["fast", "reference"] = Field(
         default="fast", description="the bodies that run the operators; `weft doctor` lists them"
     )
+    fuse: Literal["auto", "all", "none"] = Field(
+        default="auto",
+        description="fused operators in place of the sequences they are defined by: where this "
+        "machine has a faster body for one, all of them, or none; `weft doctor` lists them",
+    )
     attention: Literal["repeatable", "flash", "cudnn"] = Field(
         default="repeatable",
         description="the attention of a GPU in bfloat16; flash and cudnn are faster backwards, but "

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from weft.errors import ProgramError
-from weft.graph.opset import Lane, Op, lookup
+from weft.graph.fused import lookup
+from weft.graph.opset import Lane, Op
 
 USUAL_LANE = "comm"
 

@@ -8,7 +8,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from types import MappingProxyType
 
@@ -16,8 +16,11 @@ import torch
 from torch.utils import deterministic
 
 from weft.comm.transports.symmetric import REFERENCE, Sums
+from weft.compose.plan import Plan
 from weft.config.kernels import KernelsConfig
 from weft.errors import ConfigError
+from weft.graph.fused import FUSED
+from weft.ops.fused import sequences
 from weft.ops.registry import alternatives, cpu_bodies, cuda_bodies, reference_bodies
 
 Body = Callable[..., object]
@@ -39,6 +42,7 @@ class Choice:
 Table = Mapping[str, Choice]
 
 _TRITON = "one pass in Triton"
+_SEQUENCE = "the sequence that defines it"
 _REASONS: Mapping[str, str] = MappingProxyType(
     {
         "attention_cpu": "SDPA's own CPU kernel; skips the masked half",
@@ -78,6 +82,11 @@ def choose(device: torch.device, act: torch.dtype, kernels: KernelsConfig | None
     if kernels.bodies == "fast":
         for name, body in _faster(device, act).items():
             table[name] = Choice(body=body, reason=_REASONS.get(body.__qualname__, _TRITON))
+    for name, body in sequences(bodies(table)).items():
+        table[name] = Choice(body=body, reason=_SEQUENCE)
+    if kernels.bodies == "fast":
+        for name, body in _fused(device, act).items():
+            table[name] = Choice(body=body, reason=_REASONS.get(body.__qualname__, _TRITON))
     for name, body in _asked_for(device, act, kernels).items():
         reason = f"kernels.attention = {kernels.attention!r}"
         table[name] = Choice(body=body, reason=reason, repeatable=not name.endswith("dgrad"))
@@ -99,6 +108,23 @@ def _triton_bodies() -> Mapping[str, Body]:
     from weft.kernels.triton.table import triton_bodies  # noqa: PLC0415 - only where it can be
 
     return triton_bodies()
+
+
+def _fused(device: torch.device, act: torch.dtype) -> Mapping[str, Body]:
+    """The fused bodies, where Triton and a GPU are."""
+    if device.type == "cpu" or act is not torch.bfloat16 or find_spec("triton") is None:
+        return {}
+    from weft.kernels.fused.table import fused_bodies  # noqa: PLC0415 - only where it can be
+
+    return fused_bodies()
+
+
+def with_fused(plan: Plan, table: Table, kernels: KernelsConfig) -> Plan:
+    """The plan with the fused operators that this machine runs faster than what they replace."""
+    if kernels.fuse != "auto":
+        return plan
+    faster = (name for name in FUSED if table[name].reason != _SEQUENCE)
+    return replace(plan, fused=tuple(faster))
 
 
 def _asked_for(

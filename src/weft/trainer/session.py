@@ -75,6 +75,7 @@ def open_session(config: RunConfig, place: Place) -> Session:
     transport = WatchedTransport(connect(config, place), place.pulse)
     plan = make_plan(config, place.rank)
     table = backends.choose(place.device, state.precision(plan.precision).act, config.kernels)
+    plan = backends.with_fused(plan, table, config.kernels)
     bodies = backends.bodies(table)
     built = build(plan, bodies=bodies, transport=transport, device=place.device)
     return Session(
