@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from weft.kernels.fused.tiles import most_tiles, place, row_tiles
+from weft.kernels.fused.tiles import Gather, operand, place, row_tiles
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,23 +34,57 @@ class Tile:
 DEFAULT = Tile()
 
 
-def down_swiglu_dgrad_tiled(
-    dz: Tensor, order: Tensor, w: Tensor, ends: Tensor, u: Tensor, row_weights: Tensor, top_k: int,
+def swiglu_down_gather_dgrad(
+    dz: Tensor, order: Tensor, w: Tensor, ends: Tensor, u: Tensor, row_weights: Tensor,
+    *, top_k: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Returns the gradients of the pre-activations and of the rows' weights, and the weighted
+    activations.
+
+    Shapes:
+        dz [T, D], order [R], w [L, D, F], ends [L], u [R, 2F], row_weights [R] -> du [R, 2F],
+        drow_weights [R], s [R, F]
+
+    Numerics:
+        FP32 from the product to the results, each rounded once.
+    """
+    return down_tiled(dz, Gather(order, top_k), w, ends, u, row_weights, DEFAULT)
+
+
+def swiglu_down_reorder_dgrad(
+    leaving: Tensor, inverse: Tensor, order: Tensor, w: Tensor, ends: Tensor, u: Tensor,
+    row_weights: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Returns the same from gradients in another order."""
+    return down_tiled(leaving, Gather(inverse, 1), w, ends, u, row_weights, DEFAULT)
+
+
+def swiglu_down_dgrad(
+    dd: Tensor, w: Tensor, ends: Tensor, u: Tensor, row_weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the same from gradients that lie by expert."""
+    return down_tiled(dd, None, w, ends, u, row_weights, DEFAULT)
+
+
+def down_tiled(
+    x: Tensor, gather: Gather | None, w: Tensor, ends: Tensor, u: Tensor, row_weights: Tensor,
     tile: Tile,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Does the same with a tile of the caller's."""
-    experts, width, ffn = w.shape
-    rows = order.shape[0]
+    width, ffn = w.shape[1:]
+    rows = u.shape[0]
     du, s = torch.empty_like(u), u.new_empty(rows, ffn)
     columns = triton.cdiv(ffn, tile.columns)
     parts = torch.empty(rows, columns, dtype=torch.float32, device=u.device)
     if rows:
-        groups = triton.cdiv(most_tiles(rows, experts, tile.rows), tile.group)
+        source, order, divisor = operand(x, gather, [tile.rows, tile.depth])
         table = row_tiles(ends, rows, tile.rows)
+        groups = triton.cdiv(table.shape[0], tile.group)
         _down_swiglu_dgrad[groups * tile.group * columns,](
-            dz.contiguous(), order, TensorDescriptor.from_tensor(w, [1, tile.depth, tile.columns]),
+            source, order,
+            TensorDescriptor.from_tensor(w, [1, tile.depth, tile.columns]),
             table, u, row_weights, du, s, parts, table.shape[0], width, ffn, columns,
-            DIVISOR=top_k, ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth,
+            DIVISOR=divisor, ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth,
             GROUP=tile.group, num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
     return du, parts.sum(1), s
@@ -58,7 +92,7 @@ def down_swiglu_dgrad_tiled(
 
 @triton.jit(do_not_specialize=["tiles", "columns"])
 def _down_swiglu_dgrad(
-    dz, order, w, table, u, row_weights, du, s, parts, tiles, width, ffn, columns,
+    x, order, w, table, u, row_weights, du, s, parts, tiles, width, ffn, columns,
     DIVISOR: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
     GROUP: tl.constexpr,
 ):  # fmt: skip
@@ -68,14 +102,20 @@ def _down_swiglu_dgrad(
         first, last = tl.load(table + tile * 3 + 1), tl.load(table + tile * 3 + 2)
         if last > first:
             row = first + tl.arange(0, ROWS)
-            token = tl.load(order + tl.minimum(row, last - 1)) // DIVISOR
-            k = tl.arange(0, DEPTH)
-            source = dz + token[:, None] * width + k[None, :]
             at = column * COLUMNS
             ds = tl.zeros((ROWS, COLUMNS), tl.float32)
-            for start in range(0, width, DEPTH):
-                x = tl.load(source + start, mask=(k < width - start)[None, :], other=0.0)
-                ds = tl.dot(x, w.load([expert, start, at]).reshape(DEPTH, COLUMNS), ds)
+            if order is None:
+                for start in range(0, width, DEPTH):
+                    y = w.load([expert, start, at]).reshape(DEPTH, COLUMNS)
+                    ds = tl.dot(x.load([first, start]), y, ds)
+            else:
+                k = tl.arange(0, DEPTH)
+                token = tl.load(order + tl.minimum(row, last - 1)) // DIVISOR
+                source = x + token[:, None] * width + k[None, :]
+                for start in range(0, width, DEPTH):
+                    taken = tl.load(source + start, mask=(k < width - start)[None, :], other=0.0)
+                    y = w.load([expert, start, at]).reshape(DEPTH, COLUMNS)
+                    ds = tl.dot(taken, y, ds)
             weight = tl.load(row_weights + row, mask=row < last, other=0.0).to(tl.float32)
             part = tl.zeros((ROWS,), tl.float32)
             low, high = _halves(ds, ROWS, COLUMNS)

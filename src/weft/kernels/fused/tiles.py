@@ -7,10 +7,32 @@ No group is padded: a group's last tile holds what is left. How many tiles there
 device alone, so a launch has one program for each there could be, and those beyond have no rows.
 """
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+
+@dataclass(frozen=True, slots=True)
+class Gather:
+    """Row i is row `order[i] // divisor` of what it is read from."""
+
+    order: Tensor
+    divisor: int
+
+
+def operand(
+    x: Tensor, gather: Gather | None, block: list[int]
+) -> tuple[Tensor | TensorDescriptor, Tensor | None, int]:
+    """Returns what a kernel reads rows from: a tensor, a map and its divisor, or, where rows lie in
+    order, blocks of them and no map.
+    """
+    if gather is None:
+        return TensorDescriptor.from_tensor(x.contiguous(), block), None, 1
+    return x.contiguous(), gather.order, gather.divisor
 
 
 def most_tiles(rows: int, experts: int, size: int) -> int:

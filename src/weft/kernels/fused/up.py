@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from weft.kernels.fused.tiles import most_tiles, place, row_tiles
+from weft.kernels.fused.tiles import Gather, operand, place, row_tiles
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,27 +44,42 @@ def permute_up_swiglu(
     Numerics:
         Products accumulate in FP32; SwiGLU is that of the rounded `u`, as its backward sees it.
     """
-    return up_swiglu_tiled(h, order, w, ends, row_weights, top_k, DEFAULT)
+    return up_tiled(h, Gather(order, top_k), w, ends, row_weights, DEFAULT)
 
 
-def up_swiglu_tiled(
-    h: Tensor, order: Tensor | None, w: Tensor, ends: Tensor, row_weights: Tensor, top_k: int, tile: Tile
+def reorder_up_swiglu(
+    arrived: Tensor, order: Tensor, inverse: Tensor, w: Tensor, ends: Tensor, row_weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Returns the same of rows in another order."""
+    return up_tiled(arrived, Gather(order, 1), w, ends, row_weights, DEFAULT)
+
+
+def up_swiglu(
+    rows: Tensor, w: Tensor, ends: Tensor, row_weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Returns the same of rows that lie by expert."""
+    return up_tiled(rows, None, w, ends, row_weights, DEFAULT)
+
+
+def up_tiled(
+    x: Tensor, gather: Gather | None, w: Tensor, ends: Tensor, row_weights: Tensor, tile: Tile
 ) -> tuple[Tensor, Tensor]:
     """Does the same with a tile of the caller's."""
     experts, both, width = w.shape
     rows, ffn = row_weights.shape[0], both // 2
-    u, s = h.new_empty(rows, both), h.new_empty(rows, ffn)
+    u, s = x.new_empty(rows, both), x.new_empty(rows, ffn)
     if rows == 0:
         return u, s
     columns = triton.cdiv(ffn, tile.columns)
-    groups = triton.cdiv(most_tiles(rows, experts, tile.rows), tile.group)
-    halves = w.view(2 * experts, ffn, width)
     table = row_tiles(ends, rows, tile.rows)
+    groups = triton.cdiv(table.shape[0], tile.group)
+    source, order, divisor = operand(x, gather, [tile.rows, tile.depth])
+    halves = w.view(2 * experts, ffn, width)
     _up_swiglu[groups * tile.group * columns,](
-        h.contiguous() if order is not None else TensorDescriptor.from_tensor(h, [tile.rows, tile.depth]),
-        order, TensorDescriptor.from_tensor(halves, [2, tile.columns, tile.depth]),
-        table, row_weights, u, s, table.shape[0], width, ffn, columns, DIVISOR=top_k, GATHERS=order is not None,
-        ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth, GROUP=tile.group,
+        source, order,
+        TensorDescriptor.from_tensor(halves, [2, tile.columns, tile.depth]),
+        table, row_weights, u, s, table.shape[0], width, ffn, columns,
+        DIVISOR=divisor, ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth, GROUP=tile.group,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return u, s
@@ -72,9 +87,9 @@ def up_swiglu_tiled(
 
 @triton.jit(do_not_specialize=["tiles", "columns"])
 def _up_swiglu(
-    h, order, w, table, row_weights, u, s, tiles, width, ffn, columns,
+    x, order, w, table, row_weights, u, s, tiles, width, ffn, columns,
     DIVISOR: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
-    GROUP: tl.constexpr, GATHERS: tl.constexpr,
+    GROUP: tl.constexpr,
 ):  # fmt: skip
     tile, column = place(columns, GROUP)
     if tile < tiles:
@@ -82,19 +97,20 @@ def _up_swiglu(
         first, last = tl.load(table + tile * 3 + 1), tl.load(table + tile * 3 + 2)
         if last > first:
             row = first + tl.arange(0, ROWS)
-            k = tl.arange(0, DEPTH)
-            if GATHERS:
-                token = tl.load(order + tl.minimum(row, last - 1)) // DIVISOR
-                source = h + token[:, None] * width + k[None, :]
             at = column * COLUMNS
             total = tl.zeros((ROWS, 2 * COLUMNS), tl.float32)
-            for start in range(0, width, DEPTH):
-                if GATHERS:
-                    x = tl.load(source + start, mask=(k < width - start)[None, :], other=0.0)
-                else:
-                    x = h.load([first, start])
-                both = w.load([2 * expert, at, start]).reshape(2 * COLUMNS, DEPTH)
-                total = tl.dot(x, both.T, total)
+            if order is None:
+                for start in range(0, width, DEPTH):
+                    both = w.load([2 * expert, at, start]).reshape(2 * COLUMNS, DEPTH)
+                    total = tl.dot(x.load([first, start]), both.T, total)
+            else:
+                k = tl.arange(0, DEPTH)
+                token = tl.load(order + tl.minimum(row, last - 1)) // DIVISOR
+                source = x + token[:, None] * width + k[None, :]
+                for start in range(0, width, DEPTH):
+                    taken = tl.load(source + start, mask=(k < width - start)[None, :], other=0.0)
+                    both = w.load([2 * expert, at, start]).reshape(2 * COLUMNS, DEPTH)
+                    total = tl.dot(taken, both.T, total)
             gate, up = tl.split(tl.permute(tl.reshape(total, (ROWS, 2, COLUMNS)), (0, 2, 1)))
             c = at + tl.arange(0, COLUMNS)
             inside = (row < last)[:, None] & (c < ffn)[None, :]

@@ -13,6 +13,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from weft.kernels.fused.tiles import Gather
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tile:
@@ -29,35 +31,74 @@ class Tile:
 DEFAULT = Tile()
 
 
-def up_wgrad_tiled(
-    acc: Tensor, du: Tensor, h: Tensor, order: Tensor, ends: Tensor, top_k: int, tile: Tile
+def permute_up_wgrad(
+    h: Tensor, order: Tensor, slot_row: Tensor, acc: Tensor, du: Tensor, ends: Tensor, *, top_k: int
 ) -> Tensor:
-    """Adds the weight gradient of the up projection into `acc`."""
-    return _launch(acc, du, h, order, ends, top_k, tile, gathers_left=False)
+    """Adds the weight gradient of the up projection into `acc`.
+
+    Shapes:
+        h [T, D], order [R], acc [L, 2F, D], du [R, 2F], ends [L]
+
+    Numerics:
+        The tensor cores accumulate in FP32, rows in ascending order; one addition an element.
+    """
+    return right_tiled(acc, du, h, Gather(order, top_k), ends, DEFAULT)
 
 
-def down_wgrad_tiled(
-    acc: Tensor, dz: Tensor, s: Tensor, order: Tensor, ends: Tensor, top_k: int, tile: Tile
+def reorder_up_wgrad(
+    arrived: Tensor, order: Tensor, inverse: Tensor, acc: Tensor, du: Tensor, ends: Tensor
 ) -> Tensor:
-    """Adds the weight gradient of the down projection into `acc`."""
-    return _launch(acc, dz, s, order, ends, top_k, tile, gathers_left=True)
+    """Adds the same from rows in another order."""
+    return right_tiled(acc, du, arrived, Gather(order, 1), ends, DEFAULT)
+
+
+def down_gather_wgrad(
+    dz: Tensor, order: Tensor, acc: Tensor, s: Tensor, ends: Tensor, *, top_k: int
+) -> Tensor:
+    """Adds the weight gradient of the down projection into `acc`.
+
+    Shapes:
+        dz [T, D], order [R], acc [L, D, F], s [R, F], ends [L]
+    """
+    return left_tiled(acc, dz, s, Gather(order, top_k), ends, DEFAULT)
+
+
+def down_reorder_wgrad(
+    leaving: Tensor, inverse: Tensor, order: Tensor, acc: Tensor, s: Tensor, ends: Tensor
+) -> Tensor:
+    """Adds the same from gradients in another order."""
+    return left_tiled(acc, leaving, s, Gather(inverse, 1), ends, DEFAULT)
+
+
+def left_tiled(
+    acc: Tensor, left: Tensor, right: Tensor, gather: Gather, ends: Tensor, tile: Tile
+) -> Tensor:
+    """Does it with a tile of the caller's, the left operand gathered."""
+    return _launch(acc, right, tile.n, left, gather, ends, tile, gathers_left=True)
+
+
+def right_tiled(
+    acc: Tensor, left: Tensor, right: Tensor, gather: Gather, ends: Tensor, tile: Tile
+) -> Tensor:
+    """Does it with a tile of the caller's, the right operand gathered."""
+    return _launch(acc, left, tile.m, right, gather, ends, tile, gathers_left=False)
 
 
 def _launch(
-    acc: Tensor, left: Tensor, right: Tensor, order: Tensor, ends: Tensor, top_k: int, tile: Tile,
-    *, gathers_left: bool,
+    acc: Tensor, lies: Tensor, columns: int, moves: Tensor, gather: Gather, ends: Tensor,
+    tile: Tile, *, gathers_left: bool,
 ) -> Tensor:  # fmt: skip
     experts, m, n = acc.shape
-    if order.shape[0] == 0:
+    if gather.order.shape[0] == 0:
         return acc
     tiles_m, tiles_n = triton.cdiv(m, tile.m), triton.cdiv(n, tile.n)
-    lies, moves = (right, left) if gathers_left else (left, right)
-    block = [tile.rows, tile.n if gathers_left else tile.m]
     halves = [1, tile.m, tile.n // 2]
     _wgrad_gathered[tiles_m * tiles_n, experts](
-        TensorDescriptor.from_tensor(lies, block), moves.contiguous(), order,
+        TensorDescriptor.from_tensor(lies.contiguous(), [tile.rows, columns]),
+        moves.contiguous(), gather.order,
         TensorDescriptor.from_tensor(acc, halves) if tile.copy_engine else acc,
-        ends, m, n, tiles_n, DIVISOR=top_k, GATHERS_LEFT=gathers_left, COPY_ENGINE=tile.copy_engine,
+        ends, m, n, tiles_n, DIVISOR=gather.divisor, GATHERS_LEFT=gathers_left,
+        COPY_ENGINE=tile.copy_engine,
         TILE_M=tile.m, TILE_N=tile.n, STEP=tile.rows, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return acc
