@@ -42,8 +42,16 @@ def plan_of(at: str, *, fused=(), remat="none") -> Plan:
 def experts(*, extra: str = "") -> Program:
     """Rows, products and their sum alone; `extra` is a second reader of the rows."""
     o = Recorder("moe.forward")
-    h, order, slot_row = o.input("h", "T D"), o.input("order", "R", "i64"), o.input("at", "T k", "i64")
-    up, down, ends = o.input("w.up", "L 2F D"), o.input("w.down", "L D F"), o.input("ends", "L", "i32")
+    h, order, slot_row = (
+        o.input("h", "T D"),
+        o.input("order", "R", "i64"),
+        o.input("at", "T k", "i64"),
+    )
+    up, down, ends = (
+        o.input("w.up", "L 2F D"),
+        o.input("w.down", "L D F"),
+        o.input("ends", "L", "i32"),
+    )
     weights = o.input("weights", "R", "acc")
     (rows,) = o.call("permute", h, order, slot_row, top_k=2)
     (u,) = o.call("expert_up", rows, up, ends)

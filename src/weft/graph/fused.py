@@ -41,7 +41,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fused:
-    """An operator in place of a sequence: what it reads is free in the parts, `op` has its ports."""
+    """An operator in place of a sequence; `op` has what its parts read from outside and give."""
 
     body: str
     parts: tuple[Part, ...]

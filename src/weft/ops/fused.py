@@ -25,8 +25,8 @@ def in_sequence(fused: Fused, bodies: Bodies) -> Callable[..., Any]:
         values = dict(zip(fused.reads, inputs, strict=True))
         for part, body in calls:
             values.update(_call(part, body, values, attributes))
-        given = tuple(values[name] for name in fused.gives)
-        return given if len(given) > 1 else given[0]
+        given = [values[name] for name in fused.gives]
+        return tuple(given) if len(given) > 1 else given[0]
 
     run.__qualname__ = run.__name__ = "in_sequence"
     return run

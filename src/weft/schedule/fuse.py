@@ -196,7 +196,7 @@ def _following(program: Program, match: _Match) -> set[str]:
 
 
 def _as_needed(tasks: Sequence[Task]) -> tuple[Task, ...]:
-    """The tasks in their order, but for those that an earlier one reads from: these go before it."""
+    """The tasks in their order, but what an earlier one reads from goes before it."""
     makers = {name: task for task in tasks for name in task.outputs}
     placed: dict[str, Task] = {}
 

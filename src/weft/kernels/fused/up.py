@@ -8,7 +8,6 @@ in its registers. Rows are read where their tokens lie; nothing of their size is
 
 from dataclasses import dataclass
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -54,9 +53,7 @@ def reorder_up_swiglu(
     return up_tiled(arrived, Gather(order, 1), w, ends, row_weights, DEFAULT)
 
 
-def up_swiglu(
-    rows: Tensor, w: Tensor, ends: Tensor, row_weights: Tensor
-) -> tuple[Tensor, Tensor]:
+def up_swiglu(rows: Tensor, w: Tensor, ends: Tensor, row_weights: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the same of rows that lie by expert."""
     return up_tiled(rows, None, w, ends, row_weights, DEFAULT)
 

@@ -127,7 +127,9 @@ def _wgrad_gathered(
         whole = first + (last - first) // STEP * STEP
         for row in range(first, whole, STEP):
             token = tl.load(order + row + i) // DIVISOR
-            x = tl.load(moves + token[:, None] * width + c[None, :], mask=(c < width)[None, :], other=0.0)
+            x = tl.load(
+                moves + token[:, None] * width + c[None, :], mask=(c < width)[None, :], other=0.0
+            )
             y = lies.load([row, at_lies])
             if GATHERS_LEFT:
                 total = tl.dot(x.T, y, total)
