@@ -6,6 +6,7 @@ import torch
 from weft.cli.doctor import PRECISIONS, _wires, doctor
 from weft.comm import crossover, reach
 from weft.errors import ConfigError
+from weft.graph.fused import FUSED
 from weft.ops.registry import reference_bodies
 from weft.version import __version__
 
@@ -19,7 +20,7 @@ def test_every_operator_has_a_body_and_a_reason(
     assert f"weft {__version__}" in shown
     assert f"torch {torch.__version__}" in shown
     table = [line.split() for line in shown.splitlines() if line.startswith("  ")]
-    assert {line[0] for line in table} == set(reference_bodies())
+    assert {line[0] for line in table} == {*reference_bodies(), *FUSED}
     assert all(len(line) >= 4 for line in table)
 
 

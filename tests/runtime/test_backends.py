@@ -1,20 +1,48 @@
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from weft.comm.transports.symmetric import REFERENCE
+from weft.config.kernels import KernelsConfig
 from weft.errors import ConfigError
+from weft.graph.fused import FUSED
 from weft.graph.opset import Lane, body_names, lookup
 from weft.ops.registry import cpu_bodies, cuda_bodies, reference_bodies
+from weft.parallel.layout import Layout
 from weft.runtime import backends
+from weft.testing import models
 
 CPU = torch.device("cpu")
 LOCAL = {name for name in body_names() if lookup(name.partition(".")[0]).lane is not Lane.COMM}
 
 
 def test_the_table_has_a_body_for_every_operator_but_the_collectives():
-    assert set(backends.choose(CPU, torch.float32)) == LOCAL
+    assert set(backends.choose(CPU, torch.float32)) == LOCAL | set(FUSED)
+
+
+def test_a_fused_operator_is_its_sequence_where_nothing_is_faster():
+    table = backends.choose(CPU, torch.float32)
+    assert {table[name].source for name in FUSED} == {"ops.fused.in_sequence"}
+    assert {table[name].reason for name in FUSED} == {"the sequence that defines it"}
+
+
+@pytest.mark.parametrize(("fuse", "wanted"), [("auto", ()), ("all", ("up_swiglu",)), ("none", ())])
+def test_a_plan_gets_what_this_machine_runs_faster(fuse, wanted):
+    """Of a CPU that is nothing; what a recipe asks for itself stays as it is."""
+    kernels = KernelsConfig(fuse=fuse)
+    plan = replace(models.plan(models.mixtral_like(), Layout()), fused=wanted)
+    table = backends.choose(CPU, torch.float32, kernels)
+    assert backends.with_fused(plan, table, kernels).fused == wanted
+
+
+def test_a_faster_fused_body_is_taken():
+    plan = models.plan(models.mixtral_like(), Layout())
+    table = backends.choose(CPU, torch.float32)
+    faster = backends.Choice(body=print, reason="one pass in Triton")
+    found = backends.with_fused(plan, {**table, "up_swiglu": faster}, KernelsConfig())
+    assert found.fused == ("up_swiglu",)
 
 
 def test_a_faster_body_replaces_the_reference_and_says_why():
@@ -22,7 +50,7 @@ def test_a_faster_body_replaces_the_reference_and_says_why():
     for name, body in cpu_bodies().items():
         assert table[name].body is body
         assert table[name].reason != "reference"
-    kept = set(table) - set(cpu_bodies())
+    kept = LOCAL - set(cpu_bodies())
     assert all(table[name].body is reference_bodies()[name] for name in kept)
 
 
@@ -34,7 +62,7 @@ def test_every_faster_body_has_a_reason():
 
 def test_a_gpu_computes_in_float32_with_the_reference():
     table = backends.choose(torch.device("cuda"), torch.float32)
-    assert {choice.reason for choice in table.values()} == {"reference"}
+    assert {table[name].reason for name in LOCAL} == {"reference"}
 
 
 def test_a_source_names_room_file_and_function():

@@ -20,7 +20,8 @@ from weft.bench.tap import Call, Scales, Tap
 from weft.compose.plan import sizes
 from weft.compose.price import BYTES, flops, wire_bytes
 from weft.compose.step import Step
-from weft.graph.opset import OPS, Lane, Tolerance
+from weft.graph.fused import OPERATORS
+from weft.graph.opset import Lane, Tolerance
 from weft.graph.program import Program, Task
 from weft.runtime.state import precision
 from weft.schedule.action import is_collective
@@ -204,13 +205,13 @@ def lane(name: str) -> str:
     """The lane of a row: that of its operator, `wait` for a wait, none for what is no body."""
     if name.startswith("wait."):
         return "wait"
-    op = OPS.get(name.partition(".")[0])
+    op = OPERATORS.get(name.partition(".")[0])
     return "" if op is None else str(op.lane)
 
 
 def is_product(name: str) -> bool:
     """Whether a body is bound by its matrix products."""
-    op = OPS.get(name.partition(".")[0])
+    op = OPERATORS.get(name.partition(".")[0])
     return op is not None and op.tolerance in _PRODUCTS
 
 

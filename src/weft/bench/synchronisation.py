@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from weft.bench.rig import Rig
-from weft.graph.opset import OPS, Lane
+from weft.graph.fused import lookup
+from weft.graph.opset import Lane
 from weft.runtime.closures import Body
 
 
@@ -41,7 +42,7 @@ class Watch:
         return {name: self._followed(name, body) for name, body in bodies.items()}
 
     def _followed(self, name: str, body: Body) -> Body:
-        host = OPS[name.partition(".")[0]].lane is Lane.HOST
+        host = lookup(name.partition(".")[0]).lane is Lane.HOST
 
         def run(*inputs: Any, **attributes: Any) -> Any:
             self.running = name

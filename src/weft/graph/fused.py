@@ -62,13 +62,12 @@ def lookup(name: str) -> Op:
     Raises:
         ProgramError: no such operator.
     """
-    for table in (OPS, _OPERATORS):
-        if name in table:
-            return table[name]
-    raise ProgramError(
-        f"unknown operator {name!r}; the vocabulary is graph/opset.py, and graph/fused.py has "
-        "what replaces sequences of it"
-    )
+    if name not in OPERATORS:
+        raise ProgramError(
+            f"unknown operator {name!r}; the vocabulary is graph/opset.py, and graph/fused.py has "
+            "what replaces sequences of it"
+        )
+    return OPERATORS[name]
 
 
 def signature(body: str) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
@@ -236,4 +235,4 @@ _TABLE = (
 
 FUSED: Mapping[str, Fused] = MappingProxyType({one.body: one for one in _TABLE})
 
-_OPERATORS: Mapping[str, Op] = MappingProxyType({one.op.name: one.op for one in _TABLE})
+OPERATORS: Mapping[str, Op] = MappingProxyType({**OPS, **{one.op.name: one.op for one in _TABLE}})
