@@ -49,3 +49,16 @@ def test_experts_keep_their_tokens_and_what_their_products_made(recipe, place, c
         n = sizes(rig.plan)
     assert n.T * n.D * 4 in found.kept.values()
     assert n.R * 2 * n.F * 4 in found.kept.values()
+
+
+def test_fused_operators_keep_neither_rows_nor_activations(recipe, place, ceilings) -> None:
+    with rigged(recipe("kernels.fuse=all"), place) as rig:
+        found = measure(rig, "moe-layer", ceilings, repeats=1)
+    with rigged(recipe(), place) as rig:
+        plain = measure(rig, "moe-layer", ceilings, repeats=1)
+        n = sizes(rig.plan)
+    assert plain.kept_bytes - found.kept_bytes == n.R * (n.D + n.F) * 4
+    assert (found.forward.flops, found.backward.flops) == (
+        plain.forward.flops,
+        plain.backward.flops,
+    )

@@ -1,8 +1,9 @@
 """Half a layer by itself: the experts from routing to combination, or attention with its norms.
 
 The block is cut out of the very program of the recipe's layer, differentiated again, and run
-serially on random hidden states by the bodies that training takes. FLOPs are those of its products
-and of attention; what it keeps for its backward is counted from the tensors themselves.
+serially on random hidden states by the bodies that training takes, fused where the plan fuses.
+FLOPs are those of its products and of attention, a fused one counted as its parts; what it keeps
+for its backward is counted from the tensors themselves.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,10 +18,12 @@ from weft.bench.floor import floor_ms
 from weft.bench.profile import hold, is_product, widths
 from weft.bench.rig import Rig
 from weft.bench.spread import Spread, spread
+from weft.compose import segment
 from weft.compose.instance import is_static, static_key
 from weft.compose.plan import sizes
 from weft.compose.price import flops
-from weft.graph.backward import differentiate
+from weft.compose.templates import layer_weights
+from weft.graph.backward import Differentiated, differentiate
 from weft.graph.dims import Sizes
 from weft.graph.program import Program, Task, verify
 from weft.model.families import Kind
@@ -28,6 +31,7 @@ from weft.runtime.executor import bind_template
 from weft.runtime.lanes import CudaLanes, HostLanes, Lanes
 from weft.runtime.state import precision
 from weft.runtime.wire import collective_bodies
+from weft.schedule.fuse import fuse
 from weft.schedule.layer import serial
 from weft.trainer.record import Stopwatch
 
@@ -80,6 +84,12 @@ def cut(program: Program, block: str) -> Cut:
     return Cut(forward=derived.forward, backward=derived.backward)
 
 
+def fused(parts: Cut, offered: Sequence[str]) -> Cut:
+    """The same block by fused operators."""
+    made = fuse(Differentiated(forward=parts.forward, backward=parts.backward), offered)
+    return Cut(forward=made.forward, backward=made.backward)
+
+
 def _alone(program: Program, tasks: Sequence[Task], name: str) -> Program:
     """Some tasks as a program: what they read from others goes in, what others read comes out."""
     made = [value for task in tasks for value in task.outputs]
@@ -103,7 +113,8 @@ def _alone(program: Program, tasks: Sequence[Task], name: str) -> Program:
 def measure(rig: Rig, block: str, ceilings: Ceilings, *, repeats: int) -> Measured:
     """Times a block of the first layer with experts; forward and backward in turn."""
     layer, program = _layer(rig)
-    parts = cut(program, block)
+    plain = cut(program, block)
+    parts = fused(plain, rig.plan.fused)
     draw = _Draw(rig, layer)
     forward, backward = (_Runner(rig, one, draw) for one in (parts.forward, parts.backward))
     ahead, back = [], []
@@ -119,17 +130,18 @@ def measure(rig: Rig, block: str, ceilings: Ceilings, *, repeats: int) -> Measur
     return Measured(
         block=block,
         tokens=rig.plan.tokens // rig.plan.layout.sp,
-        forward=_pass(ahead, parts.forward, rig, ceilings),
-        backward=_pass(back, parts.backward, rig, ceilings),
+        forward=_pass(ahead, plain.forward, rig, ceilings),
+        backward=_pass(back, plain.backward, rig, ceilings),
         kept=_kept(parts, given, results),
     )
 
 
 def _layer(rig: Rig) -> tuple[str, Program]:
-    """The first layer with experts, and its forward."""
+    """The first layer with experts, and its forward before anything is fused."""
     shape = rig.plan.shape
     kind, i = next((shape.kind(i), i) for i in range(shape.layers) if shape.kind(i) != Kind.DENSE)
-    return f"layers.{i}", rig.stage.step.templates[f"{kind}.forward"].program
+    weights = layer_weights(rig.stage.step.parameters)[kind]
+    return f"layers.{i}", segment.layer(rig.plan, kind, weights, evaluate=True).forward
 
 
 def _kept(parts: Cut, given: Mapping[str, Any], results: Mapping[str, Any]) -> Mapping[str, int]:
