@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from weft.comm.transports.symmetric import REFERENCE
+from weft.compose.plan import sizes
 from weft.config.kernels import KernelsConfig
 from weft.errors import ConfigError
 from weft.graph.fused import FUSED
@@ -37,12 +38,13 @@ def test_a_plan_gets_what_this_machine_runs_faster(fuse, wanted):
     assert backends.with_fused(plan, table, kernels).fused == wanted
 
 
-def test_a_faster_fused_body_is_taken():
+def test_a_fused_body_is_taken_for_experts_for_which_it_is_faster():
     plan = models.plan(models.mixtral_like(), Layout())
     table = backends.choose(CPU, torch.float32)
-    faster = backends.Choice(body=print, reason="one pass in Triton")
-    found = backends.with_fused(plan, {**table, "up_swiglu": faster}, KernelsConfig())
-    assert found.fused == ("up_swiglu",)
+    for widest, wanted in ((sizes(plan).F, ("up_swiglu",)), (sizes(plan).F - 1, ())):
+        faster = backends.Choice(body=print, reason="measured", widest=widest)
+        found = backends.with_fused(plan, {**table, "up_swiglu": faster}, KernelsConfig())
+        assert found.fused == wanted
 
 
 def test_a_faster_body_replaces_the_reference_and_says_why():

@@ -75,7 +75,7 @@ def test_a_fused_layer_reads_as_its_golden_text(direction, at, golden):
 
 def test_an_offer_of_nothing_changes_nothing():
     derived = differentiate(experts())
-    assert fuse(derived, ()).forward.tasks == derived.forward.tasks
+    assert fuse(derived, ()) is derived
     assert fuse_program(derived.backward, ()) is derived.backward
 
 
@@ -115,6 +115,15 @@ def test_what_no_fused_task_makes_again_is_kept():
     found = fuse(differentiate(experts()), ["swiglu_down_gather.dgrad", "down_gather.wgrad"])
     assert "rows" in found.forward.kept
     assert "s" not in found.forward.kept
+
+
+def test_a_copy_of_what_is_kept_anyway_is_made_again():
+    """The router's gradient reads the tokens too: of them and the rows, one is enough."""
+    plain, found = layer(plan_of("one_rank")), layer(plan_of("one_rank", fused=["up_swiglu"]))
+    assert {"rows", "y_3"} <= set(plain.forward.kept)
+    assert set(plain.forward.kept) - set(found.forward.kept) == {"rows"}
+    again = next(i for i, t in enumerate(found.backward.tasks) if t.body == "permute")
+    assert found.backward.tasks[again + 1].body == "expert_up.wgrad"
 
 
 def test_a_sequence_that_would_read_its_own_result_is_left_alone():

@@ -166,8 +166,6 @@ def _apply(layer: Segment, again: frozenset[str]) -> Segment:
 
 
 def _fused(plan: Plan, layer: Segment) -> Segment:
-    if not plan.fused:
-        return layer
     made = fuse(_derived(layer), plan.fused)
     return Segment(forward=made.forward, backward=made.backward)
 

@@ -16,7 +16,7 @@ import torch
 from torch.utils import deterministic
 
 from weft.comm.transports.symmetric import REFERENCE, Sums
-from weft.compose.plan import Plan
+from weft.compose.plan import Plan, sizes
 from weft.config.kernels import KernelsConfig
 from weft.errors import ConfigError
 from weft.graph.fused import FUSED
@@ -28,11 +28,15 @@ Body = Callable[..., object]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
-    """One operator's body, where it comes from, why, and whether it is repeatable bit for bit."""
+    """One operator's body, where it comes from, why, and whether it is repeatable bit for bit.
+
+    A fused operator also has the `widest` experts for which its body is faster than its sequence.
+    """
 
     body: Body
     reason: str
     repeatable: bool = True
+    widest: int = 0
 
     @property
     def source(self) -> str:
@@ -42,7 +46,6 @@ class Choice:
 Table = Mapping[str, Choice]
 
 _TRITON = "one pass in Triton"
-_SEQUENCE = "the sequence that defines it"
 _REASONS: Mapping[str, str] = MappingProxyType(
     {
         "attention_cpu": "SDPA's own CPU kernel; skips the masked half",
@@ -83,10 +86,9 @@ def choose(device: torch.device, act: torch.dtype, kernels: KernelsConfig | None
         for name, body in _faster(device, act).items():
             table[name] = Choice(body=body, reason=_REASONS.get(body.__qualname__, _TRITON))
     for name, body in sequences(bodies(table)).items():
-        table[name] = Choice(body=body, reason=_SEQUENCE)
+        table[name] = Choice(body=body, reason="the sequence that defines it")
     if kernels.bodies == "fast":
-        for name, body in _fused(device, act).items():
-            table[name] = Choice(body=body, reason=_REASONS.get(body.__qualname__, _TRITON))
+        table.update(_fused(device, act))
     for name, body in _asked_for(device, act, kernels).items():
         reason = f"kernels.attention = {kernels.attention!r}"
         table[name] = Choice(body=body, reason=reason, repeatable=not name.endswith("dgrad"))
@@ -110,21 +112,30 @@ def _triton_bodies() -> Mapping[str, Body]:
     return triton_bodies()
 
 
-def _fused(device: torch.device, act: torch.dtype) -> Mapping[str, Body]:
+def _fused(device: torch.device, act: torch.dtype) -> Table:
     """The fused bodies, where Triton and a GPU are."""
     if device.type == "cpu" or act is not torch.bfloat16 or find_spec("triton") is None:
         return {}
     from weft.kernels.fused.table import fused_bodies  # noqa: PLC0415 - only where it can be
 
-    return fused_bodies()
+    return {
+        name: Choice(
+            body=offer.body,
+            reason=f"one kernel in Triton; taken for experts up to {offer.widest:,} wide",
+            widest=offer.widest,
+        )
+        for name, offer in fused_bodies().items()
+    }
 
 
 def with_fused(plan: Plan, table: Table, kernels: KernelsConfig) -> Plan:
-    """The plan with the fused operators that this machine runs faster than what they replace."""
+    """The plan with the fused operators that this machine runs faster than what they replace, at
+    the width of the plan's experts.
+    """
     if kernels.fuse != "auto":
         return plan
-    faster = (name for name in FUSED if table[name].reason != _SEQUENCE)
-    return replace(plan, fused=tuple(faster))
+    width = sizes(plan).F
+    return replace(plan, fused=tuple(name for name in FUSED if width <= table[name].widest))
 
 
 def _asked_for(

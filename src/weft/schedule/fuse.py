@@ -9,7 +9,8 @@ gather of rows) may stand in several sequences: each reads it where it lies, as 
 does. The fused task stands where its last part stood, or before what reads it there already.
 
 What only a sequence of the backward makes again need not be kept: `fuse` drops from what a forward
-keeps the operands that the fused operators of its backward find for themselves.
+keeps the operands that the fused operators of its backward find for themselves, and copies of what
+is kept anyway, which nobody should pay for twice.
 
 Paper: 2.2, 2.3.
 """
@@ -49,19 +50,23 @@ class _Match:
 def fuse(derived: Differentiated, offered: Collection[str]) -> Differentiated:
     """The same derivatives by fused operators; what these make again is not kept.
 
-    A value is made again only where the task that would do so vanishes into a fused one.
+    A value is made again only where the task that would do so vanishes into a fused one, or copies
+    what is kept anyway.
     """
-    again = _made_inside(derived, offered)
+    if not offered:
+        return derived
+    copies = _copies(derived)
+    again = _made_inside(derived, offered) | copies
     while True:
         rewritten = rematerialise(derived, again)
         backward = fuse_program(rewritten.backward, offered)
-        standing = {name for task in backward.tasks for name in task.outputs}
-        lost = {name for name in again if name in standing and not _is_given(backward, name)}
-        if not lost:
-            break
-        again -= lost
-    forward = fuse_program(rewritten.forward, offered)
-    return Differentiated(forward=forward, backward=backward)
+        makers = backward.producer()
+        standing = {name for name in again if name in makers and makers[name].body not in FUSED}
+        if standing <= copies:
+            return Differentiated(
+                forward=fuse_program(rewritten.forward, offered), backward=backward
+            )
+        again -= standing - copies
 
 
 def fuse_program(program: Program, offered: Collection[str]) -> Program:
@@ -93,9 +98,12 @@ def _made_inside(derived: Differentiated, offered: Collection[str]) -> set[str]:
     return {name for name in kept if name in makers and makers[name].body in bodies}
 
 
-def _is_given(program: Program, name: str) -> bool:
-    """Whether a value is the result of a fused task."""
-    return program.producer()[name].body in FUSED
+def _copies(derived: Differentiated) -> set[str]:
+    """Kept values that are copies of what the backward reads all the same."""
+    read = {*derived.backward.inputs}
+    makers = recipes(derived.forward)
+    kept = (name for name in derived.forward.kept if name in makers)
+    return {n for n in kept if makers[n].body in COPIES and read.issuperset(makers[n].inputs)}
 
 
 def _found(program: Program, offered: Collection[str]) -> list[_Match]:

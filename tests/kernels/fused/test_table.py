@@ -21,7 +21,7 @@ from weft.kernels.fused.table import fused_bodies
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NARROW = torch.bfloat16 if DEVICE == "cuda" else torch.float32
 EXPERTS, D, F = 5, 72, 40  # neither a tile of columns nor a step of depth divides them
-BODIES = fused_bodies()
+BODIES = {name: offer.body for name, offer in fused_bodies().items()}
 ROUTINGS = ("random", "skewed", "empty_expert", "all_to_one", "no_tokens")
 
 

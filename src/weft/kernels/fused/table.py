@@ -1,12 +1,26 @@
 """The bodies of this room by the names of the fused operators, for half precision."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 
 from weft.kernels.fused import down, up, wgrad
 
 
-def fused_bodies() -> Mapping[str, Callable]:
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A fused body, and the widest experts (F) for which it was faster than its sequence."""
+
+    body: Callable
+    widest: int
+
+
+# A gather costs products the same share of their time at any width, and saves a pass that weighs
+# less the wider the experts are: measured at 768 and 14,336 (docs/log.md), equal at about 1,400.
+_FINE, _ANY = 1024, 2**20
+
+
+def fused_bodies() -> Mapping[str, Offer]:
     """Returns the bodies that replace sequences on an NVIDIA GPU.
 
     Numerics:
@@ -14,15 +28,15 @@ def fused_bodies() -> Mapping[str, Callable]:
     """
     return MappingProxyType(
         {
-            "permute_up_swiglu": up.permute_up_swiglu,
-            "reorder_up_swiglu": up.reorder_up_swiglu,
-            "up_swiglu": up.up_swiglu,
-            "swiglu_down_gather.dgrad": down.swiglu_down_gather_dgrad,
-            "swiglu_down_reorder.dgrad": down.swiglu_down_reorder_dgrad,
-            "swiglu_down.dgrad": down.swiglu_down_dgrad,
-            "permute_up.wgrad": wgrad.permute_up_wgrad,
-            "reorder_up.wgrad": wgrad.reorder_up_wgrad,
-            "down_gather.wgrad": wgrad.down_gather_wgrad,
-            "down_reorder.wgrad": wgrad.down_reorder_wgrad,
+            "permute_up_swiglu": Offer(up.permute_up_swiglu, _FINE),
+            "reorder_up_swiglu": Offer(up.reorder_up_swiglu, _FINE),
+            "up_swiglu": Offer(up.up_swiglu, _ANY),
+            "swiglu_down_gather.dgrad": Offer(down.swiglu_down_gather_dgrad, _FINE),
+            "swiglu_down_reorder.dgrad": Offer(down.swiglu_down_reorder_dgrad, _FINE),
+            "swiglu_down.dgrad": Offer(down.swiglu_down_dgrad, _ANY),
+            "permute_up.wgrad": Offer(wgrad.permute_up_wgrad, _FINE),
+            "reorder_up.wgrad": Offer(wgrad.reorder_up_wgrad, _FINE),
+            "down_gather.wgrad": Offer(wgrad.down_gather_wgrad, _FINE),
+            "down_reorder.wgrad": Offer(wgrad.down_reorder_wgrad, _FINE),
         }
     )

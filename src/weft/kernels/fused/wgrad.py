@@ -14,18 +14,22 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from weft.kernels.fused.tiles import Gather
+from weft.kernels.triton.grouped import add_tile, destination
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tile:
-    """A part of an accumulator, the rows of one step, warps and stages."""
+    """A part of an accumulator, the rows of one step, warps, stages, who adds, and how many columns
+    at a time: the copy engine, or the program itself.
+    """
 
     m: int = 128
-    n: int = 256
+    n: int = 128
     rows: int = 64
     warps: int = 8
-    stages: int = 4
-    copy_engine: bool = True
+    stages: int = 5
+    copy_engine: bool = False
+    part: int = 32
 
 
 DEFAULT = Tile()
@@ -92,13 +96,12 @@ def _launch(
     if gather.order.shape[0] == 0:
         return acc
     tiles_m, tiles_n = triton.cdiv(m, tile.m), triton.cdiv(n, tile.n)
-    halves = [1, tile.m, tile.n // 2]
     _wgrad_gathered[tiles_m * tiles_n, experts](
         TensorDescriptor.from_tensor(lies.contiguous(), [tile.rows, columns]),
         moves.contiguous(), gather.order,
-        TensorDescriptor.from_tensor(acc, halves) if tile.copy_engine else acc,
+        destination(acc, tile.m, tile.part, copy_engine=tile.copy_engine),
         ends, m, n, tiles_n, DIVISOR=gather.divisor, GATHERS_LEFT=gathers_left,
-        COPY_ENGINE=tile.copy_engine,
+        COPY_ENGINE=tile.copy_engine, PART=tile.part,
         TILE_M=tile.m, TILE_N=tile.n, STEP=tile.rows, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return acc
@@ -108,7 +111,7 @@ def _launch(
 def _wgrad_gathered(
     lies, moves, order, acc, ends, m, n, tiles_n,
     DIVISOR: tl.constexpr, GATHERS_LEFT: tl.constexpr, COPY_ENGINE: tl.constexpr,
-    TILE_M: tl.constexpr, TILE_N: tl.constexpr, STEP: tl.constexpr,
+    PART: tl.constexpr, TILE_M: tl.constexpr, TILE_N: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     expert = tl.program_id(1)
     first = tl.load(ends + expert - 1, mask=expert > 0, other=0)
@@ -116,43 +119,20 @@ def _wgrad_gathered(
     if last > first:
         at_m = tl.program_id(0) // tiles_n * TILE_M
         at_n = tl.program_id(0) % tiles_n * TILE_N
-        total = tl.zeros((TILE_M, TILE_N), tl.float32)
         if GATHERS_LEFT:
-            width, at_lies, at_moves = m, at_n, at_m
-            c = at_moves + tl.arange(0, TILE_M)
+            width, c = m, at_m + tl.arange(0, TILE_M)
         else:
-            width, at_lies, at_moves = n, at_m, at_n
-            c = at_moves + tl.arange(0, TILE_N)
+            width, c = n, at_n + tl.arange(0, TILE_N)
         i = tl.arange(0, STEP)
-        whole = first + (last - first) // STEP * STEP
-        for row in range(first, whole, STEP):
-            token = tl.load(order + row + i) // DIVISOR
-            x = tl.load(
-                moves + token[:, None] * width + c[None, :], mask=(c < width)[None, :], other=0.0
-            )
-            y = lies.load([row, at_lies])
+        total = tl.zeros((TILE_M, TILE_N), tl.float32)
+        for row in range(first, last, STEP):
+            # zeros behind the last row, so that what the other operand has there adds nothing
+            own = row + i < last
+            token = tl.load(order + row + i, mask=own, other=0) // DIVISOR
+            at = token[:, None] * width + c[None, :]
+            x = tl.load(moves + at, mask=own[:, None] & (c < width)[None, :], other=0.0)
             if GATHERS_LEFT:
-                total = tl.dot(x.T, y, total)
+                total = tl.dot(x.T, lies.load([row, at_n]), total)
             else:
-                total = tl.dot(y.T, x, total)
-        if whole < last:
-            own = whole + i < last
-            token = tl.load(order + whole + i, mask=own, other=0) // DIVISOR
-            inside = own[:, None] & (c < width)[None, :]
-            x = tl.load(moves + token[:, None] * width + c[None, :], mask=inside, other=0.0)
-            y = lies.load([whole, at_lies])
-            y = tl.where(own[:, None], y, tl.zeros_like(y))
-            if GATHERS_LEFT:
-                total = tl.dot(x.T, y, total)
-            else:
-                total = tl.dot(y.T, x, total)
-        if COPY_ENGINE:
-            half: tl.constexpr = TILE_N // 2
-            low, high = tl.split(tl.permute(tl.reshape(total, (TILE_M, 2, half)), (0, 2, 1)))
-            acc.atomic_add([expert, at_m, at_n], tl.reshape(low, (1, TILE_M, half)))
-            acc.atomic_add([expert, at_m, at_n + half], tl.reshape(high, (1, TILE_M, half)))
-        else:
-            p, q = at_m + tl.arange(0, TILE_M), at_n + tl.arange(0, TILE_N)
-            within = (p < m)[:, None] & (q < n)[None, :]
-            out = acc + tl.cast(expert, tl.int64) * m * n + p[:, None] * n + q[None, :]
-            tl.store(out, tl.load(out, mask=within, other=0.0) + total, mask=within)
+                total = tl.dot(lies.load([row, at_m]).T, x, total)
+        add_tile(total, acc, expert, at_m, at_n, m, n, COPY_ENGINE, PART, TILE_M, TILE_N)

@@ -6,8 +6,7 @@ One program a tile of one expert's accumulator: it walks the expert's rows and a
 it lies, so nothing of the size of the weights is made besides. The last, partial step of a walk
 masks the rows of the next expert. An expert without rows is left as it is.
 
-The copy engine adds the tile (one addition an element, so that no order matters); read, added and
-written by the program itself, the tile would be held twice and spill.
+A tile is added some columns at a time: all of it would be held twice and spill.
 """
 
 from dataclasses import dataclass
@@ -20,14 +19,17 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tile:
-    """A part of an accumulator, the rows of one step, warps, stages, and who adds."""
+    """A part of an accumulator, the rows of one step, warps, stages, who adds, and how many columns
+    at a time: the copy engine, or the program itself.
+    """
 
     m: int = 128
-    n: int = 256
+    n: int = 128
     rows: int = 64
     warps: int = 8
-    stages: int = 4
-    copy_engine: bool = True
+    stages: int = 3
+    copy_engine: bool = False
+    part: int = 32
 
 
 DEFAULT = Tile()
@@ -51,21 +53,26 @@ def expert_wgrad_tiled(acc: Tensor, du: Tensor, x: Tensor, ends: Tensor, tile: T
     if du.shape[0] == 0:
         return acc
     tiles_m, tiles_n = triton.cdiv(m, tile.m), triton.cdiv(n, tile.n)
-    halves = [1, tile.m, tile.n // 2]
     _wgrad[tiles_m * tiles_n, experts](
         TensorDescriptor.from_tensor(du, [tile.rows, tile.m]),
         TensorDescriptor.from_tensor(x, [tile.rows, tile.n]),
-        TensorDescriptor.from_tensor(acc, halves) if tile.copy_engine else acc,
-        ends, m, n, tiles_n, COPY_ENGINE=tile.copy_engine,
+        destination(acc, tile.m, tile.part, copy_engine=tile.copy_engine),
+        ends, m, n, tiles_n, COPY_ENGINE=tile.copy_engine, PART=tile.part,
         TILE_M=tile.m, TILE_N=tile.n, STEP=tile.rows, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return acc
 
 
+def destination(acc: Tensor, rows: int, part: int, *, copy_engine: bool) -> object:
+    """Returns the accumulators as `add_tile` wants them."""
+    return TensorDescriptor.from_tensor(acc, [1, rows, part]) if copy_engine else acc
+
+
 @triton.jit
 def _wgrad(
     du, x, acc, ends, m, n, tiles_n,
-    COPY_ENGINE: tl.constexpr, TILE_M: tl.constexpr, TILE_N: tl.constexpr, STEP: tl.constexpr,
+    COPY_ENGINE: tl.constexpr, PART: tl.constexpr,
+    TILE_M: tl.constexpr, TILE_N: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     expert = tl.program_id(1)
     first = tl.load(ends + expert - 1, mask=expert > 0, other=0)
@@ -84,13 +91,24 @@ def _wgrad(
             left = tl.where(own, left, tl.zeros_like(left))
             right = tl.where(own, right, tl.zeros_like(right))
             total = tl.dot(left.T, right, total)
-        if COPY_ENGINE:
-            half: tl.constexpr = TILE_N // 2
-            low, high = tl.split(tl.permute(tl.reshape(total, (TILE_M, 2, half)), (0, 2, 1)))
-            acc.atomic_add([expert, at_m, at_n], tl.reshape(low, (1, TILE_M, half)))
-            acc.atomic_add([expert, at_m, at_n + half], tl.reshape(high, (1, TILE_M, half)))
-        else:
-            i, j = at_m + tl.arange(0, TILE_M), at_n + tl.arange(0, TILE_N)
-            inside = (i < m)[:, None] & (j < n)[None, :]
-            out = acc + tl.cast(expert, tl.int64) * m * n + i[:, None] * n + j[None, :]
-            tl.store(out, tl.load(out, mask=inside, other=0.0) + total, mask=inside)
+        add_tile(total, acc, expert, at_m, at_n, m, n, COPY_ENGINE, PART, TILE_M, TILE_N)
+
+
+@triton.jit
+def add_tile(
+    total, acc, expert, at_m, at_n, m, n,
+    COPY_ENGINE: tl.constexpr, PART: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Adds a tile into the accumulator of an expert, `PART` columns at a time."""
+    half: tl.constexpr = COLUMNS // 2
+    if COLUMNS > PART:
+        low, high = tl.split(tl.permute(tl.reshape(total, (ROWS, 2, half)), (0, 2, 1)))
+        add_tile(low, acc, expert, at_m, at_n, m, n, COPY_ENGINE, PART, ROWS, half)
+        add_tile(high, acc, expert, at_m, at_n + half, m, n, COPY_ENGINE, PART, ROWS, half)
+    elif COPY_ENGINE:
+        acc.atomic_add([expert, at_m, at_n], tl.reshape(total, (1, ROWS, COLUMNS)))
+    else:
+        i, j = at_m + tl.arange(0, ROWS), at_n + tl.arange(0, COLUMNS)
+        inside = (i < m)[:, None] & (j < n)[None, :]
+        out = acc + tl.cast(expert, tl.int64) * m * n + i[:, None] * n + j[None, :]
+        tl.store(out, tl.load(out, mask=inside, other=0.0) + total, mask=inside)
