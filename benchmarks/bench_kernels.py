@@ -1,11 +1,11 @@
 """One GPU: every fast body beside its reference, at the sizes of a training step.
 
-    python benchmarks/bench_kernels.py FILE [--only swiglu expert_up ...] [--tiles]
+    python benchmarks/bench_kernels.py FILE [--only swiglu permute_up_swiglu ...] [--tiles]
 
 FILE gets one JSON object a body, shape and variant; a table comes at the end. The floor is what a
 copy moves in the time of the bytes that must be read and written, or what a large product reaches
 for the operations that must be done, whichever is longer. Inputs are random; each variant is timed
-in turn in one process.
+in turn in one process. A fused operator stands beside its parts, each by its fastest body.
 
     --tiles   instead, tile shapes of the experts' weight gradient
 """
@@ -21,6 +21,8 @@ from torch import Tensor
 
 from weft.bench import record
 from weft.bench.spread import Spread, spread
+from weft.graph.fused import FUSED
+from weft.ops.fused import in_sequence
 from weft.ops.registry import cuda_bodies, reference_bodies
 
 COPY_RATE, PRODUCT_RATE = 4.2e12, 736e12  # measured on an H200 (docs/log.md)
@@ -193,6 +195,7 @@ def trials(s: Shape) -> Iterator[tuple[str, Callable[[], Trial]]]:
             moved=8 * s.experts * s.ffn * s.hidden, flops=product_flops // 2,
         ),
     )  # fmt: skip
+    yield from fused_trials(s, order, slot_row, ends, call=call)
     targets = torch.randint(0, s.vocab, (s.tokens,), device=DEVICE)
     yield (
         "cross_entropy.fused",
@@ -216,6 +219,42 @@ def trials(s: Shape) -> Iterator[tuple[str, Callable[[], Trial]]]:
     )  # fmt: skip
 
 
+def fused_trials(
+    s: Shape, order: Tensor, slot_row: Tensor, ends: Tensor, *, call: Callable
+) -> Iterator[tuple[str, Callable[[], Trial]]]:
+    """The fused operators of one rank with every expert; bytes are those that none can skip."""
+    wide = torch.float32
+    tokens, rows = (partial(rand, n, s.hidden) for n in (s.tokens, s.rows))
+    u, made = partial(rand, s.rows, 2 * s.ffn), partial(rand, s.rows, s.ffn)
+    weights = partial(rand, s.rows, dtype=wide)
+    up, down = (s.experts, 2 * s.ffn, s.hidden), (s.experts, s.hidden, s.ffn)
+    maps, top = (order, slot_row), {"top_k": s.top_k}
+    act_bytes, sum_bytes = s.rows * s.ffn * 2, 8 * s.experts * s.ffn * s.hidden
+    flops = 4 * s.rows * s.hidden * s.ffn
+    ahead, back = (tokens, *maps), (tokens, order)
+    for name, inputs, attrs, moved, work in (
+        ("permute_up_swiglu", (*ahead, partial(rand, *up), ends, weights), top, 3 * act_bytes, 1),
+        ("up_swiglu", (rows, partial(rand, *up), ends, weights), {}, 3 * act_bytes, 1),
+        (
+            "swiglu_down_gather.dgrad",
+            (*back, partial(rand, *down), ends, u, weights), top, 5 * act_bytes, 2,
+        ),
+        (
+            "swiglu_down.dgrad",
+            (rows, partial(rand, *down), ends, u, weights), {}, 5 * act_bytes, 2,
+        ),
+        (
+            "permute_up.wgrad",
+            (*ahead, partial(rand, *up, dtype=wide), u, ends), top, 2 * sum_bytes, 1,
+        ),
+        (
+            "down_gather.wgrad",
+            (*back, partial(rand, *down, dtype=wide), made, ends), top, sum_bytes, 2,
+        ),
+    ):  # fmt: skip
+        yield name, call(*inputs, **attrs, moved=moved, flops=flops // work)
+
+
 def timed(run: Callable[[], object]) -> Spread:
     """Milliseconds of one run on the device."""
     times = []
@@ -230,9 +269,14 @@ def timed(run: Callable[[], object]) -> Spread:
 
 
 def variants(name: str) -> Iterator[tuple[str, Callable[..., object]]]:
-    """The bodies of an operator: reference, torch's own, Triton."""
+    """The bodies of an operator: reference, torch's, Triton; or its parts, and the fused one."""
+    from weft.kernels.fused.table import fused_bodies  # noqa: PLC0415 - needs a GPU
     from weft.kernels.triton.table import triton_bodies  # noqa: PLC0415 - needs a GPU
 
+    if name in FUSED:
+        parts = {**reference_bodies(), **cuda_bodies(), **triton_bodies()}
+        yield "parts", in_sequence(FUSED[name], parts)
+        yield "fused", fused_bodies()[name].body
     for kind, table in (
         ("reference", reference_bodies()), ("torch", cuda_bodies()), ("triton", triton_bodies()),
     ):  # fmt: skip
@@ -293,7 +337,8 @@ def shapes(tile: type) -> Iterator[object]:
     """Tiles that fit a multiprocessor of an H200."""
     for m, n, warps in ((128, 256, 8), (256, 128, 8), (128, 128, 4), (128, 128, 8), (64, 256, 4)):
         for stages in (3, 4):
-            yield tile(m=m, n=n, warps=warps, stages=stages)
+            for copy_engine, part in ((True, n // 2), (False, 32)):
+                yield tile(m=m, n=n, warps=warps, stages=stages, copy_engine=copy_engine, part=part)
 
 
 def main() -> None:
