@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from weft.compose.step import training_step
+from weft.graph.fused import FUSED
 from weft.parallel.layout import Dispatch, Layout
 from weft.schedule.action import Ordered, Post, Run, Wait
 from weft.schedule.check import check
@@ -20,14 +21,14 @@ LAYOUTS = (
 )
 
 
-def programs(family: str, layout: Layout, remat: str = "selective"):
-    plan = replace(models.plan(models.FAMILIES[family], layout), remat=remat)
+def programs(family: str, layout: Layout, remat: str = "selective", fused=()):
+    plan = replace(models.plan(models.FAMILIES[family], layout), remat=remat, fused=tuple(fused))
     return {name: o.program for name, o in training_step(plan).templates.items()}
 
 
-def backward(dispatch: Dispatch) -> Ordered:
+def backward(dispatch: Dispatch, fused=()) -> Ordered:
     layout = Layout(sp=2, ep=2, dispatch=dispatch)
-    found = paper(programs("mixtral", layout)["moe.backward"])
+    found = paper(programs("mixtral", layout, fused=fused)["moe.backward"])
     assert found is not None
     return check(found)
 
@@ -80,13 +81,19 @@ def test_rows_that_travel_again_hide_under_the_second_product():
     assert "expert_down.dgrad down" in under
 
 
+def test_a_fused_weight_gradient_stands_where_its_parts_did():
+    order = backward(Dispatch.ALL_GATHER, FUSED)
+    assert "permute_up.wgrad up" in flight(order, "reduce_scatter tokens")
+
+
 def test_every_line_of_the_lists_is_a_task_of_some_layer():
     known = {
         task_key(task)
         for family in models.FAMILIES
         for layout in LAYOUTS
         for remat in ("selective", "full")
-        for program in programs(family, layout, remat).values()
+        for fused in ((), FUSED, ("up_swiglu", "swiglu_down.dgrad"))
+        for program in programs(family, layout, remat, fused).values()
         for task in program.tasks
     }
     lines = [line.strip() for line in (FORWARD + BACKWARD).split("\n") if line.strip()]

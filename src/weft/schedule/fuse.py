@@ -15,6 +15,7 @@ is kept anyway, which nobody should pay for twice.
 Paper: 2.2, 2.3.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -23,6 +24,7 @@ from weft.graph.backward import Differentiated
 from weft.graph.fused import COPIES, FUSED, Fused, Part
 from weft.graph.program import Attribute, Program, Task, verify
 from weft.schedule.remat import recipes, rematerialise
+from weft.schedule.sequence import listed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,17 +76,19 @@ def fuse_program(program: Program, offered: Collection[str]) -> Program:
     matches = _settle(program, _found(program, offered))
     if not matches:
         return program
-    last = {match.tasks[-1].name: match for match in matches}
+    numbers = Counter[str]()
+    fused: dict[str, Task] = {}
+    for match in matches:
+        body = match.fused.body
+        numbers[body] += 1
+        name = body if numbers[body] == 1 else f"{body}_{numbers[body]}"
+        fused[match.tasks[-1].name] = _task(match, name)
     gone = {task.name for match in matches for task in match.tasks}
-    rewritten = (
-        _task(last[task.name]) if task.name in last else task
-        for task in program.tasks
-        if task.name in last or task.name not in gone
-    )
-    tasks = _as_needed(tuple(rewritten))
+    tasks = [fused.get(t.name, t) for t in program.tasks if t.name in fused or t.name not in gone]
     made = {*program.inputs, *(name for task in tasks for name in task.outputs)}
     values = {name: value for name, value in program.values.items() if name in made}
-    return verify(replace(program, values=MappingProxyType(values), tasks=tasks))
+    rewritten = replace(program, values=MappingProxyType(values), tasks=tuple(tasks))
+    return verify(replace(rewritten, tasks=listed(rewritten, ())))
 
 
 # ---- finding -------------------------------------------------------------------------------------
@@ -203,30 +207,12 @@ def _following(program: Program, match: _Match) -> set[str]:
 # ---- replacing -----------------------------------------------------------------------------------
 
 
-def _as_needed(tasks: Sequence[Task]) -> tuple[Task, ...]:
-    """The tasks in their order, but what an earlier one reads from goes before it."""
-    makers = {name: task for task in tasks for name in task.outputs}
-    placed: dict[str, Task] = {}
-
-    def place(task: Task) -> None:
-        if task.name in placed:
-            return
-        for name in task.inputs:
-            if name in makers:
-                place(makers[name])
-        placed[task.name] = task
-
-    for task in tasks:
-        place(task)
-    return tuple(placed.values())
-
-
-def _task(match: _Match) -> Task:
+def _task(match: _Match, name: str) -> Task:
     fused, names = match.fused, match.names
     attributes = {k: v for task in match.tasks for k, v in task.attributes.items()}
     renames = {k: v for task in match.tasks for k, v in task.renames.items()}
     return Task(
-        name=match.tasks[-1].name,
+        name=name,
         body=fused.body,
         inputs=tuple(names[name] for name in fused.reads),
         outputs=tuple(names[name] for name in fused.gives),

@@ -41,6 +41,9 @@ FORWARD = """
     router_losses
     expert_up up
     swiglu
+    permute_up_swiglu up
+    reorder_up_swiglu up
+    up_swiglu up
     expert_down down
     reduce_scatter outputs
     all_to_all_rows outputs
@@ -58,7 +61,12 @@ BACKWARD = """
     gather_sum.dgrad
     reorder.dgrad
     expert_down.dgrad down
+    swiglu_down_gather.dgrad down
+    swiglu_down_reorder.dgrad down
+    swiglu_down.dgrad down
     expert_down.wgrad down
+    down_gather.wgrad down
+    down_reorder.wgrad down
     swiglu.dgrad
     again all_to_all attention
     expert_up.dgrad up
@@ -71,6 +79,8 @@ BACKWARD = """
     again permute
     again reorder
     expert_up.wgrad up
+    permute_up.wgrad up
+    reorder_up.wgrad up
     router_losses.dgrad
     project.dgrad shared_down
     again dense_swiglu

@@ -1,5 +1,6 @@
 """A weight gradient touches its expert alone, whatever the rows and the sides."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -20,21 +21,17 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NARROW = torch.bfloat16 if DEVICE == "cuda" else torch.float32
 
 # the interpreter has no addition by the copy engine
-ENGINES = [False, True] if DEVICE == "cuda" else [False]
+TILES = [
+    grouped.SHORT,
+    grouped.LONG if DEVICE == "cuda" else replace(grouped.LONG, copy_engine=False),
+]
 BODIES = {**reference_bodies(), "expert_up.wgrad": grouped.expert_wgrad}
-
-
-@pytest.fixture(autouse=True)
-def _what_an_interpreter_lacks(monkeypatch):
-    """It has no addition by the copy engine."""
-    if DEVICE == "cpu":
-        monkeypatch.setattr(grouped, "DEFAULT", grouped.Tile(copy_engine=False))
 
 
 @pytest.mark.parametrize("columns", [1, 100, 128, 257])
 @pytest.mark.parametrize("rows", [1, 63, 64, 65, 200])
-@pytest.mark.parametrize("copy_engine", ENGINES)
-def test_a_weight_gradient_of_any_shape_stays_inside_its_expert(rows, columns, copy_engine):
+@pytest.mark.parametrize("tile", TILES, ids=lambda tile: f"{tile.n} columns")
+def test_a_weight_gradient_of_any_shape_stays_inside_its_expert(rows, columns, tile):
     """Experts with no row, one row and a whole step of rows; sides that no tile divides."""
     counts = torch.tensor([rows, 0, 1, 64])
     total, m, n = int(counts.sum()), 8 * columns, 136
@@ -47,7 +44,6 @@ def test_a_weight_gradient_of_any_shape_stays_inside_its_expert(rows, columns, c
     for e, (start, stop) in enumerate(zip([0, *ends.tolist()], ends.tolist(), strict=False)):
         expected[e] += du[start:stop].double().T @ x[start:stop].double()
     untouched = acc[1].clone()
-    tile = grouped.Tile(copy_engine=copy_engine)
     grouped.expert_wgrad_tiled(acc, du, x, ends, tile)
     bound = gradient_bound(OPS["expert_up"].tolerance, torch.float32, total)
     require_close(acc, expected, bound, "expert_wgrad")
@@ -63,3 +59,13 @@ def test_rows_of_another_expert_are_caught():
     wrong = derivation.derived_weights(derivation.accumulators(), ends=swapped)
     with pytest.raises(VerificationError):
         require_all(wrong, honest, gradient_bound(op.tolerance, NARROW, case.length), op.name)
+
+
+def test_few_rows_an_expert_take_small_tiles(monkeypatch):
+    """What is measured faster is chosen by the rows that are there, not by the device."""
+    taken = []
+    monkeypatch.setattr(grouped, "expert_wgrad_tiled", lambda *operands: taken.append(operands[-1]))
+    acc, x, ends = torch.empty(2, 8, 8), torch.empty(0, 8), torch.zeros(2, dtype=torch.int32)
+    for rows in (2 * grouped.MANY_ROWS - 1, 2 * grouped.MANY_ROWS):
+        grouped.expert_wgrad(acc, torch.empty(rows, 8), x, ends)
+    assert taken == [grouped.SHORT, grouped.LONG]

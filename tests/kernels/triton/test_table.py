@@ -20,7 +20,7 @@ from weft.testing.tolerance import gradient_bound, relative_bound, require_close
 
 pytest.importorskip("triton", reason="Triton is built for Linux alone")
 
-from weft.kernels.triton import grouped, loss
+from weft.kernels.triton import loss
 from weft.kernels.triton.table import triton_bodies
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -32,10 +32,9 @@ GRADIENTS = [op for op in DERIVED if op.name in NAMES and not op.fused_backward]
 
 @pytest.fixture(autouse=True, scope="module")
 def _what_an_interpreter_lacks():
-    """It has no addition by the copy engine, and a CPU no product of a wider dtype."""
+    """A CPU has no product of a wider dtype."""
     with pytest.MonkeyPatch.context() as patch:
         if DEVICE == "cpu":
-            patch.setattr(grouped, "DEFAULT", grouped.Tile(copy_engine=False))
             patch.setattr(loss, "add_narrow_product", add_product)
         yield
 

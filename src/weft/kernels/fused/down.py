@@ -16,18 +16,17 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from weft.kernels.fused.tiles import MULTIPROCESSORS, Gather, operand, place, row_tiles
+from weft.kernels.fused.tiles import Gather, operand, place, row_tiles
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tile:
-    """Rows, columns, the depth of a step, row tiles of a group, programs, warps and stages."""
+    """Rows, columns, the depth of a step, row tiles of a group, warps and stages."""
 
     rows: int = 128
     columns: int = 256
     depth: int = 64
     group: int = 16
-    programs: int = MULTIPROCESSORS
     warps: int = 8
     stages: int = 4
 
@@ -78,48 +77,52 @@ def down_tiled(
     columns = triton.cdiv(ffn, tile.columns)
     parts = torch.empty(rows, columns, dtype=torch.float32, device=u.device)
     if rows:
-        table, count = row_tiles(ends, rows, tile.rows)
         source, order, divisor = operand(x, gather, [tile.rows, tile.depth])
-        _down_swiglu_dgrad[min(tile.programs, table.shape[0] * columns),](
-            source, order, TensorDescriptor.from_tensor(w, [1, tile.depth, tile.columns]),
-            table, count, u, row_weights, du, s, parts, width, ffn, columns, DIVISOR=divisor,
-            ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth, GROUP=tile.group,
-            num_warps=tile.warps, num_stages=tile.stages,
+        table = row_tiles(ends, rows, tile.rows)
+        groups = triton.cdiv(table.shape[0], tile.group)
+        _down_swiglu_dgrad[groups * tile.group * columns,](
+            source, order,
+            TensorDescriptor.from_tensor(w, [1, tile.depth, tile.columns]),
+            table, u, row_weights, du, s, parts, table.shape[0], width, ffn, columns,
+            DIVISOR=divisor, ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth,
+            GROUP=tile.group, num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
     return du, parts.sum(1), s
 
 
-@triton.jit(do_not_specialize=["columns"])
+@triton.jit(do_not_specialize=["tiles", "columns"])
 def _down_swiglu_dgrad(
-    x, order, w, table, count, u, row_weights, du, s, parts, width, ffn, columns,
+    x, order, w, table, u, row_weights, du, s, parts, tiles, width, ffn, columns,
     DIVISOR: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
     GROUP: tl.constexpr,
 ):  # fmt: skip
-    tiles = tl.load(count)
-    k = tl.arange(0, DEPTH)
-    # flattened: the next tile's operands arrive while this one is finished
-    for number in tl.range(tl.program_id(0), tiles * columns, tl.num_programs(0), flatten=True):
-        tile, column = place(number, tiles, columns, GROUP)
+    tile, column = place(columns, GROUP)
+    if tile < tiles:
         expert = tl.load(table + tile * 3)
         first, last = tl.load(table + tile * 3 + 1), tl.load(table + tile * 3 + 2)
-        row = first + tl.arange(0, ROWS)
-        at = column * COLUMNS
-        ds = tl.zeros((ROWS, COLUMNS), tl.float32)
-        if order is None:
-            for start in range(0, width, DEPTH):
-                y = w.load([expert, start, at]).reshape(DEPTH, COLUMNS)
-                ds = tl.dot(x.load([first, start]), y, ds)
-        else:
-            token = tl.load(order + tl.minimum(row, last - 1)) // DIVISOR
-            source = x + token[:, None] * width + k[None, :]
-            for start in range(0, width, DEPTH):
-                taken = tl.load(source + start, mask=(k < width - start)[None, :], other=0.0)
-                y = w.load([expert, start, at]).reshape(DEPTH, COLUMNS)
-                ds = tl.dot(taken, y, ds)
-        weight = tl.load(row_weights + row, mask=row < last, other=0.0).to(tl.float32)
-        part = tl.zeros((ROWS,), tl.float32)
-        part = _finish(ds, u, du, s, part, weight, row, last, at, ffn, ROWS, COLUMNS)
-        tl.store(parts + row.to(tl.int64) * columns + column, part, mask=row < last)
+        if last > first:
+            row = first + tl.arange(0, ROWS)
+            at = column * COLUMNS
+            ds = tl.zeros((ROWS, COLUMNS), tl.float32)
+            if order is None:
+                for start in range(0, width, DEPTH):
+                    y = w.load([expert, start, at]).reshape(DEPTH, COLUMNS)
+                    ds = tl.dot(x.load([first, start]), y, ds)
+            else:
+                k = tl.arange(0, DEPTH)
+                token = tl.load(order + tl.minimum(row, last - 1)) // DIVISOR
+                source = x + token[:, None] * width + k[None, :]
+                for start in range(0, width, DEPTH):
+                    taken = tl.load(source + start, mask=(k < width - start)[None, :], other=0.0)
+                    y = w.load([expert, start, at]).reshape(DEPTH, COLUMNS)
+                    ds = tl.dot(taken, y, ds)
+            weight = tl.load(row_weights + row, mask=row < last, other=0.0).to(tl.float32)
+            part = tl.zeros((ROWS,), tl.float32)
+            low, high = _halves(ds, ROWS, COLUMNS)
+            half: tl.constexpr = COLUMNS // 2
+            part = _finish(low, u, du, s, part, weight, row, last, at, ffn, ROWS, half)
+            part = _finish(high, u, du, s, part, weight, row, last, at + half, ffn, ROWS, half)
+            tl.store(parts + row.to(tl.int64) * columns + column, part, mask=row < last)
 
 
 @triton.jit

@@ -17,7 +17,9 @@ class Offer:
 
 # A gather costs products the same share of their time at any width, and saves a pass that weighs
 # less the wider the experts are: measured at 768 and 14,336 (docs/log.md), equal at about 1,400.
-_FINE, _ANY = 1024, 2**20
+# SwiGLU in the up projection was faster at both. Its gradient in the down projection was not at the
+# wider one, and of gradients that lie by expert it was not measured at the other.
+_NEVER, _FINE, _ANY = 0, 1024, 2**20
 
 
 def fused_bodies() -> Mapping[str, Offer]:
@@ -33,7 +35,7 @@ def fused_bodies() -> Mapping[str, Offer]:
             "up_swiglu": Offer(up.up_swiglu, _ANY),
             "swiglu_down_gather.dgrad": Offer(down.swiglu_down_gather_dgrad, _FINE),
             "swiglu_down_reorder.dgrad": Offer(down.swiglu_down_reorder_dgrad, _FINE),
-            "swiglu_down.dgrad": Offer(down.swiglu_down_dgrad, _ANY),
+            "swiglu_down.dgrad": Offer(down.swiglu_down_dgrad, _NEVER),
             "permute_up.wgrad": Offer(wgrad.permute_up_wgrad, _FINE),
             "reorder_up.wgrad": Offer(wgrad.reorder_up_wgrad, _FINE),
             "down_gather.wgrad": Offer(wgrad.down_gather_wgrad, _FINE),

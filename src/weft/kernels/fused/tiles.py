@@ -4,8 +4,7 @@
     rows   0..128   128..200 200..328 328..330       expert 2 has 130; tiles of 128 rows
 
 No group is padded: a group's last tile holds what is left. How many tiles there are is known on the
-device alone. Some programs share them out: each takes every so many-th tile of the product, which
-are as many as row tiles times column tiles.
+device alone, so a launch has one program for each there could be, and those beyond have no rows.
 """
 
 from dataclasses import dataclass
@@ -15,8 +14,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
-
-MULTIPROCESSORS = 132  # of an H100 or H200, NVIDIA data sheets; more or fewer cost time alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,22 +40,20 @@ def most_tiles(rows: int, experts: int, size: int) -> int:
     return rows // size + min(experts, rows)
 
 
-def row_tiles(ends: Tensor, rows: int, size: int) -> tuple[Tensor, Tensor]:
-    """Returns each tile's expert, first row, and the row behind its last one, and how many tiles
-    there are.
+def row_tiles(ends: Tensor, rows: int, size: int) -> Tensor:
+    """Returns each tile's expert, first row, and the row behind its last one.
 
     Shapes:
-        ends [L] -> table [most_tiles, 3], count [1]; a tile that is not there has no rows
+        ends [L] -> table [most_tiles, 3]; a tile that is not there has no rows
     """
     experts = ends.shape[0]
-    most = most_tiles(rows, experts, size)
-    table = torch.empty(most, 3, dtype=torch.int32, device=ends.device)
-    count = torch.empty(1, dtype=torch.int32, device=ends.device)
-    _tabulate[max(triton.cdiv(most, _TILES), 1),](
-        ends, table, count, experts, most,
-        SIZE=size, TILES=_TILES, COLUMNS=triton.next_power_of_2(experts), num_warps=4,
-    )  # fmt: skip
-    return table, count
+    count = most_tiles(rows, experts, size)
+    table = torch.empty(count, 3, dtype=torch.int32, device=ends.device)
+    columns = triton.next_power_of_2(experts)
+    _tabulate[triton.cdiv(count, _TILES),](
+        ends, table, experts, count, SIZE=size, TILES=_TILES, COLUMNS=columns, num_warps=4
+    )
+    return table
 
 
 _TILES = 64  # of a program: 64 x 128 cells for 128 experts
@@ -66,9 +61,8 @@ _TILES = 64  # of a program: 64 x 128 cells for 128 experts
 
 @triton.jit
 def _tabulate(
-    ends, table, count, experts, most,
-    SIZE: tl.constexpr, TILES: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
+    ends, table, experts, count, SIZE: tl.constexpr, TILES: tl.constexpr, COLUMNS: tl.constexpr
+):
     e = tl.arange(0, COLUMNS)
     last = tl.load(ends + e, mask=e < experts, other=0)
     first = tl.load(ends + e - 1, mask=(e > 0) & (e < experts), other=0)
@@ -81,20 +75,16 @@ def _tabulate(
     expert = tl.sum(own * e[None, :], axis=1)
     begin = tl.sum(own * start, axis=1)
     stop = tl.sum(own * tl.minimum(start + SIZE, last[None, :]), axis=1)
-    inside = tile < most
+    inside = tile < count
     tl.store(table + tile * 3, expert, mask=inside)
     tl.store(table + tile * 3 + 1, begin, mask=inside)
     tl.store(table + tile * 3 + 2, stop, mask=inside)
-    if tl.program_id(0) == 0:
-        tl.store(count, tl.sum(taken, axis=0))
 
 
 @triton.jit
-def place(number, tiles, columns, GROUP: tl.constexpr):
-    """Returns the row tile and the column tile of a tile of the product: `GROUP` row tiles go
-    through the columns together, so that neighbours share a weight.
+def place(columns, GROUP: tl.constexpr):
+    """Returns the row tile and the column tile of a program: tiles of `GROUP` rows go through the
+    columns together, so that neighbours share a weight.
     """
-    group = number // (GROUP * columns) * GROUP
-    within = number % (GROUP * columns)
-    size = tl.minimum(tiles - group, GROUP)
-    return group + within % size, within // size
+    within = tl.program_id(0) % (GROUP * columns)
+    return tl.program_id(0) // (GROUP * columns) * GROUP + within % GROUP, within // GROUP

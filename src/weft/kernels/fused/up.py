@@ -3,8 +3,8 @@
     rows[i] = h[order[i] // k]     u = rows @ w[expert].T = [g | u]     s = silu(g) u weight
 
 A program holds the same columns of the gate half and of the up half, so that what SwiGLU reads is
-in its registers. Rows are read where their tokens lie, and nothing of their size is written; where
-they lie by expert already, the copy engine brings them.
+in its registers. Rows are read where their tokens lie, and nothing of their size is
+written; where they lie by expert already, the copy engine brings them.
 """
 
 from dataclasses import dataclass
@@ -14,20 +14,17 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from weft.kernels.fused.tiles import MULTIPROCESSORS, Gather, operand, place, row_tiles
+from weft.kernels.fused.tiles import Gather, operand, place, row_tiles
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tile:
-    """Rows, columns of each half, the depth of a step, row tiles of a group, programs, warps and
-    stages.
-    """
+    """Rows, columns of each half, the depth of a step, row tiles of a group, warps and stages."""
 
     rows: int = 128
     columns: int = 128
     depth: int = 64
     group: int = 16
-    programs: int = MULTIPROCESSORS
     warps: int = 8
     stages: int = 4
 
@@ -71,55 +68,56 @@ def up_tiled(
     u, s = x.new_empty(rows, both), x.new_empty(rows, ffn)
     if rows == 0:
         return u, s
-    table, count = row_tiles(ends, rows, tile.rows)
     columns = triton.cdiv(ffn, tile.columns)
+    table = row_tiles(ends, rows, tile.rows)
+    groups = triton.cdiv(table.shape[0], tile.group)
     source, order, divisor = operand(x, gather, [tile.rows, tile.depth])
     halves = w.view(2 * experts, ffn, width)
-    _up_swiglu[min(tile.programs, table.shape[0] * columns),](
-        source, order, TensorDescriptor.from_tensor(halves, [2, tile.columns, tile.depth]),
-        table, count, row_weights, u, s, width, ffn, columns, DIVISOR=divisor,
-        ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth, GROUP=tile.group,
+    _up_swiglu[groups * tile.group * columns,](
+        source, order,
+        TensorDescriptor.from_tensor(halves, [2, tile.columns, tile.depth]),
+        table, row_weights, u, s, table.shape[0], width, ffn, columns,
+        DIVISOR=divisor, ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth, GROUP=tile.group,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return u, s
 
 
-@triton.jit(do_not_specialize=["columns"])
+@triton.jit(do_not_specialize=["tiles", "columns"])
 def _up_swiglu(
-    x, order, w, table, count, row_weights, u, s, width, ffn, columns,
+    x, order, w, table, row_weights, u, s, tiles, width, ffn, columns,
     DIVISOR: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
     GROUP: tl.constexpr,
 ):  # fmt: skip
-    tiles = tl.load(count)
-    k = tl.arange(0, DEPTH)
-    # flattened: the next tile's operands arrive while this one is finished
-    for number in tl.range(tl.program_id(0), tiles * columns, tl.num_programs(0), flatten=True):
-        tile, column = place(number, tiles, columns, GROUP)
+    tile, column = place(columns, GROUP)
+    if tile < tiles:
         expert = tl.load(table + tile * 3)
         first, last = tl.load(table + tile * 3 + 1), tl.load(table + tile * 3 + 2)
-        row = first + tl.arange(0, ROWS)
-        at = column * COLUMNS
-        total = tl.zeros((ROWS, 2 * COLUMNS), tl.float32)
-        if order is None:
-            for start in range(0, width, DEPTH):
-                both = w.load([2 * expert, at, start]).reshape(2 * COLUMNS, DEPTH)
-                total = tl.dot(x.load([first, start]), both.T, total)
-        else:
-            token = tl.load(order + tl.minimum(row, last - 1)) // DIVISOR
-            source = x + token[:, None] * width + k[None, :]
-            for start in range(0, width, DEPTH):
-                taken = tl.load(source + start, mask=(k < width - start)[None, :], other=0.0)
-                both = w.load([2 * expert, at, start]).reshape(2 * COLUMNS, DEPTH)
-                total = tl.dot(taken, both.T, total)
-        gate, up = tl.split(tl.permute(tl.reshape(total, (ROWS, 2, COLUMNS)), (0, 2, 1)))
-        gate, up = gate.to(u.dtype.element_ty), up.to(u.dtype.element_ty)
-        c = at + tl.arange(0, COLUMNS)
-        wide = row.to(tl.int64)[:, None]
-        inside = (row < last)[:, None] & (c < ffn)[None, :]
-        out = u + wide * (2 * ffn) + c[None, :]
-        tl.store(out, gate, mask=inside)
-        tl.store(out + ffn, up, mask=inside)
-        weight = tl.load(row_weights + row, mask=row < last, other=0.0).to(tl.float32)
-        g = gate.to(tl.float32)
-        made = g * tl.sigmoid(g) * up.to(tl.float32) * weight[:, None]
-        tl.store(s + wide * ffn + c[None, :], made, mask=inside)
+        if last > first:
+            row = first + tl.arange(0, ROWS)
+            at = column * COLUMNS
+            total = tl.zeros((ROWS, 2 * COLUMNS), tl.float32)
+            if order is None:
+                for start in range(0, width, DEPTH):
+                    both = w.load([2 * expert, at, start]).reshape(2 * COLUMNS, DEPTH)
+                    total = tl.dot(x.load([first, start]), both.T, total)
+            else:
+                k = tl.arange(0, DEPTH)
+                token = tl.load(order + tl.minimum(row, last - 1)) // DIVISOR
+                source = x + token[:, None] * width + k[None, :]
+                for start in range(0, width, DEPTH):
+                    taken = tl.load(source + start, mask=(k < width - start)[None, :], other=0.0)
+                    both = w.load([2 * expert, at, start]).reshape(2 * COLUMNS, DEPTH)
+                    total = tl.dot(taken, both.T, total)
+            gate, up = tl.split(tl.permute(tl.reshape(total, (ROWS, 2, COLUMNS)), (0, 2, 1)))
+            c = at + tl.arange(0, COLUMNS)
+            inside = (row < last)[:, None] & (c < ffn)[None, :]
+            weight = tl.load(row_weights + row, mask=row < last, other=0.0).to(tl.float32)
+            gate = gate.to(u.dtype.element_ty)
+            up = up.to(u.dtype.element_ty)
+            out = u + row.to(tl.int64)[:, None] * (2 * ffn) + c[None, :]
+            tl.store(out, gate, mask=inside)
+            tl.store(out + ffn, up, mask=inside)
+            g = gate.to(tl.float32)
+            made = g * tl.sigmoid(g) * up.to(tl.float32) * weight[:, None]
+            tl.store(s + row.to(tl.int64)[:, None] * ffn + c[None, :], made, mask=inside)

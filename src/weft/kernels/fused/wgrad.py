@@ -21,6 +21,8 @@ from weft.kernels.triton.grouped import add_tile, destination
 class Tile:
     """A part of an accumulator, the rows of one step, warps, stages, who adds, and how many columns
     at a time: the copy engine, or the program itself.
+
+    A stage brings either rows or the map that a later one reads them by.
     """
 
     m: int = 128
@@ -28,8 +30,8 @@ class Tile:
     rows: int = 64
     warps: int = 8
     stages: int = 5
-    copy_engine: bool = False
-    part: int = 32
+    copy_engine: bool = True
+    part: int = 64
 
 
 DEFAULT = Tile()
@@ -119,20 +121,34 @@ def _wgrad_gathered(
     if last > first:
         at_m = tl.program_id(0) // tiles_n * TILE_M
         at_n = tl.program_id(0) % tiles_n * TILE_N
-        if GATHERS_LEFT:
-            width, c = m, at_m + tl.arange(0, TILE_M)
-        else:
-            width, c = n, at_n + tl.arange(0, TILE_N)
-        i = tl.arange(0, STEP)
         total = tl.zeros((TILE_M, TILE_N), tl.float32)
-        for row in range(first, last, STEP):
-            # zeros behind the last row, so that what the other operand has there adds nothing
-            own = row + i < last
-            token = tl.load(order + row + i, mask=own, other=0) // DIVISOR
-            at = token[:, None] * width + c[None, :]
-            x = tl.load(moves + at, mask=own[:, None] & (c < width)[None, :], other=0.0)
+        if GATHERS_LEFT:
+            width, at_lies, at_moves = m, at_n, at_m
+            c = at_moves + tl.arange(0, TILE_M)
+        else:
+            width, at_lies, at_moves = n, at_m, at_n
+            c = at_moves + tl.arange(0, TILE_N)
+        i = tl.arange(0, STEP)
+        whole = first + (last - first) // STEP * STEP
+        for row in range(first, whole, STEP):
+            token = tl.load(order + row + i) // DIVISOR
+            x = tl.load(
+                moves + token[:, None] * width + c[None, :], mask=(c < width)[None, :], other=0.0
+            )
+            y = lies.load([row, at_lies])
             if GATHERS_LEFT:
-                total = tl.dot(x.T, lies.load([row, at_n]), total)
+                total = tl.dot(x.T, y, total)
             else:
-                total = tl.dot(lies.load([row, at_m]).T, x, total)
+                total = tl.dot(y.T, x, total)
+        if whole < last:
+            own = whole + i < last
+            token = tl.load(order + whole + i, mask=own, other=0) // DIVISOR
+            inside = own[:, None] & (c < width)[None, :]
+            x = tl.load(moves + token[:, None] * width + c[None, :], mask=inside, other=0.0)
+            y = lies.load([whole, at_lies])
+            y = tl.where(own[:, None], y, tl.zeros_like(y))
+            if GATHERS_LEFT:
+                total = tl.dot(x.T, y, total)
+            else:
+                total = tl.dot(y.T, x, total)
         add_tile(total, acc, expert, at_m, at_n, m, n, COPY_ENGINE, PART, TILE_M, TILE_N)

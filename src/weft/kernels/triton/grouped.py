@@ -24,15 +24,19 @@ class Tile:
     """
 
     m: int = 128
-    n: int = 128
+    n: int = 256
     rows: int = 64
     warps: int = 8
-    stages: int = 3
-    copy_engine: bool = False
-    part: int = 32
+    stages: int = 4
+    copy_engine: bool = True
+    part: int = 128
 
 
-DEFAULT = Tile()
+# The copy engine's additions run at a quarter of the memory's rate. Long walks over rows hide most
+# of that; short ones less than two programs a multiprocessor do that add what they read: measured
+# at 1,024 and at 4,096 rows an expert (docs/log.md).
+LONG, SHORT = Tile(), Tile(n=128, stages=3, copy_engine=False, part=32)
+MANY_ROWS = 2048
 
 
 def expert_wgrad(acc: Tensor, du: Tensor, x: Tensor, ends: Tensor) -> Tensor:
@@ -44,7 +48,8 @@ def expert_wgrad(acc: Tensor, du: Tensor, x: Tensor, ends: Tensor) -> Tensor:
     Numerics:
         The tensor cores accumulate in FP32, rows in ascending order; one addition an element.
     """
-    return expert_wgrad_tiled(acc, du, x, ends, DEFAULT)
+    many = du.shape[0] >= MANY_ROWS * acc.shape[0]
+    return expert_wgrad_tiled(acc, du, x, ends, LONG if many else SHORT)
 
 
 def expert_wgrad_tiled(acc: Tensor, du: Tensor, x: Tensor, ends: Tensor, tile: Tile) -> Tensor:
