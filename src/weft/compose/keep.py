@@ -166,7 +166,7 @@ def _apply(layer: Segment, again: frozenset[str]) -> Segment:
 
 
 def _fused(plan: Plan, layer: Segment) -> Segment:
-    made = fuse(_derived(layer), plan.fused)
+    made = fuse(_derived(layer), plan.fuses)
     return Segment(forward=made.forward, backward=made.backward)
 
 

@@ -120,6 +120,13 @@ class Plan:
     merge: bool = False
     saved: str = ""
     fused: tuple[str, ...] = ()
+    split: tuple[str, ...] = ()
+    chunks: int = 2
+
+    @property
+    def fuses(self) -> tuple[str, ...]:
+        """The fused operators of its programs: none where the pairs of experts are in chunks."""
+        return self.fused if {"dispatch", "combine"}.isdisjoint(self.split) else ()
 
     @property
     def tokens(self) -> int:

@@ -26,6 +26,8 @@ class Nominal:
 
 Pricing = Callable[[Task, Program, Sizes], float]  # seconds of a task; the caller may bring one
 
+_VIEWS = frozenset({"slice_chunk"})  # of a whole weight, whose bytes would be the dearest of all
+
 BYTES: Mapping[str, int] = {"act": 2, "acc": 4, "bf16": 2, "i32": 4, "u8": 1, "i64": 8, "host": 0}
 
 
@@ -37,6 +39,8 @@ def nominal_pricing(nominal: Nominal | None = None) -> Pricing:
 
 def price(task: Task, program: Program, n: Sizes, nominal: Nominal) -> float:
     """Nominal seconds of one task."""
+    if task.body in _VIEWS:
+        return 0.0
     if is_collective(task):
         return nominal.latency + wire_bytes(task, program, n, BYTES) / nominal.link
     moved = sum(value_bytes(v, program, n, BYTES) for v in (*task.inputs, *task.outputs))

@@ -51,6 +51,8 @@ def plan(config: RunConfig, rank: int, *, replay: bool = False) -> Plan:
         merge=config.overlap.merge,
         saved=_saved(config.overlap.schedule),
         fused=tuple(FUSED) if config.kernels.fuse == "all" else (),
+        split=config.overlap.split,
+        chunks=config.overlap.chunks,
     )
     return _cut(made)
 

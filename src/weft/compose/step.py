@@ -10,7 +10,7 @@ One stage runs the forward and the backward of a micro-batch after one another.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from weft.compose import edge, replicas, segment, stage, templates, work
+from weft.compose import edge, replicas, segment, split, stage, templates, work
 from weft.compose.check import check_edges
 from weft.compose.instance import Instance, with_drops
 from weft.compose.order import Order as Order
@@ -41,7 +41,7 @@ class Step:
 
 def training_step(plan: Plan, order: Order | None = None, *, record_routing: bool = False) -> Step:
     """The whole step of one rank; `record_routing` adds every token's choices to its results."""
-    stage.validate(validate(plan))
+    stage.validate(split.validate(validate(plan)))
     programs = templates.training_programs(plan)
     pieces = stage.pieces_of(plan)
     flat = owned_parameters(plan)[1]

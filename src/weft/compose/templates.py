@@ -9,7 +9,7 @@ head                              where the last layer is
 
 from collections.abc import Sequence
 
-from weft.compose import segment
+from weft.compose import segment, split
 from weft.compose.keep import rematerialised
 from weft.compose.plan import Plan
 from weft.compose.stage import chunks_of, owned
@@ -34,8 +34,9 @@ def training_programs(plan: Plan) -> Programs:
     else:
         programs["positions"] = segment.positions(plan)
     for kind, layer in rematerialised(plan, plain).items():
-        programs[f"{kind}.forward"] = layer.forward
-        programs.update(_backward(kind, _present(layer.backward), plan))
+        programs[f"{kind}.forward"] = split.forward(plan, layer.forward)
+        backward = split.backward(plan, _present(layer.backward))
+        programs.update(_backward(kind, backward, plan))
     if chunks[-1].last:
         programs["head"] = segment.head(plan, _head_name(plan)).forward
     return programs
@@ -50,8 +51,8 @@ def evaluation_programs(plan: Plan) -> Programs:
     else:
         programs["positions"] = segment.positions(plan)
     for kind, names in layer_weights(owned(plan)).items():
-        forward = segment.layer(plan, kind, names, evaluate=True).forward
-        programs[f"{kind}.forward"] = fuse_program(forward, plan.fused)
+        alone = segment.layer(plan, kind, names, evaluate=True).forward
+        programs[f"{kind}.forward"] = fuse_program(split.forward(plan, alone), plan.fuses)
     if chunks[-1].last:
         programs["head.evaluate"] = segment.head(plan, _head_name(plan), evaluate=True).forward
     return programs

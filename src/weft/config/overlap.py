@@ -8,6 +8,7 @@ from weft.config.branch import Branch, closest_name, refusal
 from weft.errors import ConfigError
 
 POLICIES = ("none", "selective", "full", "auto")
+PAIRS = ("qkv", "out", "dispatch", "combine")
 _ROOM = 2**33  # bytes of the example in an error: what a layer or two of a large model keep
 
 
@@ -38,12 +39,19 @@ class OverlapConfig(Branch):
         description='bytes for what the layers of a rank keep, with remat = "auto"',
     )
 
+    split: tuple[str, ...] = Field(
+        default=(),
+        description="pairs of a product and a collective that are cut into chunks: any of qkv, "
+        "out, dispatch, combine",
+    )
+    chunks: int = Field(default=2, ge=2, description="into how many chunks a pair is cut")
+
     schedule: str = Field(
         default="",
         description="a file of saved orders (weft show schedule --actions) that go before `order`",
     )
 
-    @field_validator("remat", mode="before")
+    @field_validator("remat", "split", mode="before")
     @classmethod
     def _take_list(cls, value: Any) -> Any:
         """A list of names as TOML has it, as a tuple: strict types take no list for one."""
@@ -55,6 +63,12 @@ class OverlapConfig(Branch):
             rule = f"must be one of {', '.join(POLICIES)}, or a list of values"
             meant = closest_name(self.remat, POLICIES) or "none"
             raise ConfigError(refusal("overlap.remat", self.remat, rule, meant))
+        for name in self.split:
+            if name not in PAIRS:
+                rule = f"must hold none but {', '.join(PAIRS)}, found {name!r}"
+                meant = closest_name(name, PAIRS) or PAIRS[0]
+                legal = list(dict.fromkeys(meant if n == name else n for n in self.split))
+                raise ConfigError(refusal("overlap.split", list(self.split), rule, legal))
         if self.remat == "auto" and not self.memory:
             rule = 'must be given with overlap.remat = "auto"'
             raise ConfigError(refusal("overlap.memory", self.memory, rule, _ROOM))

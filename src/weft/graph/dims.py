@@ -1,9 +1,9 @@
 """The letters of the project: what each dim means, and how a letter becomes a number.
 
-A shape is written in letters (`"T D"`, `"L 2F D"`); `Sizes` holds their numbers for one model,
-layout and micro-batch. A dynamic dim (routed rows) has no number before the router has spoken: it
-has a `bound`, which the checker and the planner use, and at run time the tensor itself says its
-size.
+A shape is written in letters (`"T D"`, `"L 2F D"`, `"T/2 D"` of half the tokens); `Sizes` holds
+their numbers for one model, layout and micro-batch. A dynamic dim (routed rows) has no number
+before the router has spoken: it has a `bound`, which the checker and the planner use, and at run
+time the tensor itself says its size.
 """
 
 import re
@@ -60,7 +60,7 @@ LEGEND: Mapping[str, str] = MappingProxyType(
 
 DYNAMIC = frozenset({"R", "o", "r"})
 
-_TERM = re.compile(r"(\d*)([A-Za-z]?)")
+_TERM = re.compile(r"(\d*)([A-Za-z]?)(?:/(\d+))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +82,18 @@ class Sizes:
             ) from None
 
     def of(self, term: str) -> int:
-        """The number a term of a shape stands for.
+        """The number a term of a shape stands for, rounded down where it is a part of a letter.
 
         Example:
-            >>> Sizes({"F": 3}, {}).of("2F")
-            6
+            >>> sizes = Sizes({"F": 3, "T": 8}, {})
+            >>> sizes.of("2F"), sizes.of("T/4")
+            (6, 2)
         """
         match = _TERM.fullmatch(term)
         assert match, f"{term=} is not a dim term"
-        coefficient, letter = match.groups()
-        return int(coefficient or 1) * (self.numbers[letter] if letter else 1)
+        coefficient, letter, parts = match.groups()
+        whole = int(coefficient or 1) * (self.numbers[letter] if letter else 1)
+        return whole // int(parts or 1)
 
     def shape(self, dims: str) -> tuple[int, ...]:
         """The sizes of a shape written in letters.

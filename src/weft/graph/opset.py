@@ -410,6 +410,14 @@ _TABLE = (
     _comm("all_to_all_groups", "packet~@u8:b D, splits~@host: -> out~@u8:a D", wire="groups", paper="4.2"),
     _comm("all_to_all_blocks", "packet~@u8:U p -> out~@u8:U p", wire="even", paper="4.2"),
     _comm("all_gather_packets", "packet~@u8:T p -> out~@u8:U p", wire="gather", paper="4.2"),
+    # ---- chunks of an operator and its collective; the last port of a join stands for one a chunk ----------
+    _op("slice_chunk", "x~:T D -> part~:T D", tolerance=Tolerance.EXACT, paper="3.1"),
+    _op("join_chunks", "part~:T D -> whole~:T D", tolerance=Tolerance.EXACT, paper="3.1"),
+    _op("take_blocks", "x~:N P -> part~:N P", tolerance=Tolerance.EXACT, paper="3.1"),
+    _op("join_blocks", "part~:N P -> whole~:N P", tolerance=Tolerance.EXACT, paper="3.1"),
+    _op("merge_rows", "places~@i64:R, part~:R D -> whole~:R D", tolerance=Tolerance.EXACT, paper="3.3"),
+    _op("place_gathered", "order~@i64:R -> places~@i64:R", tolerance=Tolerance.EXACT, paper="3.3"),
+    _op("place_received", "splits~@host:, received~@i64:Y L -> places~@i64:R", tolerance=Tolerance.EXACT, paper="3.3"),
     # ---- named host synchronisations -----------------------------------------------------------------------
     _op("splits_to_host", "sent~@i64:E, received~@i64:Y L -> splits~@host:", lane=Lane.HOST, tolerance=Tolerance.EXACT, paper="5"),
     _op("visits_to_host", "sent~@i64:2Y, received~@i64:Y 2 -> splits~@host:, rows~@host:", lane=Lane.HOST, tolerance=Tolerance.EXACT, paper="5"),

@@ -28,7 +28,7 @@ ROWS = frozenset(
 
 # Bodies that hand out views of what they are given: no kernel runs. So do those that lay heads out
 # for the ranks of a group, where there is one rank.
-VIEWS = frozenset({"split_heads", "split_heads.dgrad", "take_block"})
+VIEWS = frozenset({"split_heads", "split_heads.dgrad", "take_block", "slice_chunk"})
 
 # Collectives by what the wire sees, as nccl-tests names them.
 ALGORITHMS: Mapping[str, str] = MappingProxyType(

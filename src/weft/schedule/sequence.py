@@ -23,6 +23,8 @@ from weft.schedule.action import (
 )
 from weft.schedule.remat import is_again
 
+CHUNK = "/"  # in the name of a task or value, before the number of its chunk (schedule.decompose)
+
 
 def in_sequence(program: Program, tasks: Sequence[Task]) -> Ordered:
     """The order that starts the tasks in this sequence and waits as late as it can.
@@ -79,6 +81,8 @@ def _take(task: Task, made: Mapping[str, Task], done: dict[str, Task]) -> None:
 
 def task_key(task: Task) -> str:
     """What a task is in a list made by hand: its body, and the payload or the weight it is about.
+    That of a chunk says so, unless it is a collective: those have the place of the whole one, and
+    what else there is of a chunk comes when they need it.
 
     Example:
         >>> task = Task(name="again.rms_norm", body="rms_norm", inputs=("x", "w.norm1"), outputs=())
@@ -89,7 +93,8 @@ def task_key(task: Task) -> str:
     sums = (v.rpartition(".")[2] for v in task.inputs if v.startswith("acc.w."))
     about = task.attributes.get("label") or next(iter((*sums, *weights)), None)
     again = "again" if is_again(task) else None
-    return " ".join(str(part) for part in (again, task.body, about) if part)
+    chunk = None if is_collective(task) else task.name.partition(CHUNK)[2]
+    return " ".join(str(part) for part in (again, task.body, about, chunk) if part)
 
 
 def interleaved(program: Program, price: Callable[[Task], float]) -> Program:
