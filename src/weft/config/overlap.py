@@ -67,8 +67,8 @@ class OverlapConfig(Branch):
             if name not in PAIRS:
                 rule = f"must hold none but {', '.join(PAIRS)}, found {name!r}"
                 meant = closest_name(name, PAIRS) or PAIRS[0]
-                legal = list(dict.fromkeys(meant if n == name else n for n in self.split))
-                raise ConfigError(refusal("overlap.split", list(self.split), rule, legal))
+                legal = tuple(dict.fromkeys(meant if n == name else n for n in self.split))
+                raise ConfigError(refusal("overlap.split", self.split, rule, legal))
         if self.remat == "auto" and not self.memory:
             rule = 'must be given with overlap.remat = "auto"'
             raise ConfigError(refusal("overlap.memory", self.memory, rule, _ROOM))

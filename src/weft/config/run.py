@@ -81,6 +81,7 @@ class RunConfig(Branch):
         _check_compression(self)
         _check_capacity(self)
         _check_zero(self)
+        _check_split(self)
         _check_batch(self)
         _check_pipeline(self)
         _check_warmup(self)
@@ -188,6 +189,55 @@ def _check_zero(run: RunConfig) -> None:
             "of another micro-batch are unsummed"
         )
         raise LayoutError(refusal("parallel.zero", run.parallel.zero, rule, 1))
+
+
+def _check_split(run: RunConfig) -> None:
+    """Where a layout has no such pair, or too little of it to cut, compose.split says the same."""
+    split, chunks = run.overlap.split, run.overlap.chunks
+    for pair in split:
+        rule = _uncut_pair(run, pair)
+        if rule:
+            legal = tuple(name for name in split if name != pair)
+            raise LayoutError(refusal("overlap.split", split, f"{pair} {rule}", legal))
+    counts = dict(_cut_by_chunks(run))
+    for what, count in counts.items():
+        if count % chunks:
+            rule = f"must divide {what} ({count})"
+            legal = divisors(gcd(*counts.values()))[1:]
+            if legal:
+                raise LayoutError(refusal("overlap.chunks", chunks, rule, nearest(chunks, legal)))
+            raise LayoutError(refusal("overlap.split", split, f"overlap.chunks {rule}", ()))
+
+
+def _uncut_pair(run: RunConfig, pair: str) -> str | None:
+    """Why a pair cannot be cut in this layout."""
+    parallel, compression = run.parallel, run.compression
+    if pair in ("qkv", "out"):
+        if parallel.sp > 1 and parallel.attention != "sp":
+            return f'needs parallel.attention = "sp", found "{parallel.attention}"'
+        return None
+    if parallel.sp > 1 and parallel.ffn == "tp":
+        return 'needs parallel.ffn = "ep", found "tp"'
+    if parallel.ep > 1 and pair == "dispatch" and parallel.dispatch == "deduplicated":
+        return 'needs parallel.dispatch = "all_to_all" or "all_gather", found "deduplicated"'
+    crossings = ("dispatch", "dispatch_grad") if pair == "dispatch" else ("combine",)
+    for name in crossings:
+        if getattr(compression, name) != "none":
+            return f'needs compression.{name} = "none": what travels in eight bits travels whole'
+    return None
+
+
+def _cut_by_chunks(run: RunConfig) -> Iterator[tuple[str, int]]:
+    """What a number of chunks must divide, and where it is."""
+    split = run.overlap.split
+    if not {"qkv", "out", "dispatch"}.isdisjoint(split):
+        tokens = run.train.micro_batch * run.data.sequence // run.parallel.sp
+        yield "train.micro_batch * data.sequence / parallel.sp", tokens
+    if not {"dispatch", "combine"}.isdisjoint(split):
+        narrow = run.train.precision == "bfloat16"  # grouped products want 16 bytes of alignment
+        yield ("model.hidden / 8", run.model.hidden // 8) if narrow else (
+            "model.hidden", run.model.hidden
+        )  # fmt: skip
 
 
 def _check_capacity(run: RunConfig) -> None:

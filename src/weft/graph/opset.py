@@ -410,7 +410,8 @@ _TABLE = (
     _comm("all_to_all_groups", "packet~@u8:b D, splits~@host: -> out~@u8:a D", wire="groups", paper="4.2"),
     _comm("all_to_all_blocks", "packet~@u8:U p -> out~@u8:U p", wire="even", paper="4.2"),
     _comm("all_gather_packets", "packet~@u8:T p -> out~@u8:U p", wire="gather", paper="4.2"),
-    # ---- chunks of an operator and its collective; the last port of a join stands for one a chunk ----------
+    # ---- chunks of an operator and its collective; the last port of a join, and every one of a synchronisation of all,
+    # stands for one a chunk
     _op("slice_chunk", "x~:T D -> part~:T D", tolerance=Tolerance.EXACT, paper="3.1"),
     _op("join_chunks", "part~:T D -> whole~:T D", tolerance=Tolerance.EXACT, paper="3.1"),
     _op("take_blocks", "x~:N P -> part~:N P", tolerance=Tolerance.EXACT, paper="3.1"),
@@ -422,6 +423,8 @@ _TABLE = (
     _op("splits_to_host", "sent~@i64:E, received~@i64:Y L -> splits~@host:", lane=Lane.HOST, tolerance=Tolerance.EXACT, paper="5"),
     _op("visits_to_host", "sent~@i64:2Y, received~@i64:Y 2 -> splits~@host:, rows~@host:", lane=Lane.HOST, tolerance=Tolerance.EXACT, paper="5"),
     _op("rows_to_host", "counts~@i64:L -> rows~@host:", lane=Lane.HOST, tolerance=Tolerance.EXACT, paper="5"),
+    _op("all_splits_to_host", "sent~@i64:E, received~@i64:Y L -> splits~@host:", lane=Lane.HOST, tolerance=Tolerance.EXACT, paper="3.3"),
+    _op("all_rows_to_host", "counts~@i64:L -> rows~@host:", lane=Lane.HOST, tolerance=Tolerance.EXACT, paper="3.3"),
     # ---- gradient synchronisation and the optimizer --------------------------------------------------------
     _comm("reduce_scatter_grad", "grad~@acc:Z -> shard~@acc:z", wire="scatter", paper="1.4", tolerance=Tolerance.REDUCTION),
     _op("encode_grad", "grad~@acc:Z -> sent~@bf16:Z", flops=lambda n: n.Z, paper="4.1"),

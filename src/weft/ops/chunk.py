@@ -78,6 +78,23 @@ def place_received(splits: Splits, *received: Tensor) -> Tensor:
     return torch.arange(total, device=runs.device) + shift
 
 
+def all_rows_to_host(*counts: Tensor) -> tuple[int, ...]:
+    """Returns the number of rows of each of several maps, by one copy from device to host."""
+    return tuple(torch.stack(counts).sum(1).tolist())
+
+
+def all_splits_to_host(*pairs: Tensor) -> tuple[Splits, ...]:
+    """Returns the splits of several exchanges, by one copy from device to host.
+
+    Shapes:
+        of each sent [E], received [Y, L]
+    """
+    sent, received = torch.stack(pairs[::2]), torch.stack(pairs[1::2])
+    ranks = received.shape[1]
+    both = torch.stack((sent.unflatten(1, (ranks, -1)).sum(2), received.sum(2)), dim=1)
+    return tuple(Splits(send=tuple(send), receive=tuple(came)) for send, came in both.tolist())
+
+
 def _starts(runs: Tensor) -> Tensor:
     """Where each run begins if they lie in the order of their dims."""
     flat = runs.flatten()

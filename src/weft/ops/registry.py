@@ -185,6 +185,8 @@ def reference_bodies() -> Bodies:
             "merge_rows": chunk.merge_rows,
             "place_gathered": chunk.place_gathered,
             "place_received": chunk.place_received,
+            "all_rows_to_host": chunk.all_rows_to_host,
+            "all_splits_to_host": chunk.all_splits_to_host,
             "splits_to_host": rows.splits_to_host,
             "rows_to_host": rows.rows_to_host,
             "encode_grad": gradient.encode_grad,

@@ -9,6 +9,7 @@
 The last stage has the head and sets the pace; nothing is averaged.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -35,6 +36,7 @@ from weft.planner.work import Attend, Passing, Products, Sending, Work, work
 from weft.schedule.action import Ordered
 from weft.schedule.pipeline import Pass
 from weft.schedule.pipeline import Work as Piecework
+from weft.schedule.sequence import CHUNK
 
 GRADIENTS, PARAMETERS, PIPELINE = "gradients", "parameters", "stages"
 
@@ -203,9 +205,10 @@ LARGE = 2**20  # bytes: smaller collectives follow a larger one, whose wait is t
 
 
 def _skews(asked: Mapping[str, Work], found: Rates) -> Mapping[str, float]:
-    """What each large collective waits for the last rank of its group."""
-    large = (n for n, w in asked.items() if isinstance(w, Sending) and w.wire >= LARGE)
-    return dict.fromkeys(large, found.constants.skew)
+    """What each large collective waits for the last rank of its group; chunks share that wait."""
+    large = [n for n, w in asked.items() if isinstance(w, Sending) and w.wire >= LARGE]
+    chunks = Counter(name.partition(CHUNK)[0] for name in large)
+    return {name: found.constants.skew / chunks[name.partition(CHUNK)[0]] for name in large}
 
 
 def _fused_prices(

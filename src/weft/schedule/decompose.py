@@ -26,12 +26,12 @@ of another shape.
 Paper: 3.1, 3.2.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from weft.errors import ProgramError
-from weft.graph.opset import Tolerance
+from weft.graph.opset import Lane, Tolerance
 from weft.graph.program import Attribute, Program, Task, Value, verify
 from weft.schedule.remat import is_again
 from weft.schedule.sequence import CHUNK, listed
@@ -103,9 +103,7 @@ BACKWARD: Mapping[str, Pair] = MappingProxyType(
             cut=TOKENS,
             behind=_bodies(f"pack_heads {_ROTATIONS} qkv_project", ".dgrad"),
         ),
-        "out": Pair(
-            crossings=_OUT, cut=TOKENS, before=_bodies("project join_heads", ".dgrad")
-        ),
+        "out": Pair(crossings=_OUT, cut=TOKENS, before=_bodies("project join_heads", ".dgrad")),
         "dispatch": Pair(
             crossings=(("reduce_scatter", "tokens"), ("all_to_all_rows", "rows")),
             cut=COLUMNS,
@@ -153,13 +151,13 @@ class _Cutter:
 
     def run(self) -> Program:
         joined, whole = self._wanted()
-        cut = [*self._maps(), *self._chunks(ahead=True), *self._chunks(ahead=False)]
-        new = [*self._parts(cut), *cut, *self._joins(joined)]
+        cut = [*self._maps(whole), *self._chunks(ahead=True), *self._chunks(ahead=False)]
+        new = [*self._parts(), *cut, *self._joins(joined)]
         names = {task.name for task in self.tasks}
         last = self.tasks[-1].name
         tasks: list[Task] = []
         for task in self.program.tasks:
-            if task.name not in names or task.name in whole:
+            if task.name not in names or (task.name in whole and task.lane is not Lane.HOST):
                 tasks.append(task)
             if task.name == last:
                 tasks += new
@@ -215,10 +213,14 @@ class _Cutter:
 
     # ---- chunks ----------------------------------------------------------------------------------
 
-    def _maps(self) -> Iterator[Task]:
-        """Row maps of all chunks first: the host waits for their sizes while nothing else runs."""
+    def _maps(self, whole: Collection[str]) -> Iterator[Task]:
+        """Row maps of all chunks first: the host waits once for the sizes of all."""
         for task in filter(self._is_map, self.tasks):
-            yield from (self._chunk(task, i) for i in range(self.chunks.count))
+            chunks = [self._chunk(task, i) for i in range(self.chunks.count)]
+            if task.lane is Lane.HOST:
+                yield _at_once([*([task] if task.name in whole else []), *chunks])
+            else:
+                yield from chunks
 
     def _chunks(self, *, ahead: bool) -> Iterator[Task]:
         """The tasks up to the collective, or those behind it, chunk by chunk."""
@@ -267,10 +269,9 @@ class _Cutter:
 
     # ---- the edges -------------------------------------------------------------------------------
 
-    def _parts(self, cut: Iterable[Task]) -> Iterator[Task]:
+    def _parts(self) -> Iterator[Task]:
         """The chunks of what comes from outside."""
-        made = {v for task in self.tasks for v in task.outputs}
-        read = dict.fromkeys(v for task in self.tasks for v in task.inputs if v not in made)
+        read = dict.fromkeys(v for t in self.tasks for v in t.inputs if v not in self.made)
         for value in filter(self._is_cut, read):
             for i in range(self.chunks.count):
                 yield self._part(value, i)
@@ -318,6 +319,19 @@ class _Cutter:
 
     def _place_name(self) -> str:
         return f"{self.crossing.outputs[0]}{CHUNK}places"
+
+
+def _at_once(tasks: Sequence[Task]) -> Task:
+    """Several synchronisations of one sort as one."""
+    return Task(
+        name=f"{tasks[0].name.partition(CHUNK)[0]}{CHUNK}all",
+        body=_TOGETHER[tasks[0].body],
+        inputs=tuple(value for task in tasks for value in task.inputs),
+        outputs=tuple(value for task in tasks for value in task.outputs),
+    )
+
+
+_TOGETHER = {"rows_to_host": "all_rows_to_host", "splits_to_host": "all_splits_to_host"}
 
 
 def _edge(
