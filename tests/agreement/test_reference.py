@@ -622,7 +622,75 @@ def add_block(arrived, sent, *, block):
     return real(rounded([a + b for a, b in zip(arrived.tolist(), own, strict=True)]))
 
 
+def stretch(size, chunk, chunks):
+    return range(chunk * size // chunks, (chunk + 1) * size // chunks)
+
+
+def slice_chunk(x, *, dim, chunk, chunks):
+    here = list(stretch(x.shape[dim], chunk, chunks))
+    return x[here] if dim == 0 else x[:, here]
+
+
+def join_chunks(*parts, dim):
+    rows = torch.stack([row for part in parts for row in part.transpose(0, dim)])
+    return rows.transpose(0, dim)
+
+
+def take_blocks(x, *, blocks, chunk, chunks):
+    size = len(x) // blocks
+    return torch.stack(
+        [x[b * size + t] for b in range(blocks) for t in stretch(size, chunk, chunks)]
+    )
+
+
+def join_blocks(*parts, blocks):
+    size = len(parts[0]) // blocks
+    return torch.stack([p[b * size + t] for b in range(blocks) for p in parts for t in range(size)])
+
+
+def merge_rows(places, *parts):
+    rows = [row for part in parts for row in part]
+    return torch.stack([rows[i] for i in invert(places)]) if rows else parts[0]
+
+
+def invert(places):
+    return sorted(range(len(places)), key=places.tolist().__getitem__)
+
+
+def place_gathered(order, *, tokens, chunks, top_k):
+    chunk = [c // top_k % tokens // (tokens // chunks) for c in order.tolist()]
+    places = [row for wanted in range(chunks) for row, c in enumerate(chunk) if c == wanted]
+    return torch.tensor(places, dtype=torch.int64)
+
+
+def place_received(_, *received):
+    ranks, experts = received[0].shape
+    runs = [
+        (expert, rank, chunk)
+        for chunk in range(len(received))
+        for expert in range(experts)
+        for rank in range(ranks)
+    ]
+    rows = [
+        (run, i) for run in runs for i in range(int(received[run[2]][run[1], run[0]]))
+    ]  # as the chunks have them
+    return torch.tensor([sorted(rows).index(row) for row in rows])
+
+
+def all_splits_to_host(*pairs):
+    return tuple(splits_to_host(*pair) for pair in zip(pairs[::2], pairs[1::2], strict=True))
+
+
 WRITTEN_OUT = {
+    "slice_chunk": slice_chunk,
+    "join_chunks": join_chunks,
+    "take_blocks": take_blocks,
+    "join_blocks": join_blocks,
+    "merge_rows": merge_rows,
+    "place_gathered": place_gathered,
+    "place_received": place_received,
+    "all_rows_to_host": lambda *counts: tuple(sum(each.tolist()) for each in counts),
+    "all_splits_to_host": all_splits_to_host,
     "embed": embed,
     "rope_table": rope_table,
     "yarn_rope_table": yarn_rope_table,

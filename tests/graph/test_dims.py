@@ -19,6 +19,12 @@ def test_no_dims_are_one_element():
     assert SIZES.count("") == 1
 
 
+def test_a_part_of_a_letter_is_written_as_a_quotient():
+    assert SIZES.shape("T/2 D/4 2F") == (2, 2, 6)
+    assert letters("T/2 D") == ("T", "D")
+    assert is_dynamic("R/2 D")
+
+
 def test_an_unknown_letter_is_named_with_the_known_ones():
     with pytest.raises(AttributeError, match="'Q'; known: D F T"):
         _ = SIZES.Q

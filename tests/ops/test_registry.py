@@ -185,10 +185,10 @@ def test_narrow_outputs_agree_with_float64_and_have_the_dtype_of_their_port(
         "u8": torch.uint8,
     }
     kinds["bf16"] = torch.bfloat16
+    if op.lane is Lane.HOST:  # of several at once there are more than ports
+        assert found == wide
+        return
     for actual, expected, port in zip(found, wide, op.outputs, strict=True):
-        if port.kind == "host":
-            assert actual == expected
-            continue
         assert actual.dtype == kinds[port.kind], port.name
         rounded = torch.bfloat16 if port.kind == "bf16" else dtype
         bound = relative_bound(op.tolerance, rounded, case.length)
@@ -249,7 +249,8 @@ def test_bodies_leave_their_inputs_alone(op, label, table):
     case = cases(op.name, torch.float64)[label]
     inputs = copied(case)
     TABLES[table][op.name](*inputs, **case.attrs)
-    for port, after, before in zip(op.inputs, inputs, case.inputs, strict=True):
+    more = (op.inputs[-1],) * (len(inputs) - len(op.inputs))  # chunks beyond the first
+    for port, after, before in zip((*op.inputs, *more), inputs, case.inputs, strict=True):
         if isinstance(before, torch.Tensor) and port.name not in mine:
             assert torch.equal(after.nan_to_num(7), before.nan_to_num(7)), port.name
 

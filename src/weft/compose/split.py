@@ -14,12 +14,12 @@ from weft.schedule.decompose import BACKWARD, FORWARD, Chunks, Pair, decompose
 
 def forward(plan: Plan, program: Program) -> Program:
     """A layer's forward with the pairs of the plan in chunks."""
-    return _cut(plan, program, [FORWARD[name] for name in plan.split])
+    return _cut(plan, program, [pair for name, pair in FORWARD.items() if name in plan.split])
 
 
 def backward(plan: Plan, program: Program) -> Program:
     """A layer's backward with the mirrors of those pairs in chunks."""
-    return _cut(plan, program, [BACKWARD[name] for name in plan.split if name in BACKWARD])
+    return _cut(plan, program, [pair for name, pair in BACKWARD.items() if name in plan.split])
 
 
 def validate(plan: Plan) -> Plan:
@@ -35,6 +35,9 @@ def validate(plan: Plan) -> Plan:
 
 def _faults(plan: Plan) -> Iterator[str]:
     layout, asked = plan.layout, frozenset(plan.split)
+    for name in plan.split:
+        if name not in FORWARD:
+            yield f"found {name!r}, expected one of {', '.join(FORWARD)}"
     around = sorted(asked & {"qkv", "out"})
     if around and layout.sp > 1 and layout.attention is not Attention.SP:
         yield f"attention = {layout.attention.value} has no {around[0]} to cut; try attention = sp"

@@ -63,16 +63,24 @@ class OverlapConfig(Branch):
             rule = f"must be one of {', '.join(POLICIES)}, or a list of values"
             meant = closest_name(self.remat, POLICIES) or "none"
             raise ConfigError(refusal("overlap.remat", self.remat, rule, meant))
-        for name in self.split:
-            if name not in PAIRS:
-                rule = f"must hold none but {', '.join(PAIRS)}, found {name!r}"
-                meant = closest_name(name, PAIRS) or PAIRS[0]
-                legal = tuple(dict.fromkeys(meant if n == name else n for n in self.split))
-                raise ConfigError(refusal("overlap.split", self.split, rule, legal))
         if self.remat == "auto" and not self.memory:
             rule = 'must be given with overlap.remat = "auto"'
             raise ConfigError(refusal("overlap.memory", self.memory, rule, _ROOM))
         if self.remat != "auto" and self.memory:
             rule = 'has no meaning without overlap.remat = "auto"'
             raise ConfigError(refusal("overlap.memory", self.memory, rule, 0))
+        return self
+
+    @model_validator(mode="after")
+    def _check_pairs(self) -> Self:
+        for name in self.split:
+            if name not in PAIRS:
+                rule = f"must hold none but {', '.join(PAIRS)}, found {name!r}"
+                meant = closest_name(name, PAIRS) or PAIRS[0]
+                legal = tuple(dict.fromkeys(meant if n == name else n for n in self.split))
+                raise ConfigError(refusal("overlap.split", self.split, rule, legal))
+        once = tuple(dict.fromkeys(self.split))
+        if once != self.split:
+            rule = "must name a pair once"
+            raise ConfigError(refusal("overlap.split", self.split, rule, once))
         return self

@@ -36,7 +36,6 @@ from weft.graph.program import Attribute, Program, Task, Value, verify
 from weft.schedule.remat import is_again
 from weft.schedule.sequence import CHUNK, listed
 
-PAIRS = ("qkv", "out", "dispatch", "combine")
 TOKENS, COLUMNS = frozenset("TNUOR"), frozenset("D")  # what is cut, by the letters that count it
 _MAPS = ("i32", "i64", "host")
 

@@ -73,7 +73,9 @@ def cases(name: str, dtype: torch.dtype, device: str = "cpu") -> Mapping[str, Ca
     """Returns the calls of the operator of that name, by label."""
     seed = zlib.crc32(name.encode())
     maker = Maker(generator=torch.Generator().manual_seed(seed), dtype=dtype, device=device)
-    rooms = (_dense, _attention, _router, _balance, _packets, _maps, _movement, _experts, _step)
+    rooms = (
+        _dense, _attention, _router, _balance, _packets, _maps, _movement, _chunks, _experts, _step,
+    )  # fmt: skip
     for table in (room() for room in rooms):
         if name in table:
             return table[name](maker)
@@ -524,6 +526,45 @@ def _movement() -> Table:
         "gather_sum": with_maps(lambda m, _, o, s: (m.act(o.shape[0], D), s, o)),
         "reorder": reordered(lambda m: m.act(7, D)),
         "reorder_weights": reordered(lambda m: m.acc(7)),
+    }
+
+
+def _chunks() -> Table:
+    part = {"chunk": 1, "chunks": 3}
+    counts = ([[2, 0], [1, 3], [0, 0]], [[0, 0], [0, 0], [0, 0]], [[1, 2], [0, 1], [0, 4]])
+    return {
+        "slice_chunk": lambda m: {
+            f"dim_{dim}": Case(inputs=(m.act(6, D),), attrs={"dim": dim, **part}) for dim in (0, 1)
+        },
+        "join_chunks": lambda m: {
+            f"dim_{dim}": Case(inputs=(m.act(6, D), m.act(6, D)), attrs={"dim": dim})
+            for dim in (0, 1)
+        },
+        "take_blocks": lambda m: {
+            "ranks": Case(inputs=(m.act(2 * 6, H, C),), attrs={"blocks": 2, **part})
+        },
+        "join_blocks": lambda m: {
+            "ranks": Case(inputs=(m.act(6, D), m.act(6, D), m.act(6, D)), attrs={"blocks": 2})
+        },
+        "merge_rows": lambda m: {
+            "rows": Case(inputs=(m.ints([3, 0, 4, 2, 1]), m.act(2, D), m.act(0, D), m.act(3, D))),
+            "nothing": Case(inputs=(m.ints([]), m.act(0, D), m.act(0, D))),
+        },
+        "place_gathered": lambda m: {
+            label: Case(inputs=(order,), attrs={"tokens": T, "chunks": 3, "top_k": slots.shape[1]})
+            for label, (_, order, slots) in _row_maps(m).items()
+        },
+        "place_received": lambda m: {
+            "chunks": Case(
+                inputs=(Splits(send=(0,), receive=(14,)), *(m.ints(each) for each in counts))
+            )
+        },
+        "all_rows_to_host": lambda m: {"maps": Case(inputs=tuple(m.below(9, 4) for _ in range(3)))},
+        "all_splits_to_host": lambda m: {
+            "exchanges": Case(
+                inputs=(m.below(9, 6), m.below(9, 3, 2), m.below(9, 6), m.below(9, 3, 2))
+            )
+        },
     }
 
 

@@ -38,6 +38,7 @@ from weft.parallel.layout import Dispatch, FeedForward, Layout
 from weft.parallel.volume import attention_volume, experts_volume
 from weft.runtime.batch import pick
 from weft.schedule.action import is_collective
+from weft.schedule.sequence import CHUNK
 
 Key = tuple[str, str, str]  # axis, collective, label
 Choices = Callable[[int, int], NDArray[np.int64]]  # micro-batch, layer -> experts [N, k]
@@ -55,6 +56,7 @@ COLLECTIVES: Mapping[str, str] = MappingProxyType(
         "receive": "receive",
     }
 )
+_ALL = slice(None)
 SHARED = (Kind.SHARED_MOE, Kind.GATED_MOE)
 WIDTHS: Mapping[str, Mapping[str, int]] = MappingProxyType(
     {
@@ -128,8 +130,9 @@ def _elements(
     step: Step, instance: Instance, program: Program, task: Task, n: Sizes, choices: Choices
 ) -> Fraction:
     if task.op.wire in ("rows", "groups"):
-        row = program.values[task.inputs[0]].dims.split()[1:]
-        rows = _rows_from_others(step.plan, instance, task, choices)
+        counted, *row = program.values[task.inputs[0]].dims.split()
+        tokens = _tokens(step.plan, task) if CHUNK in counted else _ALL
+        rows = _rows_from_others(step.plan, instance, task, choices, tokens)
         return Fraction(rows * n.count(" ".join(row)))
     return Fraction(n.count(program.values[task.inputs[0]].dims))
 
@@ -137,8 +140,16 @@ def _elements(
 # ---- rows between ranks --------------------------------------------------------------------------
 
 
-def _rows_from_others(plan: Plan, instance: Instance, task: Task, choices: Choices) -> int:
-    between = rows_between(plan, _micro_batch(instance), _layer(instance), choices)
+def _tokens(plan: Plan, task: Task) -> slice:
+    """The tokens of each rank whose rows travel in a chunk."""
+    chunk, size = int(task.name.rpartition(CHUNK)[2]), plan.local_tokens // plan.chunks
+    return slice(chunk * size, (chunk + 1) * size)
+
+
+def _rows_from_others(
+    plan: Plan, instance: Instance, task: Task, choices: Choices, tokens: slice
+) -> int:
+    between = rows_between(plan, _micro_batch(instance), _layer(instance), choices, tokens)
     own = plan.layout.ep_rank(plan.rank)
     arriving = between[own, :] if task.attributes["reverse"] else between[:, own]
     if task.op.wire == "groups":  # and four rows of bytes for the scales of each group
@@ -146,17 +157,19 @@ def _rows_from_others(plan: Plan, instance: Instance, task: Task, choices: Choic
     return int(arriving.sum() - arriving[own])
 
 
-def rows_between(plan: Plan, index: int, layer: int, choices: Choices) -> NDArray[np.int64]:
+def rows_between(
+    plan: Plan, index: int, layer: int, choices: Choices, tokens: slice = _ALL
+) -> NDArray[np.int64]:
     """Rows (or visits) between the ranks of this rank's expert-parallel group, as [source,
     destination].
 
-    `index` counts the micro-batches of one rank.
+    `index` counts the micro-batches of one rank, `tokens` are those of each that count.
     """
     ep = plan.layout.ep
     first = plan.rank // ep * ep  # groups are blocks, of a stage and so of the world
     between = np.zeros((ep, ep), np.int64)
     for source in range(ep):
-        experts = own_choices(plan, first + source, index, choices, layer)
+        experts = own_choices(plan, first + source, index, choices, layer)[tokens]
         there = experts // plan.local_experts
         if plan.layout.dispatch is Dispatch.DEDUPLICATED:  # a token counts once a rank
             between[source] = [(there == rank).any(1).sum() for rank in range(ep)]
