@@ -5,9 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from weft.compose import split
 from weft.compose.plan import Plan, sizes
-from weft.compose.price import BYTES, wire_bytes
+from weft.compose.price import BYTES, flops, wire_bytes
 from weft.compose.step import training_step
 from weft.compose.templates import evaluation_programs, training_programs
 from weft.errors import ProgramError
@@ -94,8 +93,6 @@ def test_the_host_waits_as_often_as_before(dispatch):
 
 @BOTH
 def test_products_have_the_work_they_had(dispatch):
-    from weft.compose.price import flops
-
     n = sizes(plan(dispatch))
     for name in ("moe.forward", "moe.backward"):
         work = [Counter[str](), Counter[str]()]
@@ -172,7 +169,3 @@ def test_combine_has_no_mirror_and_every_other_pair_has():
 def test_a_step_in_chunks_is_checked_like_any():
     step = training_step(plan(GATHER, split=ALL, across=True, merge=True, order="overlapped"))
     assert any("expert_up/1" in t.name for o in step.templates.values() for t in o.program.tasks)
-
-
-def test_split_knows_the_pairs():
-    assert split.validate(plan(GATHER, split=ALL)).split == ALL
