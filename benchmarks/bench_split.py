@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
-from weft.bench import profile, record
-from weft.bench.ceilings import stored
+from weft.bench import record
 from weft.bench.rig import Rig, rigged
 from weft.bench.spread import Spread, spread
 from weft.compose.plan import LOSS, NORM2
@@ -38,7 +37,6 @@ from weft.testing.tolerance import gradient_bound
 from weft.trainer.record import Stopwatch
 from weft.trainer.session import Place
 
-EXPERTS = ("dispatch", "combine")
 WHOLE = "whole"
 VARIANTS: Mapping[str, Mapping[str, object]] = {
     WHOLE: {},
@@ -47,20 +45,18 @@ VARIANTS: Mapping[str, Mapping[str, object]] = {
     "out": {"split": ("out",)},
     "dispatch": {"split": ("dispatch",)},
     "combine": {"split": ("combine",)},
-    "experts": {"split": EXPERTS},
-    "experts in 4": {"split": EXPERTS, "chunks": 4},
-    "all": {"split": ("qkv", "out", *EXPERTS)},
+    "all": {"split": ("qkv", "out", "dispatch", "combine")},
+    "all in 4": {"split": ("qkv", "out", "dispatch", "combine"), "chunks": 4},
 }
 WARM_UP = 3  # as weft bench step
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Found:
-    """What one variant took, and what it left exposed, in milliseconds."""
+    """What one variant took, and its sums."""
 
     step_ms: Spread
     ratio: Spread  # to the whole program in the same round
-    exposed_ms: float
     loss: float
     norm2: float
 
@@ -94,11 +90,11 @@ def measure(rank: int, config: RunConfig, meeting: str, rounds: int, file: Path 
     print(f"{config.name}: {rig.plan.layout.name()}, {rig.tokens} tokens a step, {config.overlap}")
     for name, each in found.items():
         ratio, time = each.ratio.text(3), each.step_ms.text()
-        print(f"{name:<14} {time} ms  x {ratio}  exposed {each.exposed_ms:.2f} ms")
+        print(f"{name:<14} {time} ms  x {ratio}")
     if file is not None:
         for name, each in found.items():
             figures = {"step_ms": each.step_ms.record(), "ratio": each.ratio.record()}
-            figures |= {"exposed_ms": each.exposed_ms, "loss": each.loss, "norm2": each.norm2}
+            figures |= {"loss": each.loss, "norm2": each.norm2}
             recipe = {"recipe": config.name, "config": dump(config), "variant": name}
             record.append(file, record.entry("split", device, {**recipe, **figures}))
 
@@ -160,18 +156,15 @@ def turns(variants: Mapping[str, Rig], sums: Mapping[str, Tensor], rounds: int) 
             watches[name].stop()
         for name, watch in watches.items():
             times[name].append(watch.milliseconds())
-    found: dict[str, Found] = {}
-    for name, rig in variants.items():
-        ceilings = stored(rig.place.device, precision(rig.plan.precision).act)
-        tapped = profile.profile(rig, steps=3, ceilings=ceilings)
-        found[name] = Found(
+    return {
+        name: Found(
             step_ms=spread(times[name]),
             ratio=spread([a / b for a, b in zip(times[name], times[WHOLE], strict=True)]),
-            exposed_ms=tapped.exposed_ms,
             loss=float(sums[name][LOSS]),
             norm2=float(sums[name][NORM2]),
         )
-    return found
+        for name in variants
+    }
 
 
 if __name__ == "__main__":

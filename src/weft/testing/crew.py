@@ -225,8 +225,13 @@ def plan_of(course: Course, trial: Trial, layout: Layout, rank: int) -> Plan:
     config = course.config
     train = config.train.model_copy(update={"precision": trial.precision})
     overlap = config.overlap.model_copy(update={"order": trial.order})
-    if trial.order == "serial":  # nothing of the branch: the step that the others must equal
-        overlap = OverlapConfig(order="serial")
+    if trial.order == "serial":  # the step that the others must equal: in chunks if they are
+        plain = {"order": "serial", "across": False, "merge": False, "schedule": ""}
+        overlap = (
+            config.overlap.model_copy(update=plain)
+            if config.overlap.split
+            else OverlapConfig(order="serial")
+        )
     parallel = config.parallel.model_copy(update=settings(layout))
     compression = config.compression if trial.compressed else CompressionConfig()
     if trial.encoded:
