@@ -29,6 +29,11 @@ def test_values_are_taken_as_a_list() -> None:
     assert OverlapConfig.model_validate({"remat": ["y", "s_2"]}).remat == ("y", "s_2")
 
 
+def test_pairs_are_taken_as_a_list_and_none_is_the_default() -> None:
+    assert OverlapConfig.model_validate({"split": ["qkv", "out"]}).split == ("qkv", "out")
+    assert (OverlapConfig().split, OverlapConfig().chunks) == ((), 2)
+
+
 def test_a_list_of_values_is_written_as_it_was_read() -> None:
     config = load(QUICKSTART, ['overlap.remat=["y", "s_2"]'])
     assert 'remat = ["y", "s_2"]' in dump(config)
@@ -40,6 +45,9 @@ def test_a_list_of_values_is_written_as_it_was_read() -> None:
         ({"remat": "selectiv"}, 'or a list of values; .* overlap.remat = "selective"$'),
         ({"remat": "auto"}, 'memory = 0: must be given with overlap.remat = "auto"'),
         ({"remat": "full", "memory": 5}, "memory = 5: has no meaning .* overlap.memory = 0$"),
+        ({"split": ["qvk", "out"]}, r"found 'qvk'; .* overlap.split = \[.qkv., .out.\]$"),
+        ({"split": ["out", "out"]}, r"a pair once; .* overlap.split = \[.out.\]$"),
+        ({"split": ["out"], "chunks": 1}, "chunks = 1: must be at least 2"),
     ],
 )
 def test_what_does_not_go_together_is_refused(branch: dict[str, object], message: str) -> None:

@@ -51,6 +51,37 @@ def tree(**branches: dict[str, Any]) -> dict[str, Any]:
             r"parallel.zero = 2: must be 1 with overlap.merge = true.*parallel.zero = 1$",
         ),
         (
+            {"parallel": {"sp": 2, "attention": "tp"}, "overlap": {"split": ["qkv", "combine"]}},
+            r'qkv needs parallel.attention = "sp", found "tp"; .*split = \["combine"\]$',
+        ),
+        (
+            {"parallel": {"sp": 2, "ffn": "tp"}, "overlap": {"split": ["combine"]}},
+            r'combine needs parallel.ffn = "ep", found "tp"; .*split = \[\]$',
+        ),
+        (
+            {
+                "parallel": {"sp": 2, "ep": 2, "dispatch": "deduplicated"},
+                "overlap": {"split": ["out", "dispatch"]},
+            },
+            r'dispatch needs .* found "deduplicated"; .*split = \["out"\]$',
+        ),
+        (
+            {"compression": {"dispatch_grad": "fp8"}, "overlap": {"split": ["dispatch"]}},
+            r"dispatch needs compression.dispatch_grad = \"none\": .*split = \[\]$",
+        ),
+        (
+            {"parallel": {"sp": 2}, "overlap": {"split": ["out"], "chunks": 3}},
+            r"chunks = 3: must divide .*data.sequence / parallel.sp \(32\); .*chunks = 2$",
+        ),
+        (
+            {
+                "data": {"sequence": 31},
+                "train": {"micro_batch": 1},
+                "overlap": {"split": ["qkv", "combine"]},
+            },
+            r"split = .*: overlap.chunks must divide .* \(31\).*split = \[\]$",
+        ),
+        (
             {
                 "model": {"capacity": 1.5},
                 "parallel": {"sp": 2, "ep": 2, "dispatch": "deduplicated"},

@@ -3,11 +3,11 @@ from dataclasses import replace
 
 import pytest
 
-from weft.compose.plan import Plan
+from weft.compose.plan import Plan, sizes
 from weft.parallel.layout import Dispatch, Layout
 from weft.planner.cost import Rates, rates
 from weft.planner.machine import machine
-from weft.planner.simulate import Job, Regime, Simulated, Studio
+from weft.planner.simulate import Job, Regime, Simulated, Studio, asked_of, skews
 from weft.testing import models
 
 H800 = rates(machine("H800"))
@@ -53,6 +53,26 @@ def test_chunks_shorten_the_bubble():
     plain = simulated(Layout(pp=4), layers=8)
     chunked = simulated(Layout(pp=4, pipeline="interleaved", chunks=2), layers=8)
     assert chunked.bubble < plain.bubble
+
+
+def test_a_forward_in_chunks_exposes_less():
+    slow = replace(H800.machine, link=replace(H800.machine.link, bandwidth=4e10))
+    found = replace(H800, machine=slow)
+    layout = Layout(sp=4, ep=4, dispatch=Dispatch.ALL_GATHER)
+    whole, cut = (
+        sum(simulated(layout, found, split=split).segments["moe.forward"].exposed.values())
+        for split in ((), ("dispatch", "combine"))
+    )
+    assert cut < 0.7 * whole
+
+
+def test_chunks_of_a_collective_wait_for_the_last_rank_once():
+    pairs = ("dispatch", "combine")
+    plan = planned(Layout(sp=4, ep=4, dispatch=Dispatch.ALL_GATHER), split=pairs)
+    program = STUDIO.compose(plan, H800).templates["moe.forward"].program
+    late = skews(asked_of(program, sizes(plan)), H800)
+    assert late["all_gather/0"] + late["all_gather/1"] == pytest.approx(H800.constants.skew)
+    assert late["all_to_all"] == H800.constants.skew
 
 
 def test_a_slower_link_exposes_more():

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from weft.compose.plan import Plan, sizes
@@ -42,6 +44,24 @@ def test_experts_are_as_many_products_as_there_are_on_the_rank():
         (asked,) = found[body]
         assert isinstance(asked, Products)
         assert (asked.groups, asked.rows, asked.n, asked.k) == (n.L, n.R, 2 * n.F, n.D)
+
+
+def test_a_product_in_chunks_is_as_many_smaller_ones():
+    cut = works(replace(LARGE, split=("qkv", "dispatch", "combine")))
+    whole = works(LARGE)
+    for body, field in (("qkv_project", "rows"), ("expert_up", "rows"), ("expert_down", "n")):
+        (one,), parts = whole[body], cut[body]
+        assert [getattr(part, field) for part in parts] == [getattr(one, field) // 2] * 2
+        assert sum(part.flops for part in parts) == one.flops
+
+
+def test_a_stretch_of_a_weight_costs_nothing_and_rows_that_merge_their_bytes():
+    cut = works(replace(LARGE, split=("dispatch", "combine")))
+    n = sizes(LARGE)
+    assert all(w == Waiting(synchronises=False) for w in cut["slice_chunk"])
+    assert [w.synchronises for w in cut["all_splits_to_host"]] == [True]
+    up = max(cut["merge_rows"], key=lambda asked: asked.moved)
+    assert up.moved >= 2 * 2 * n.R * 2 * n.F
 
 
 def test_the_router_is_bound_by_reading_tokens():

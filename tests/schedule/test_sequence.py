@@ -109,3 +109,12 @@ def test_strands_take_turns_by_the_share_of_their_own_time():
     strands = [task.name[0] for task in mixed.tasks]
     assert strands == ["b", "f"] * 4
     check(serial(mixed))
+
+
+def test_what_is_of_a_chunk_has_its_own_key_but_for_collectives():
+    def made(name: str, body: str, **attributes: str) -> Task:
+        return Task(name=name, body=body, inputs=("x", "w.out"), outputs=(), attributes=attributes)
+
+    assert task_key(made("project/1", "project")) == "project out 1"
+    crossing = made("all_to_all/1", "all_to_all", axis="sp", label="qkv")
+    assert task_key(crossing) == "all_to_all qkv"

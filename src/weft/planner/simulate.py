@@ -174,7 +174,7 @@ def segment(
     if regime.fused and program.name.endswith("forward"):
         paid, extra = _fused_prices(program, asked, alone, found, max(n.X, n.Y))
     share = 0.0 if found.transport == "symmetric" else found.constants.wire_share
-    waits = _skews(asked, found)
+    waits = skews(asked, found)
     played = play(
         ordered,
         lambda task: paid[task.name] and paid[task.name] + waits.get(task.name, 0.0),
@@ -204,7 +204,7 @@ def prices(asked: Mapping[str, Work], found: Rates, regime: Regime) -> Mapping[s
 LARGE = 2**20  # bytes: smaller collectives follow a larger one, whose wait is theirs too
 
 
-def _skews(asked: Mapping[str, Work], found: Rates) -> Mapping[str, float]:
+def skews(asked: Mapping[str, Work], found: Rates) -> Mapping[str, float]:
     """What each large collective waits for the last rank of its group; chunks share that wait."""
     large = [n for n, w in asked.items() if isinstance(w, Sending) and w.wire >= LARGE]
     chunks = Counter(name.partition(CHUNK)[0] for name in large)
