@@ -1,25 +1,35 @@
 """How much communication each order leaves exposed, in simulation at nominal prices.
 
     scripts/bench orders [--layers 24] [--micro-batches 3]
+    scripts/bench orders --split [--machine H200]
 
 For each model, way to its experts and keep-set: microseconds of exposed communication a layer, of
 its forward and of its backward, for a rank of sp 8 ep 8 and one sequence of 8192. `across` posts
 the first collective of a backward in the segment before; `merge` runs a micro-batch's backward
 beside the next one's forward, and its figure is that of such a pair of layers.
+
+`--split` asks instead what pairs in chunks gain, for all models of the paper's Table 2: a layer's
+time and its exposed communication, nominal and at the prices of a machine, where every kernel and
+every message costs its start as well.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from weft.compose.plan import Plan, Update, sizes
-from weft.compose.price import Nominal, nominal_pricing
+from weft.compose.price import Nominal, Pricing, nominal_pricing
 from weft.compose.recipe import arithmetic, shape
-from weft.compose.step import Step, training_step
+from weft.compose.step import Step, named_order, training_step
 from weft.compose.timeline import place_step
 from weft.config.presets import preset
 from weft.parallel.layout import Dispatch, Layout
+from weft.planner.cost import pricing, rates
+from weft.planner.figures import TABLE_2
+from weft.planner.machine import machine as find_machine
 from weft.schedule.action import is_collective
+from weft.schedule.decompose import BACKWARD, FORWARD
+from weft.schedule.render import place
 
 MODELS = ("mixtral-8x7b", "qwen3-30b-a3b", "deepseekmoe")
 VARIANTS = {
@@ -111,12 +121,62 @@ def _cell(name: str, value: Exposed) -> str:
     return f"{value.forward:.0f}+{value.backward:.0f}={value.forward + value.backward:.0f}"
 
 
+# ---- chunks --------------------------------------------------------------------------------------
+
+CUTS: Mapping[str, tuple[tuple[str, ...], int]] = {
+    "whole": ((), 2),
+    "qkv, out": (("qkv", "out"), 2),
+    "dispatch, combine": (("dispatch", "combine"), 2),
+    "forward": (tuple(FORWARD), 2),
+    "forward in 4": (tuple(FORWARD), 4),
+    "both": ((*FORWARD, *BACKWARD), 2),
+}
+
+
+def split_lines(machine: str) -> Iterator[str]:
+    """A table for each way to the experts and each way of pricing."""
+    known = pricing(rates(find_machine(machine)))
+    for dispatch in (Dispatch.ALL_GATHER, Dispatch.ALL_TO_ALL):
+        for title, asked in (("nominal", nominal_pricing()), (machine, known)):
+            yield f"{dispatch.value}, {title}: us of a layer (exposed), forward and backward"
+            yield f"{'':<15}" + "".join(f"{name:>19}" for name in CUTS)
+            for model in TABLE_2:
+                base = replace(
+                    plan(model, dispatch, 1, 1), order="auto", remat="selective", across=True
+                )
+                cells = [
+                    _split_cell(replace(base, split=pairs, chunks=chunks), asked)
+                    for pairs, chunks in CUTS.values()
+                ]
+                for way, row in zip(("forward", "backward"), zip(*cells, strict=True), strict=True):
+                    name = model if way == "forward" else ""
+                    yield f"{name:<15}" + "".join(f"{cell:>19}" for cell in row)
+            yield ""
+
+
+def _split_cell(asked: Plan, prices: Pricing) -> tuple[str, str]:
+    """Time and exposed communication of a layer's forward and of its backward."""
+    n = sizes(asked)
+    total = {"forward": [0.0, 0.0], "backward": [0.0, 0.0]}
+    for name, ordered in training_step(asked, named_order(asked, prices)).templates.items():
+        kind = _kind(name)
+        if kind:
+            line = place(ordered, lambda task, p=ordered.program: prices(task, p, n))
+            total[kind][0] += 1e6 * line.seconds
+            total[kind][1] += 1e6 * sum(stop - start for start, stop in line.exposed)
+    forward, backward = (f"{time:.0f} ({exposed:.0f})" for time, exposed in total.values())
+    return forward, backward
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--split", action="store_true")
+    parser.add_argument("--machine", default="H200")
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--micro-batches", type=int, default=3)
     options = parser.parse_args()
-    for line in lines(options.layers, options.micro_batches):
+    cut = split_lines(options.machine)
+    for line in cut if options.split else lines(options.layers, options.micro_batches):
         print(line, flush=True)
 
 

@@ -19,7 +19,7 @@ from weft.graph.program import Program, Task
 from weft.ops.registry import reference_bodies
 from weft.parallel.layout import Dispatch, Layout
 from weft.schedule.action import Ordered
-from weft.schedule.decompose import FORWARD
+from weft.schedule.decompose import BACKWARD, FORWARD
 from weft.schedule.layer import serial, shuffled
 from weft.testing import models, routing
 from weft.testing.agreement import (
@@ -44,7 +44,7 @@ LAYOUTS = {
     "folded gather": Layout(dp=2, ep=2, dispatch=GATHER),
 }
 SMALL = ("exchange", "gather")
-PAIRS = tuple(FORWARD)
+PAIRS = (*FORWARD, *BACKWARD)
 MODELS = {**models.FAMILIES, **models.VARIANTS}
 BODIES = reference_bodies()
 AT = pytest.mark.parametrize("at", LAYOUTS)

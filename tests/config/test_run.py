@@ -66,8 +66,8 @@ def tree(**branches: dict[str, Any]) -> dict[str, Any]:
             r'dispatch needs .* found "deduplicated"; .*split = \["out"\]$',
         ),
         (
-            {"compression": {"dispatch_grad": "fp8"}, "overlap": {"split": ["dispatch"]}},
-            r"dispatch needs compression.dispatch_grad = \"none\": .*split = \[\]$",
+            {"compression": {"dispatch_grad": "fp8"}, "overlap": {"split": ["dispatch_grad"]}},
+            r"dispatch_grad needs compression.dispatch_grad = \"none\": .*split = \[\]$",
         ),
         (
             {"parallel": {"sp": 2}, "overlap": {"split": ["out"], "chunks": 3}},

@@ -24,7 +24,7 @@ from weft.schedule.sequence import CHUNK, starts
 from weft.testing import models
 
 GATHER, EXCHANGE = Dispatch.ALL_GATHER, Dispatch.ALL_TO_ALL
-ALL = tuple(FORWARD)
+ALL = (*FORWARD, *BACKWARD)
 BOTH = pytest.mark.parametrize("dispatch", [GATHER, EXCHANGE])
 EACH = pytest.mark.parametrize("pair", ALL)
 
@@ -69,8 +69,10 @@ def test_every_crossing_is_cut_and_carries_the_same_bytes(chunks, dispatch):
 @EACH
 @BOTH
 def test_each_pair_is_cut_by_itself(dispatch, pair):
-    crossing = {label for _, label in FORWARD[pair].crossings}
-    before, after = labels(program(dispatch)), labels(program(dispatch, split=(pair,)))
+    pairs = {**FORWARD, **BACKWARD}
+    crossing = {label for _, label in pairs[pair].crossings}
+    name = "moe.forward" if pair in FORWARD else "moe.backward"
+    before, after = labels(program(dispatch, name)), labels(program(dispatch, name, split=(pair,)))
     grown = {label for label in after if after[label] > before[label]}
     assert grown - {"counts"} == crossing & before.keys()
 
@@ -160,10 +162,6 @@ def test_a_collective_without_a_product_is_refused():
     chunks = Chunks(count=2, tokens=8, blocks={"N": 2})
     with pytest.raises(ProgramError, match="no product beside all_to_all"):
         decompose(o.finish(y), FORWARD["qkv"], chunks)
-
-
-def test_combine_has_no_mirror_and_every_other_pair_has():
-    assert set(FORWARD) - set(BACKWARD) == {"combine"}
 
 
 def test_a_step_in_chunks_is_checked_like_any():

@@ -1,5 +1,6 @@
 """The paper's order by hand: what it shows stands where it shows it."""
 
+from collections.abc import Collection
 from dataclasses import replace
 
 import pytest
@@ -21,8 +22,15 @@ LAYOUTS = (
 )
 
 
-def programs(family: str, layout: Layout, remat: str = "selective", fused=()):
-    plan = replace(models.plan(models.FAMILIES[family], layout), remat=remat, fused=tuple(fused))
+def programs(
+    family: str,
+    layout: Layout,
+    remat: str = "selective",
+    fused: Collection[str] = (),
+    split: tuple[str, ...] = (),
+):
+    shape = models.FAMILIES[family]
+    plan = replace(models.plan(shape, layout), remat=remat, fused=tuple(fused), split=split)
     return {name: o.program for name, o in training_step(plan).templates.items()}
 
 
@@ -92,12 +100,26 @@ def test_every_line_of_the_lists_is_a_task_of_some_layer():
         for family in models.FAMILIES
         for layout in LAYOUTS
         for remat in ("selective", "full")
-        for fused in ((), FUSED, ("up_swiglu", "swiglu_down.dgrad"))
-        for program in programs(family, layout, remat, fused).values()
+        for ways in (
+            {},
+            {"fused": FUSED},
+            {"fused": ("up_swiglu", "swiglu_down.dgrad")},
+            {"split": ("dispatch",)},
+        )
+        for program in programs(family, layout, remat, **ways).values()
         for task in program.tasks
     }
     lines = [line.strip() for line in (FORWARD + BACKWARD).split("\n") if line.strip()]
     assert [line for line in lines if line not in known] == []
+
+
+def test_small_gathers_go_between_the_chunks_of_the_tokens():
+    split = ("dispatch",)
+    found = paper(programs("mixtral", LAYOUTS[2], split=split)["moe.forward"])
+    posts = [a.task for a in found.actions if isinstance(a, Post) and a.task.group == "ep"]
+    assert [task.attributes["label"] for task in posts] == [
+        "tokens", "experts", "weights", "tokens", "outputs",
+    ]  # fmt: skip
 
 
 def test_other_segments_have_no_order_of_the_paper():

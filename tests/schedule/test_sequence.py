@@ -1,5 +1,7 @@
 """A sequence of tasks as an order: started in turn, waited for as late as can be."""
 
+from dataclasses import replace
+
 import pytest
 
 from weft.errors import ProgramError
@@ -111,10 +113,30 @@ def test_strands_take_turns_by_the_share_of_their_own_time():
     check(serial(mixed))
 
 
-def test_what_is_of_a_chunk_has_its_own_key_but_for_collectives():
+def test_the_key_of_a_chunk_says_so():
     def made(name: str, body: str, **attributes: str) -> Task:
         return Task(name=name, body=body, inputs=("x", "w.out"), outputs=(), attributes=attributes)
 
     assert task_key(made("project/1", "project")) == "project out 1"
-    crossing = made("all_to_all/1", "all_to_all", axis="sp", label="qkv")
-    assert task_key(crossing) == "all_to_all qkv"
+    first, second = (
+        made(f"all_to_all/{i}", "all_to_all", axis="sp", label="qkv") for i in range(2)
+    )
+    assert [task_key(first), task_key(second)] == ["all_to_all qkv", "all_to_all qkv later"]
+
+
+def test_a_later_chunk_goes_with_the_first_one_where_the_list_does_not_say_otherwise():
+    o = Recorder("chunks")
+    x = o.input("x", "T D")
+    parts = [o.call("all_gather", x, axis="ep", label="tokens")[0] for _ in range(2)]
+    program = o.finish(*parts, *o.call("add", x, x))
+    one, two, add = program.tasks
+    named = replace(
+        program, tasks=(replace(one, name="all_gather/0"), replace(two, name="all_gather/1"), add)
+    )
+
+    def order(*keys: str) -> list[str]:
+        return [task.name for task in listed(named, keys)]
+
+    assert order("all_gather tokens", "add") == ["all_gather/0", "all_gather/1", "add"]
+    apart = order("all_gather tokens", "add", "all_gather tokens later")
+    assert apart == ["all_gather/0", "add", "all_gather/1"]

@@ -114,7 +114,7 @@ def measure(rig: Rig, block: str, ceilings: Ceilings, *, repeats: int) -> Measur
     """Times a block of the first layer with experts; forward and backward in turn."""
     layer, program = _layer(rig)
     plain = cut(program, block)
-    parts = fused(plain, rig.plan.fused)
+    parts = fused(plain, rig.plan.fuses)
     draw = _Draw(rig, layer)
     forward, backward = (_Runner(rig, one, draw) for one in (parts.forward, parts.backward))
     ahead, back = [], []

@@ -9,7 +9,15 @@ from weft.compose.plan import Plan
 from weft.errors import LayoutError
 from weft.graph.program import Program
 from weft.parallel.layout import Attention, Dispatch, FeedForward
-from weft.schedule.decompose import BACKWARD, FORWARD, Chunks, Pair, decompose
+from weft.schedule.decompose import (
+    BACKWARD,
+    COLUMNS,
+    FORWARD,
+    TOKENS,
+    Chunks,
+    Pair,
+    decompose,
+)
 
 
 def forward(plan: Plan, program: Program) -> Program:
@@ -18,7 +26,7 @@ def forward(plan: Plan, program: Program) -> Program:
 
 
 def backward(plan: Plan, program: Program) -> Program:
-    """A layer's backward with the mirrors of those pairs in chunks."""
+    """A layer's backward with its pairs of the plan in chunks."""
     return _cut(plan, program, [pair for name, pair in BACKWARD.items() if name in plan.split])
 
 
@@ -36,28 +44,25 @@ def validate(plan: Plan) -> Plan:
 def _faults(plan: Plan) -> Iterator[str]:
     layout, asked = plan.layout, frozenset(plan.split)
     for name in plan.split:
-        if name not in FORWARD:
-            yield f"found {name!r}, expected one of {', '.join(FORWARD)}"
-    around = sorted(asked & {"qkv", "out"})
+        if name not in (*FORWARD, *BACKWARD):
+            yield f"found {name!r}, expected one of {', '.join((*FORWARD, *BACKWARD))}"
+    around = [name for name in plan.split if name.startswith(("qkv", "out"))]
     if around and layout.sp > 1 and layout.attention is not Attention.SP:
         yield f"attention = {layout.attention.value} has no {around[0]} to cut; try attention = sp"
-    experts = sorted(asked & {"dispatch", "combine"})
+    experts = [name for name in plan.split if name not in around]
     if experts and layout.sp > 1 and layout.ffn is FeedForward.TP:
         yield f"ffn = tp has no {experts[0]} to cut; try ffn = ep"
     if "dispatch" in asked and layout.ep > 1 and layout.dispatch is Dispatch.DEDUPLICATED:
         yield "tokens that travel once a rank are not cut; try dispatch = all_to_all"
-    for pair, crossings in _CROSSINGS.items():
-        eight = [name for name in crossings if getattr(plan.crossings, name) != "none"]
-        if pair in asked and layout.ep > 1 and eight:
-            yield f"{eight[0]} in eight bits crosses whole; leave out {pair}"
-    by_tokens = asked & {"qkv", "out", "dispatch"}
-    if by_tokens and plan.local_tokens % plan.chunks:
+    for name in experts:
+        if layout.ep > 1 and getattr(plan.crossings, name) != "none":
+            yield f"{name} in eight bits crosses whole; leave it out"
+    pairs = {**FORWARD, **BACKWARD}
+    cuts = [pairs[name].cut for name in plan.split]
+    if TOKENS in cuts and plan.local_tokens % plan.chunks:
         yield _uneven(plan, plan.local_tokens, "tokens of a rank")
-    if experts and plan.shape.hidden % plan.chunks:
+    if COLUMNS in cuts and plan.shape.hidden % plan.chunks:
         yield _uneven(plan, plan.shape.hidden, "columns of the model's width")
-
-
-_CROSSINGS = {"dispatch": ("dispatch", "dispatch_grad"), "combine": ("combine",)}
 
 
 def _uneven(plan: Plan, count: int, what: str) -> str:

@@ -8,7 +8,7 @@ from weft.config.branch import Branch, closest_name, refusal
 from weft.errors import ConfigError
 
 POLICIES = ("none", "selective", "full", "auto")
-PAIRS = ("qkv", "out", "dispatch", "combine")
+PAIRS = ("qkv", "out", "dispatch", "combine", "qkv_grad", "out_grad", "dispatch_grad")
 _ROOM = 2**33  # bytes of the example in an error: what a layer or two of a large model keep
 
 
@@ -41,8 +41,8 @@ class OverlapConfig(Branch):
 
     split: tuple[str, ...] = Field(
         default=(),
-        description="pairs of a product and a collective that are cut into chunks: any of qkv, "
-        "out, dispatch, combine",
+        description="pairs of a product and a collective that are cut into chunks: any of "
+        f"{', '.join(PAIRS)}",
     )
     chunks: int = Field(default=2, ge=2, description="into how many chunks a pair is cut")
 

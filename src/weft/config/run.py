@@ -212,7 +212,7 @@ def _check_split(run: RunConfig) -> None:
 def _uncut_pair(run: RunConfig, pair: str) -> str | None:
     """Why a pair cannot be cut in this layout."""
     parallel, compression = run.parallel, run.compression
-    if pair in ("qkv", "out"):
+    if pair.startswith(("qkv", "out")):
         if parallel.sp > 1 and parallel.attention != "sp":
             return f'needs parallel.attention = "sp", found "{parallel.attention}"'
         return None
@@ -220,20 +220,21 @@ def _uncut_pair(run: RunConfig, pair: str) -> str | None:
         return 'needs parallel.ffn = "ep", found "tp"'
     if parallel.ep > 1 and pair == "dispatch" and parallel.dispatch == "deduplicated":
         return 'needs parallel.dispatch = "all_to_all" or "all_gather", found "deduplicated"'
-    crossings = ("dispatch", "dispatch_grad") if pair == "dispatch" else ("combine",)
-    for name in crossings:
-        if getattr(compression, name) != "none":
-            return f'needs compression.{name} = "none": what travels in eight bits travels whole'
+    if getattr(compression, pair) != "none":
+        return f'needs compression.{pair} = "none": what travels in eight bits travels whole'
     return None
+
+
+_BY_COLUMNS = frozenset({"combine", "dispatch_grad"})
 
 
 def _cut_by_chunks(run: RunConfig) -> Iterator[tuple[str, int]]:
     """What a number of chunks must divide, and where it is."""
     split = run.overlap.split
-    if not {"qkv", "out", "dispatch"}.isdisjoint(split):
+    if not {*split} <= _BY_COLUMNS:
         tokens = run.train.micro_batch * run.data.sequence // run.parallel.sp
         yield "train.micro_batch * data.sequence / parallel.sp", tokens
-    if not {"dispatch", "combine"}.isdisjoint(split):
+    if not _BY_COLUMNS.isdisjoint(split):
         narrow = run.train.precision == "bfloat16"  # grouped products want 16 bytes of alignment
         yield ("model.hidden / 8", run.model.hidden // 8) if narrow else (
             "model.hidden", run.model.hidden

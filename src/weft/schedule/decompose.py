@@ -8,16 +8,15 @@ tasks.
 The collective of one chunk runs beside the product of another, in whatever order the program is
 put. What is cut is the tokens, or the columns of the model's width:
 
-    pair        forward                                          backward
-    qkv         QKV projection + all-to-all         by tokens    its mirror, by tokens
-    out         all-to-all + output projection      by tokens    its mirror, by tokens
-    dispatch    exchange + scatter + FC1            by tokens    FC1 + gather + exchange, by columns
-    combine     FC2 + gather + exchange             by columns   whole
+    qkv         QKV projection + all-to-all       by tokens     qkv_grad        its mirror
+    out         all-to-all + output projection    by tokens     out_grad        its mirror
+    dispatch    exchange + scatter + FC1          by tokens
+    combine     FC2 + gather + exchange           by columns    dispatch_grad   the same of FC1
 
-A product that feeds a sum over ranks is cut by its output columns, for which nothing need be known
-of the rows. One that reads what ranks sent is cut by tokens, and its rows are merged where the
-whole has them, so whatever a backward reads is what it was; the mirror of `combine` would need the
-row maps of chunks there, and has `across` to hide behind.
+A product whose rows are summed and sent is cut by its output columns, for which nothing need be
+known of the rows. One that reads what ranks sent is cut by tokens, and its rows are merged where
+the whole has them, so whatever a backward reads is what it was. The mirror of `combine` would need
+the row maps of chunks in the backward; it opens that, and has `across` to hide behind.
 
 Every rank cuts alike and has the chunks in one order, so a group's collectives keep theirs. Bits
 are those of the chunks one after another; of the uncut pair they differ by the rounding of products
@@ -97,13 +96,15 @@ FORWARD: Mapping[str, Pair] = MappingProxyType(
 
 BACKWARD: Mapping[str, Pair] = MappingProxyType(
     {
-        "qkv": Pair(
+        "qkv_grad": Pair(
             crossings=_QKV,
             cut=TOKENS,
             behind=_bodies(f"pack_heads {_ROTATIONS} qkv_project", ".dgrad"),
         ),
-        "out": Pair(crossings=_OUT, cut=TOKENS, before=_bodies("project join_heads", ".dgrad")),
-        "dispatch": Pair(
+        "out_grad": Pair(
+            crossings=_OUT, cut=TOKENS, before=_bodies("project join_heads", ".dgrad")
+        ),
+        "dispatch_grad": Pair(
             crossings=(("reduce_scatter", "tokens"), ("all_to_all_rows", "rows")),
             cut=COLUMNS,
             before=_bodies("expert_up permute reorder", ".dgrad"),

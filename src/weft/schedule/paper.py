@@ -3,7 +3,8 @@
 
 A line is a task by `schedule.sequence.task_key`; what a layout or a family does not have is left
 out, and what the list does not name comes when it is needed. `again` marks rematerialised tasks.
-Both ways to the experts are in one list: a task of the one is absent from the other.
+Both ways to the experts are in one list: a task of the one is absent from the other. What is cut
+into chunks has the place of the whole, but for what is marked `later`.
 """
 
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ FORWARD = """
     select_experts
     all_gather_experts experts
     all_gather_weights weights
+    all_gather tokens later
     plan_rows
     all_to_all_counts counts
     permute

@@ -24,6 +24,7 @@ from weft.schedule.action import (
 from weft.schedule.remat import is_again
 
 CHUNK = "/"  # in the name of a task or value, before the number of its chunk (schedule.decompose)
+LATER = " later"  # behind the key of a collective of any chunk but the first
 
 
 def in_sequence(program: Program, tasks: Sequence[Task]) -> Ordered:
@@ -59,13 +60,18 @@ def starts(ordered: Ordered) -> tuple[Task, ...]:
 
 def listed(program: Program, keys: Sequence[str]) -> tuple[Task, ...]:
     """The tasks in the order of a list of keys, each behind what it depends on; a task that is not
-    listed comes when it is needed, or at the end.
+    listed comes when it is needed, or at the end, and a later chunk's collective with the first
+    one's.
     """
     rank = {key: position for position, key in enumerate(keys)}
     made = program.producer()
     done: dict[str, Task] = {}
-    last = len(keys)
-    for task in sorted(program.tasks, key=lambda task: rank.get(task_key(task), last)):
+
+    def place(task: Task) -> int:
+        key = task_key(task)
+        return rank.get(key, rank.get(key.removesuffix(LATER), len(keys)))
+
+    for task in sorted(program.tasks, key=place):
         _take(task, made, done)
     return tuple(done.values())
 
@@ -81,8 +87,7 @@ def _take(task: Task, made: Mapping[str, Task], done: dict[str, Task]) -> None:
 
 def task_key(task: Task) -> str:
     """What a task is in a list made by hand: its body, and the payload or the weight it is about.
-    That of a chunk says so, unless it is a collective: those have the place of the whole one, and
-    what else there is of a chunk comes when they need it.
+    That of a chunk says so; of a collective the first chunk has the key of the whole one.
 
     Example:
         >>> task = Task(name="again.rms_norm", body="rms_norm", inputs=("x", "w.norm1"), outputs=())
@@ -93,8 +98,11 @@ def task_key(task: Task) -> str:
     sums = (v.rpartition(".")[2] for v in task.inputs if v.startswith("acc.w."))
     about = task.attributes.get("label") or next(iter((*sums, *weights)), None)
     again = "again" if is_again(task) else None
-    chunk = None if is_collective(task) else task.name.partition(CHUNK)[2]
-    return " ".join(str(part) for part in (again, task.body, about, chunk) if part)
+    key = " ".join(str(part) for part in (again, task.body, about) if part)
+    chunk = task.name.partition(CHUNK)[2]
+    if is_collective(task):
+        return key if chunk in ("", "0") else f"{key}{LATER}"
+    return f"{key} {chunk}" if chunk else key
 
 
 def interleaved(program: Program, price: Callable[[Task], float]) -> Program:
