@@ -5,7 +5,7 @@
 All variants are bound to one state and take turns, in another order each round; the learning rate
 is zero, so that every step has the same work. Before anything is timed their losses and gradient
 norms must agree: bit by bit with the same chunks in serial order, up to rounding with the uncut
-program. `exposed` comes from a pass of its own.
+program.
 """
 
 import argparse

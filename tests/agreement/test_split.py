@@ -178,15 +178,16 @@ def test_chunks_agree_where_weight_gradients_are_put_off(at):
 
 
 @AT
-@pytest.mark.parametrize("generator", ["balanced", "skewed", "idle_half"])
-def test_every_rank_receives_the_bytes_that_its_chunks_predict(generator, at):
+@pytest.mark.parametrize("overlap", [{}, {"across": True}, {"merge": True}], ids=str)
+@pytest.mark.parametrize("generator", ["skewed", "idle_half"])
+def test_every_rank_receives_the_bytes_that_its_chunks_predict(generator, overlap, at):
     counters: list[CountingTransport] = []
 
     def counted(transport: Transport) -> CountingTransport:
         counters.append(CountingTransport(transport))
         return counters[-1]
 
-    plan_of = plans("mixtral", split=PAIRS, chunks=4, replay=True)
+    plan_of = plans("mixtral", split=PAIRS, chunks=4, replay=True, **overlap)
     ranks = stack(plan_of, LAYOUTS[at], bodies=BODIES, wire=counted)
     choices = forced(generator)
     work = Work(batches=partial(models.batches, MODELS["mixtral"]), steps=1, routing=choices)

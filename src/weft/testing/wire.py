@@ -17,6 +17,7 @@ paper's formula, which knows no program.
 Paper: 1.2, the derived column.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -149,7 +150,8 @@ def _tokens(plan: Plan, task: Task) -> slice:
 def _rows_from_others(
     plan: Plan, instance: Instance, task: Task, choices: Choices, tokens: slice
 ) -> int:
-    between = rows_between(plan, _micro_batch(instance), _layer(instance), choices, tokens)
+    m, layer = _place(instance, task)
+    between = rows_between(plan, m, layer, choices, tokens)
     own = plan.layout.ep_rank(plan.rank)
     arriving = between[own, :] if task.attributes["reverse"] else between[:, own]
     if task.op.wire == "groups":  # and four rows of bytes for the scales of each group
@@ -187,14 +189,18 @@ def own_choices(
     return pick(whole, replace(plan, rank=rank).share.tokens)
 
 
-def _micro_batch(instance: Instance) -> int:
-    key = next(key for key in instance.reads.values() if key.startswith("m"))
-    return int(key.partition(".")[0][1:])
+def _place(instance: Instance, task: Task) -> tuple[int, int]:
+    """The micro-batch and the layer of a task; of a braided instance those of its strand."""
+    values = {**instance.statics, **instance.reads, **instance.writes}
+    strand = f"{task.name.partition('.')[0]}." if "+" in instance.template else ""
+    keys = [k for v, k in values.items() if _PROVIDED.sub("", v).startswith(strand)]
+    m = next(int(found[1]) for key in keys if (found := _MICRO_BATCH.match(key)))
+    layer = next(int(found[1]) for key in keys if (found := _LAYER.match(key)))
+    return m, layer
 
 
-def _layer(instance: Instance) -> int:
-    key = next(key for key in instance.statics.values() if key.startswith("param:layers."))
-    return int(key.split(".")[1])
+_PROVIDED = re.compile(r"^(w|acc|s)\.")
+_MICRO_BATCH, _LAYER = re.compile(r"m(\d+)\."), re.compile(r"(?:param:layers\.|m\d+\.l)(\d+)\.")
 
 
 # ---- the paper's formulas ------------------------------------------------------------------------
