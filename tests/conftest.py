@@ -21,6 +21,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--draws", type=int, default=2, help="random layouts in tests/agreement/test_any_layout.py"
     )
+    parser.addoption("--draws-seed", type=int, default=0, help="which random layouts they are")
+    parser.addoption("--draws-out", type=Path, help="a file that gets a line of each")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

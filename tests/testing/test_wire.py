@@ -43,7 +43,7 @@ def test_one_rank_receives_nothing() -> None:
 @pytest.mark.parametrize("layout", [Layout(sp=2, ep=2), Layout(dp=2, ep=2), FOUR])
 def test_rows_between_ranks_are_the_choices_of_each_source(layout: Layout) -> None:
     ours = plan(layout, layout.world - 1)
-    between = rows_between(ours, 0, 1, ragged)
+    between = rows_between(ours, ragged, 0, 1)
     for source in range(layout.ep):
         experts = own_choices(ours, layout.world - layout.ep + source, 0, ragged, 1)
         for destination in range(layout.ep):
@@ -72,9 +72,18 @@ def test_dispatch_brings_the_rows_chosen_elsewhere_for_here() -> None:
     arriving = 0
     for m in range(step.plan.local_micro_batches):
         for layer in range(step.plan.shape.layers):
-            between = rows_between(step.plan, m, layer, ragged)
+            between = rows_between(step.plan, ragged, m, layer)
             arriving += int(between[[0, 1, 3], 2].sum())
     assert predicted_forward(step, ragged, ["rows"]) == arriving * step.plan.shape.hidden
+
+
+@pytest.mark.parametrize("dispatch", Dispatch)
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_bytes_do_not_depend_on_what_is_woven_together(dispatch: Dispatch, remat: str) -> None:
+    apart = plan(replace(FOUR, dispatch=dispatch), 1, remat=remat)
+    expected = predict(training_step(apart), ragged)
+    for fields in ({"across": True}, {"merge": True}, {"across": True, "merge": True}):
+        assert predict(training_step(replace(apart, **fields)), ragged) == expected
 
 
 @pytest.mark.parametrize("dispatch", Dispatch)

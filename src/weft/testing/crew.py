@@ -10,7 +10,7 @@ moment is (1 - beta1) clip g, so a missing synchronisation shows as well as a wr
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from hashlib import blake2b
 from typing import Any
 
@@ -46,6 +46,7 @@ from weft.trainer.feed import Feed
 
 Routing = Callable[[int, int, int], NDArray[np.int64]]  # step, micro-batch, layer -> experts [N, k]
 Place = tuple[int, int, int]  # step, micro-batch of all ranks, layer
+Composer = Callable[[Plan], Step]
 
 _CPU = torch.device("cpu")
 _DIGEST_BYTES = 12  # a chance of 1e-14 that any two of a million tensors collide
@@ -79,14 +80,20 @@ class Trial:
     drops: bool = True
 
 
+def composer() -> Composer:
+    """Composes steps that write down their routing, each plan's once: trials share them."""
+    return cache(partial(training_step, record_routing=True))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Crew:
-    """Ranks of one layout, their transports, and how their bound steps are run."""
+    """Ranks of one layout, their transports, how their steps are composed, and how, bound, run."""
 
     layout: Layout
     ranks: tuple[int, ...]
     transports: tuple[Transport, ...]
     together: Callable[[Sequence[BoundStep], Sequence[Environment]], None]
+    compose: Composer = field(default_factory=composer)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -253,7 +260,7 @@ def _stage(crew: Crew, rank: int, transport: Transport, course: Course, trial: T
         bodies=course.sabotage.bodies(_bodies(trial.precision), rank),
         transport=course.sabotage.wire(transport, rank),
         device=_CPU,
-        step=training_step(plan, record_routing=True),
+        step=crew.compose(plan),
     )
     initialise(stage.state, seed=course.config.train.seed)
     course.sabotage.start(stage)

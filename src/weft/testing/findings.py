@@ -14,8 +14,8 @@ Findings are plain values, since those of another process come through a pipe.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
+from functools import cache, partial
 from types import MappingProxyType
 
 import numpy as np
@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from weft.compose.plan import Plan
-from weft.compose.step import training_step
 from weft.parallel.layout import Layout
 from weft.runtime.state import held
 from weft.testing import rounded
@@ -45,6 +44,8 @@ from weft.testing.wire import Key, evenly, forward_payload, predict, predicted_f
 
 FLOAT64, REPLAYED, NATURAL, SERIAL = "float64", "replayed", "natural", "serial"
 EVEN, RAGGED = "even", "ragged"
+# where elements are counted: each a number, no byte of a packet, and no forward beside a backward
+PLAIN = Trial(steps=1, precision="float32", order="serial")
 
 Distance = tuple[float, int]  # sum of squared differences, elements
 
@@ -115,7 +116,7 @@ def routing_trials(course: Course, length: Length) -> Mapping[str, Trial]:
     """One step of each routing generator that the model has experts enough for."""
     model = course.config.model
     return {
-        name: Trial(steps=1, precision="float64", routing=partial(generated, course, name))
+        name: Trial(steps=1, precision="float64", routing=cache(partial(generated, course, name)))
         for name in length.routings
         if name != "one_empty" or model.top_k < model.experts
     }
@@ -141,7 +142,7 @@ def find(crew: Crew, course: Course, reference: Reference) -> tuple[Findings, ..
     hard = routing_trials(course, reference.length)
     forced = {**hard, **_wire_trials(course, crew.layout)}
     foreseen = {n: t for n, t in forced.items() if not (t.drops and course.config.model.capacity)}
-    forecasts = [_forecasts(crew.layout, rank, course, foreseen) for rank in crew.ranks]
+    forecasts = [_forecasts(crew, rank, course, foreseen) for rank in crew.ranks]
     trials = {
         FLOAT64: Trial(steps=reference.length.float64, precision="float64"),
         REPLAYED: Trial(steps=steps, precision="float32", routing=replay),
@@ -180,7 +181,7 @@ def _wire_trials(course: Course, layout: Layout) -> Mapping[str, Trial]:
     def spread(_step: int, _micro_batch: int, _layer: int) -> NDArray[np.int64]:
         return even
 
-    skewed = partial(generated, course, "skewed")
+    skewed = cache(partial(generated, course, "skewed"))
     return {
         EVEN: Trial(steps=1, precision="bfloat16", routing=spread, compressed=True, drops=False),
         RAGGED: Trial(steps=1, precision="bfloat16", routing=skewed, compressed=True, drops=False),
@@ -198,19 +199,16 @@ class _Forecasts:
     payload: Mapping[str, tuple[float, float]]
 
 
-def _forecasts(
-    layout: Layout, rank: int, course: Course, trials: Mapping[str, Trial]
-) -> _Forecasts:
+def _forecasts(crew: Crew, rank: int, course: Course, trials: Mapping[str, Trial]) -> _Forecasts:
     received: dict[str, Mapping[Key, int]] = {}
     payload: dict[str, tuple[float, float]] = {}
     for name, trial in trials.items():
         assert trial.routing is not None
-        step = training_step(plan_of(course, trial, layout, rank))
+        step = crew.compose(plan_of(course, trial, crew.layout, rank))
         choices = partial(trial.routing, 0)
         received[name] = predict(step, choices)
         if name == EVEN and divides_evenly(step.plan):
-            # elements are counted where each is a number, not a byte of a packet
-            step = training_step(plan_of(course, replace(trial, compressed=False), layout, rank))
+            step = crew.compose(plan_of(course, PLAIN, crew.layout, rank))
             for labels, elements in forward_payload(step.plan).items():
                 ours = predicted_forward(step, choices, labels)
                 payload[" + ".join(labels)] = float(ours), float(elements)

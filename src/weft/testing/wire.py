@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cache, partial
 from math import floor
 from types import MappingProxyType
 
@@ -43,6 +44,8 @@ from weft.schedule.sequence import CHUNK
 
 Key = tuple[str, str, str]  # axis, collective, label
 Choices = Callable[[int, int], NDArray[np.int64]]  # micro-batch, layer -> experts [N, k]
+# micro-batch, layer, tokens of a rank -> rows [ep, ep]
+Between = Callable[[int, int, range], NDArray[np.int64]]
 
 COLLECTIVES: Mapping[str, str] = MappingProxyType(
     {
@@ -57,7 +60,6 @@ COLLECTIVES: Mapping[str, str] = MappingProxyType(
         "receive": "receive",
     }
 )
-_ALL = slice(None)
 SHARED = (Kind.SHARED_MOE, Kind.GATED_MOE)
 WIDTHS: Mapping[str, Mapping[str, int]] = MappingProxyType(
     {
@@ -90,12 +92,13 @@ def predict(step: Step, choices: Choices) -> Mapping[Key, int]:
 def transfers(step: Step, choices: Choices) -> Iterator[Transfer]:
     """Every collective of a step, in the order of its programs; groups of one bring nothing."""
     letters = sizes(step.plan)
+    between = cache(partial(rows_between, step.plan, choices))
     for instance in step.instances:
         program = step.templates[instance.template].program
         for task in filter(is_collective, program.tasks):
             n = step.plan.layout.degree(task.group)
             if n > 1:
-                elements = _elements(step, instance, program, task, letters, choices)
+                elements = _elements(step, instance, program, task, letters, between)
                 wire = str(task.op.wire)
                 yield Transfer(
                     template=instance.template,
@@ -128,12 +131,12 @@ def _share(wire: str, n: int) -> Fraction:
 
 
 def _elements(
-    step: Step, instance: Instance, program: Program, task: Task, n: Sizes, choices: Choices
+    step: Step, instance: Instance, program: Program, task: Task, n: Sizes, between: Between
 ) -> Fraction:
     if task.op.wire in ("rows", "groups"):
         counted, *row = program.values[task.inputs[0]].dims.split()
-        tokens = _tokens(step.plan, task) if CHUNK in counted else _ALL
-        rows = _rows_from_others(step.plan, instance, task, choices, tokens)
+        tokens = _tokens(step.plan, task, counted)
+        rows = _rows_from_others(step.plan, instance, task, between, tokens)
         return Fraction(rows * n.count(" ".join(row)))
     return Fraction(n.count(program.values[task.inputs[0]].dims))
 
@@ -141,37 +144,40 @@ def _elements(
 # ---- rows between ranks --------------------------------------------------------------------------
 
 
-def _tokens(plan: Plan, task: Task) -> slice:
-    """The tokens of each rank whose rows travel in a chunk."""
+def _tokens(plan: Plan, task: Task, counted: str) -> range:
+    """The tokens of each rank whose rows travel: all of them, or those of a chunk."""
+    if CHUNK not in counted:
+        return range(plan.local_tokens)
     chunk, size = int(task.name.rpartition(CHUNK)[2]), plan.local_tokens // plan.chunks
-    return slice(chunk * size, (chunk + 1) * size)
+    return range(chunk * size, (chunk + 1) * size)
 
 
 def _rows_from_others(
-    plan: Plan, instance: Instance, task: Task, choices: Choices, tokens: slice
+    plan: Plan, instance: Instance, task: Task, between: Between, tokens: range
 ) -> int:
-    m, layer = _place(instance, task)
-    between = rows_between(plan, m, layer, choices, tokens)
+    rows = between(*_place(instance, task), tokens)
     own = plan.layout.ep_rank(plan.rank)
-    arriving = between[own, :] if task.attributes["reverse"] else between[:, own]
+    arriving = rows[own, :] if task.attributes["reverse"] else rows[:, own]
     if task.op.wire == "groups":  # and four rows of bytes for the scales of each group
         arriving = arriving + 4 * -(-arriving // int(task.attributes["group"]))
     return int(arriving.sum() - arriving[own])
 
 
 def rows_between(
-    plan: Plan, index: int, layer: int, choices: Choices, tokens: slice = _ALL
+    plan: Plan, choices: Choices, index: int, layer: int, tokens: range | None = None
 ) -> NDArray[np.int64]:
     """Rows (or visits) between the ranks of this rank's expert-parallel group, as [source,
     destination].
 
-    `index` counts the micro-batches of one rank, `tokens` are those of each that count.
+    `index` counts the micro-batches of one rank, `tokens` are those of a rank that count (none: all).
     """
     ep = plan.layout.ep
     first = plan.rank // ep * ep  # groups are blocks, of a stage and so of the world
+    counted = range(plan.local_tokens) if tokens is None else tokens
     between = np.zeros((ep, ep), np.int64)
     for source in range(ep):
-        experts = own_choices(plan, first + source, index, choices, layer)[tokens]
+        mine = own_choices(plan, first + source, index, choices, layer)
+        experts = mine[counted.start : counted.stop]
         there = experts // plan.local_experts
         if plan.layout.dispatch is Dispatch.DEDUPLICATED:  # a token counts once a rank
             between[source] = [(there == rank).any(1).sum() for rank in range(ep)]
@@ -189,18 +195,23 @@ def own_choices(
     return pick(whole, replace(plan, rank=rank).share.tokens)
 
 
+_KEPT = re.compile(r"m(\d+)\.l(\d+)\..*")
+_INPUT = re.compile(r"m(\d+)\.x\.(\d+)")
+
+
 def _place(instance: Instance, task: Task) -> tuple[int, int]:
-    """The micro-batch and the layer of a task; of a braided instance those of its strand."""
-    values = {**instance.statics, **instance.reads, **instance.writes}
-    strand = f"{task.name.partition('.')[0]}." if "+" in instance.template else ""
-    keys = [k for v, k in values.items() if _PROVIDED.sub("", v).startswith(strand)]
-    m = next(int(found[1]) for key in keys if (found := _MICRO_BATCH.match(key)))
-    layer = next(int(found[1]) for key in keys if (found := _LAYER.match(key)))
-    return m, layer
+    """The micro-batch and the layer whose choices a ragged collective follows.
 
-
-_PROVIDED = re.compile(r"^(w|acc|s)\.")
-_MICRO_BATCH, _LAYER = re.compile(r"m(\d+)\."), re.compile(r"(?:param:layers\.|m\d+\.l)(\d+)\.")
+    An instance may hold strands of several (`compose.weave`): what counts is whose splits it reads,
+    kept from a forward, or made here from the input of the layer.
+    """
+    splits = task.inputs[1]
+    strand = splits[: splits.rfind(".") + 1]
+    kept = splits in instance.reads
+    key = instance.reads[splits if kept else f"{strand}x"]
+    found = (_KEPT if kept else _INPUT).fullmatch(key)
+    assert found, f"{key=} {task.name=} {instance.template=}"
+    return int(found[1]), int(found[2])
 
 
 # ---- the paper's formulas ------------------------------------------------------------------------
