@@ -7,7 +7,6 @@ norm of two channels divides by what may have cancelled.)
 """
 
 import json
-
 from math import gcd
 from pathlib import Path
 
@@ -25,7 +24,6 @@ from weft.testing.routing import GENERATORS
 MOST_RANKS = 16
 A_PART = 25  # draws of one test: few enough to spread over processes, with a seed of their own
 PARTS = 10_000  # more than any seed has
-ROUNDED = ("loss32", "grads32")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -43,7 +41,7 @@ def models(draw: st.DrawFn) -> dict[str, object]:
         "model.head_dim": draw(st.sampled_from((2, 4))),
         "model.hidden": draw(st.sampled_from((8, 20, 24))),
         "model.ffn_hidden": draw(st.sampled_from((8, 12))),
-        "model.layers": draw(st.integers(2, 6)),
+        "model.layers": draw(st.integers(2, 4)),
         "model.experts": experts,
         "model.top_k": draw(st.integers(1, 4)),
         "model.shared_experts": draw(st.integers(0, 2)),
@@ -68,7 +66,7 @@ def layouts(draw: st.DrawFn) -> dict[str, object]:
     experts = int(str(model["model.experts"]))
     ep = draw(st.sampled_from(divisors(gcd(experts, dp * sp)))) if ffn == "ep" else 1
     dispatch = draw(st.sampled_from(("all_to_all", "all_gather", "deduplicated")))
-    own = draw(st.integers(1, 3))
+    own = draw(st.integers(1, 2))
     return {
         **model,
         "train.global_batch": own * dp * int(str(model["train.micro_batch"])),
@@ -82,8 +80,8 @@ def layouts(draw: st.DrawFn) -> dict[str, object]:
         **draw(pipelines(pp)),
         **draw(replicas(dp * sp)),
         "overlap.remat": draw(st.sampled_from(("none", "none", "full", "selective"))),
-        "overlap.across": draw(st.sampled_from(("false", "true"))),
-        "overlap.merge": draw(st.sampled_from(("false", "false", "true"))),
+        "overlap.across": draw(st.sampled_from(("false", "true"))) if ep > 1 else "false",
+        "overlap.merge": draw(st.sampled_from(("false", "true"))) if own > pp == 1 else "false",
         "overlap.order": draw(st.sampled_from(("overlapped", "overlapped", "paper"))),
     }
 
@@ -104,7 +102,7 @@ def replicas(draw: st.DrawFn, ranks: int) -> dict[str, object]:
     if ranks == 1:
         return {}
     return {
-        "parallel.node": draw(st.sampled_from((0, *divisors(ranks)))),
+        "parallel.node": draw(st.sampled_from((0, *divisors(ranks)[1:-1]))),
         "parallel.zero": draw(st.integers(1, 2)),
         "parallel.bucket_elements": draw(st.sampled_from((1000, 40_000_000))),
     }
@@ -126,18 +124,17 @@ def test_any_layout_of_any_model_agrees(
     @given(overrides=layouts(), routing=st.sampled_from(sorted(GENERATORS)))
     def agrees(overrides: dict[str, object], routing: str) -> None:
         layout = [f"{key}={value}" for key, value in overrides.items()]
-        alone = [line for line in layout if not line.startswith("parallel.")]
+        alone = [line for line in layout if not line.startswith(("parallel.", "overlap."))]
         try:
             config = recipe(tmp_path, "moe", *layout)
         except (ConfigError, LayoutError):
             assume(False)
             return
-        length = Length(float64=2, float32=1, routings=(routing,))
+        length = Length(float64=2, float32=0, routings=(routing,))
         found = prove_recipe(reference(recipe(tmp_path, "moe", *alone), length), config)
         if option("--draws-out"):
             write_down(option("--draws-out"), layout, routing, found)
-        faults = [check for check in found.faults if check.name not in ROUNDED]
-        assert not faults, f"{' '.join(layout)}, {routing}: {faults}"
+        assert not found.faults, f"{' '.join(layout)}, {routing}: {found.faults}"
 
     agrees()
 

@@ -7,7 +7,9 @@ from typing import Annotated
 import typer
 
 from weft.cli.arguments import Overrides, Recipe
+from weft.cli.settled import settle
 from weft.config.load import load
+from weft.planner.machine import nearest
 
 app = typer.Typer(help="Measure this machine.", no_args_is_help=True)
 
@@ -119,7 +121,10 @@ def _measure(
 ) -> None:
     config = load(recipe, overrides or ())
     from weft.bench import ranks  # after the recipe is found good: torch takes seconds to import
+    from weft.runtime.backends import accelerator, pick_device
     from weft.trainer.launch import check_processes
+
+    config = settle(config, nearest(accelerator(pick_device(config.train.device, 0))))
 
     order = ranks.Order(
         what=what, config=config, steps=steps, documents=documents, file=file, say=print

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
+from weft.cli.settled import load_settled
 from weft.compose.recipe import plan
 from weft.compose.step import training_step
-from weft.config.load import load
 from weft.errors import ConfigError
 from weft.schedule.render import render_actions
 from weft.schedule.saved import compare
@@ -36,7 +36,7 @@ def _verb() -> None:
 def text_of(source: str) -> str:
     """A saved schedule as it is; the schedule of a recipe's first rank."""
     if source.endswith(".toml"):
-        step = training_step(plan(load(source), 0))
+        step = training_step(plan(load_settled(source), 0))
         return "\n\n".join(render_actions(ordered) for ordered in step.templates.values())
     try:
         return Path(source).read_text(encoding="utf-8")

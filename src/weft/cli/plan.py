@@ -6,9 +6,10 @@ from typing import Annotated
 import typer
 
 from weft.cli.arguments import Overrides, Recipe
+from weft.cli.settled import load_settled
 from weft.compose.recipe import arithmetic, shape
 from weft.compose.recipe import plan as plan_of_recipe
-from weft.config.load import build, dump, load
+from weft.config.load import build, dump
 from weft.config.presets import preset
 from weft.errors import ConfigError
 from weft.planner import report
@@ -70,8 +71,8 @@ def simulate(
     picture: Annotated[Path | None, typer.Option(help="draw the lanes of rank 0 as PNG")] = None,
 ) -> None:
     """One step of a recipe at the prices of a machine: time, memory, exposed communication."""
-    config = load(recipe, overrides or ())
-    found, studio = rates(machine(on)), Studio()
+    priced = machine(on)
+    config, found, studio = load_settled(recipe, overrides, priced), rates(priced), Studio()
     job = Job(plan=plan_of_recipe(config, 0))
     done = studio.simulate(job, found)
     held = memory(studio.compose(job.plan, found), job.plan, imbalance=imbalance)

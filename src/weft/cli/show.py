@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from weft.cli.arguments import Overrides, Recipe
+from weft.cli.settled import load_settled
 from weft.compose import segment
 from weft.compose.keep import activations, held_bytes, kept_bytes, rematerialised
 from weft.compose.plan import Plan, sizes
@@ -20,7 +21,6 @@ from weft.compose.stages import slots_of
 from weft.compose.step import Step, owned_parameters, training_step
 from weft.compose.templates import layer_weights
 from weft.compose.volume import volumes
-from weft.config.load import load
 from weft.errors import ConfigError
 from weft.graph.render import render_program
 from weft.model import layer
@@ -45,7 +45,7 @@ RankOption = Annotated[int, typer.Option(help="the rank to look from")]
 @app.command("layer")
 def show_layer(recipe: Recipe, overrides: Overrides = None) -> None:
     """The layer functions this model uses, as they are written."""
-    plan = make_plan(load(recipe, overrides or ()), 0)
+    plan = make_plan(load_settled(recipe, overrides), 0)
     kinds = dict.fromkeys(plan.shape.kind(i) for i in range(plan.shape.layers))
     functions = [layer.attention_half, *(LAYERS[kind] for kind in kinds)]
     print("\n\n".join(inspect.getsource(f).rstrip() for f in functions))
@@ -84,7 +84,7 @@ def show_schedule(
 @app.command("memory")
 def show_memory(recipe: Recipe, overrides: Overrides = None) -> None:
     """What a layer keeps for its backward, by value and policy, for one micro-batch."""
-    plan = make_plan(load(recipe, overrides or ()), 0)
+    plan = make_plan(load_settled(recipe, overrides), 0)
     weights = layer_weights(owned_parameters(plan)[0])
     layers = {kind: segment.layer(plan, kind, names) for kind, names in weights.items()}
     policies = dict.fromkeys(("none", "selective", "full", plan.remat))
@@ -128,7 +128,7 @@ def _saving(title: str, totals: list[int], whole: int) -> str:
 @app.command("volume")
 def show_volume(recipe: Recipe, overrides: Overrides = None) -> None:
     """What one layer's forward brings a rank: the paper's formula, the count, and its bytes."""
-    print("\n".join(_volume_lines(make_plan(load(recipe, overrides or ()), 0))))
+    print("\n".join(_volume_lines(make_plan(load_settled(recipe, overrides), 0))))
 
 
 def _volume_lines(plan: Plan) -> Iterable[str]:
@@ -148,7 +148,7 @@ def _volume_lines(plan: Plan) -> Iterable[str]:
 @app.command("pipeline")
 def show_pipeline(recipe: Recipe, overrides: Overrides = None) -> None:
     """What each stage of the pipeline holds, and what it does when: in units, and as priced."""
-    plan = make_plan(load(recipe, overrides or ()), 0)
+    plan = make_plan(load_settled(recipe, overrides), 0)
     pipeline = plan.schedule
     orders = [order_of(pipeline, rank) for rank in range(pipeline.stages)]
     ideal = simulate(pipeline, orders, units(pipeline))
@@ -178,7 +178,7 @@ def _chunk_text(chunk: Chunk) -> str:
 @app.command("layout")
 def show_layout(recipe: Recipe, overrides: Overrides = None) -> None:
     """Where everything lives: ranks, heads, experts, tokens, and bytes of state on each rank."""
-    config = load(recipe, overrides or ())
+    config = load_settled(recipe, overrides)
     print("\n".join(_layout_lines(make_plan(config, 0), config.train.global_batch)))
 
 
@@ -219,7 +219,7 @@ def _rank_line(plan: Plan, rank: int) -> str:
 
 
 def _step(recipe: str, overrides: list[str] | None, rank: int) -> Step:
-    config = load(recipe, overrides or ())
+    config = load_settled(recipe, overrides)
     if not 0 <= rank < config.parallel.ranks:
         raise ConfigError(
             f"--rank {rank}: the layout has ranks 0 to {config.parallel.ranks - 1}; try --rank 0"

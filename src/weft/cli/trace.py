@@ -7,11 +7,11 @@ from typing import Annotated
 import typer
 
 from weft.cli.arguments import Overrides, Recipe
+from weft.cli.settled import load_settled
 from weft.compose.price import Nominal
 from weft.compose.recipe import plan
 from weft.compose.step import training_step
 from weft.compose.timeline import Placed, place_step
-from weft.config.load import load
 from weft.config.run import RunConfig
 from weft.schedule.action import is_collective
 from weft.telemetry.trace import COMPUTE, SEGMENT, Span, write_trace
@@ -27,7 +27,7 @@ def trace(
     ] = False,
 ) -> None:
     """Write one step as a trace: a row a lane of every rank. Open it in ui.perfetto.dev."""
-    config = load(recipe, overrides or ())
+    config = load_settled(recipe, overrides)
     if simulated:
         spans = list(_simulated_spans(config))
     else:

@@ -11,7 +11,7 @@ import typer
 
 from weft.cli.arguments import Overrides
 from weft.cli.matrix import prove_matrix
-from weft.config.load import load
+from weft.cli.settled import load_settled
 from weft.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def verify(
         return
     if recipe is None or only or as_json:
         raise ConfigError("weft verify: expected a recipe, or --matrix with its --only and --json")
-    config = load(recipe, overrides or ())
+    config = load_settled(recipe, overrides)
     if sabotage is Fault.SCALE and not config.compression.encodes:
         raise ConfigError(
             "--sabotage scale: found no crossing in eight bits whose scales could be applied "

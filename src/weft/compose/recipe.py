@@ -82,8 +82,9 @@ def _saved(path: str) -> str:
 
 
 def layout(config: RunConfig) -> Layout:
-    """The layout a recipe asks for."""
+    """The layout a recipe asks for; it must say how tokens travel (`planner.dispatch` does)."""
     parallel = config.parallel
+    assert parallel.dispatch != "auto", "parallel.dispatch is to be settled before it is composed"
     return Layout(
         pp=parallel.pp,
         dp=parallel.dp,

@@ -26,8 +26,9 @@ class ParallelConfig(Branch):
     ffn: Literal["ep", "tp"] = Field(
         default="ep", description="whole experts over ep, or a slice of every expert over sp"
     )
-    dispatch: Literal["all_to_all", "all_gather", "deduplicated"] = Field(
-        default="all_to_all", description="how tokens reach their experts"
+    dispatch: Literal["all_to_all", "all_gather", "deduplicated", "auto"] = Field(
+        default="all_to_all",
+        description="how tokens reach their experts; auto: as the machine's prices say",
     )
     zero: Literal[1, 2] = Field(
         default=1, description="1 shards the optimizer's state, 2 sums of gradients as well"

@@ -15,6 +15,8 @@ Rules of the layout, each with the reason it cannot be bent:
     micro_batches of a rank % pp      chunks go round in groups of pp micro-batches
     (dp * sp) % node                  nodes are blocks of consecutive ranks
     node % ep  or  ep % node          replicas of an expert are spread alike over all nodes
+    node % sp  or  sp % node          likewise those of a slice, where weights are cut over sp
+    no idle key                       what nobody would read is refused as well (`config.idle`)
 
 The first two are of sequence and tensor parallelism, which cut heads.
 """
@@ -28,6 +30,7 @@ from pydantic import Field, model_validator
 from weft.config.branch import INDEX_LIMIT, Branch, divisors, nearest, refusal
 from weft.config.compression import CROSSINGS, CompressionConfig
 from weft.config.data import DataConfig
+from weft.config.idle import Idle, idle_keys
 from weft.config.kernels import KernelsConfig
 from weft.config.model import ModelConfig
 from weft.config.optim import OptimConfig
@@ -36,7 +39,7 @@ from weft.config.parallel import ParallelConfig
 from weft.config.train import RUN_DIR, TrainConfig
 from weft.errors import ConfigError, LayoutError
 
-ENCODED = ("all_to_all", "all_gather")  # ways of dispatch whose crossings have eight bits
+ENCODED = ("all_to_all", "all_gather", "auto")  # ways of dispatch whose crossings have eight bits
 
 
 class RunConfig(Branch):
@@ -86,6 +89,7 @@ class RunConfig(Branch):
         _check_pipeline(self)
         _check_warmup(self)
         _check_decay(self)
+        _check_idle(self)
         return self
 
 
@@ -172,14 +176,24 @@ def _check_expert_axis(run: RunConfig) -> None:
 
 
 def _check_nodes(run: RunConfig) -> None:
-    node, ep, ranks = run.parallel.node, run.parallel.ep, run.parallel.stage_ranks
-    whole = [n for n in divisors(ranks) if n % ep == 0 or ep % n == 0]
+    parallel, ranks = run.parallel, run.parallel.stage_ranks
+    node, ep = parallel.node, parallel.ep
+    slices = parallel.sp if "tp" in (parallel.attention, parallel.ffn) else 1
+    whole = [n for n in divisors(ranks) if _spreads(n, ep) and _spreads(n, slices)]
     if node and node not in whole:
+        sliced = f", likewise parallel.sp ({slices})" if slices > 1 else ""
         rule = (
             f"must divide parallel.dp * parallel.sp ({ranks} ranks), and it or parallel.ep ({ep}) "
-            "the other"
+            f"the other{sliced}"
         )
-        raise LayoutError(refusal("parallel.node", node, rule, nearest(node, whole)))
+        # 1 and all ranks of a stage are no division of it
+        legal = [n for n in whole if 1 < n < ranks] or [0]
+        raise LayoutError(refusal("parallel.node", node, rule, nearest(node, legal)))
+
+
+def _spreads(node: int, apart: int) -> bool:
+    """Whether replicas that are so many ranks apart lie alike on all nodes."""
+    return node % apart == 0 or apart % node == 0
 
 
 def _check_zero(run: RunConfig) -> None:
@@ -274,8 +288,8 @@ def _check_compression(run: RunConfig) -> None:
             rule = 'must not round what train.precision = "float64" is there to compare'
             raise ConfigError(refusal(f"compression.{crossing}", "fp8", rule, "none"))
         if run.parallel.dispatch not in ENCODED:
-            known = " or ".join(f'"{way}"' for way in ENCODED)
-            rule = f'needs parallel.dispatch = {known}, found "{run.parallel.dispatch}"'
+            known = ", ".join(f'"{way}"' for way in ENCODED)
+            rule = f'needs parallel.dispatch one of {known}, found "{run.parallel.dispatch}"'
             raise ConfigError(refusal(f"compression.{crossing}", "fp8", rule, "none"))
         if run.parallel.ffn != "ep":
             rule = f'needs parallel.ffn = "ep", found "{run.parallel.ffn}"'
@@ -325,6 +339,23 @@ def _check_chunks(run: RunConfig) -> None:
     if own % pp:
         rule = f"needs micro-batches of a rank ({own}) that parallel.pp ({pp}) divides"
         raise LayoutError(refusal("parallel.chunks", chunks, rule, 1))
+
+
+def idle_of(run: RunConfig) -> Iterator[Idle]:
+    """Every key of a recipe that nobody reads."""
+    return idle_keys(
+        run.parallel,
+        run.compression,
+        run.overlap,
+        layers=run.model.layers,
+        micro_batches=run.train.global_batch // (run.train.micro_batch * run.parallel.dp),
+    )
+
+
+def _check_idle(run: RunConfig) -> None:
+    found = next(idle_of(run), None)
+    if found is not None:
+        raise LayoutError(refusal(found.key, found.value, found.rule, found.legal))
 
 
 def _check_warmup(run: RunConfig) -> None:

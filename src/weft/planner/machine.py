@@ -123,6 +123,21 @@ def machine(name: str) -> Machine:
     return parse(_text(match))
 
 
+USUAL = "H200"  # what weft is measured on most
+
+
+def nearest(device: str) -> Machine:
+    """The machine of an accelerator by the name that its driver gives it; the usual one where no
+    file is of that accelerator.
+
+    Example:
+        >>> nearest("NVIDIA H100 80GB HBM3").name, nearest("cpu").name
+        ('H100', 'H200')
+    """
+    words = device.split()
+    return machine(next((name for name in names() if name in words), USUAL))
+
+
 def parse(text: str) -> Machine:
     """A machine from its file.
 

@@ -19,7 +19,7 @@ def tree_of(choice: Choice, wanted: Wanted) -> dict[str, Any]:
         "model": {"preset": wanted.name},
         "parallel": parallel,
         "overlap": {"remat": choice.remat},
-        "compression": {"gradients": "bf16"},
+        "compression": {"gradients": "bf16"} if choice.dp * choice.sp > 1 else {},
         "data": {"source": "stdlib", "sequence": wanted.sequence},
         "optim": {"lr": 3e-4, "warmup_steps": 100},
         "train": {

@@ -244,9 +244,12 @@ PEAK_FLOPS: Mapping[str, float] = MappingProxyType(
 )
 
 
+def accelerator(device: torch.device) -> str:
+    """What the driver calls a device, as in NVIDIA H200; of a CPU just that."""
+    return "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
+
+
 def peak_flops(device: torch.device) -> float | None:
     """The BF16 peak of a device, or None where weft has no figure for it."""
-    if device.type == "cpu":
-        return None
-    words = torch.cuda.get_device_name(device).split()
+    words = accelerator(device).split()
     return next((peak for name, peak in PEAK_FLOPS.items() if name in words), None)

@@ -4,7 +4,7 @@
     float64     float64, 20 steps     sums of every step, gradients of the first
     replayed    float32, few steps    the same, with the experts that one rank chose
     natural     float32, few steps    how many tokens choose other experts than on one rank
-    serial      float32, few steps    no two at once: the bits of `natural`
+    serial      float32, few steps    no two at once: the bits of `natural` (or both in float64)
     <routing>   float64, one step     sums and gradients under a generator of `testing.routing`
     <bytes>     bfloat16, one step    bytes received against bytes predicted
     rounded     float64, one step     where the recipe has eight bits: see `testing.rounded`
@@ -14,7 +14,7 @@ Findings are plain values, since those of another process come through a pipe.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from types import MappingProxyType
 
@@ -44,19 +44,26 @@ from weft.testing.wire import Key, evenly, forward_payload, predict, predicted_f
 
 FLOAT64, REPLAYED, NATURAL, SERIAL = "float64", "replayed", "natural", "serial"
 EVEN, RAGGED = "even", "ragged"
-# where elements are counted: each a number, no byte of a packet, and no forward beside a backward
-PLAIN = Trial(steps=1, precision="float32", order="serial")
 
 Distance = tuple[float, int]  # sum of squared differences, elements
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Length:
-    """How many steps the trials of more than one step take, and which hard routings there are."""
+    """How many steps the trials of more than one step take, and which hard routings there are.
+    Without steps in float32 orders are compared in float64.
+    """
 
     float64: int
     float32: int
     routings: tuple[str, ...] = tuple(GENERATORS)
+
+    @property
+    def natural(self) -> Trial:
+        """The trial whose orders are compared; a second step meets what the first updated."""
+        if self.float32:
+            return Trial(steps=self.float32, precision="float32", compressed=True)
+        return Trial(steps=2, precision="float64", compressed=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,7 +106,7 @@ def one_rank(course: Course, length: Length) -> Reference:
     crew = stacked_crew(Layout())
     trials = {
         FLOAT64: Trial(steps=length.float64, precision="float64"),
-        REPLAYED: Trial(steps=length.float32, precision="float32"),
+        **({REPLAYED: Trial(steps=length.float32, precision="float32")} if length.float32 else {}),
         **routing_trials(course, length),
     }
     runs: dict[str, Run] = {}
@@ -137,17 +144,18 @@ def generated(
 
 def find(crew: Crew, course: Course, reference: Reference) -> tuple[Findings, ...]:
     """Runs every trial on the ranks of a crew and compares each rank with one rank alone."""
-    steps = reference.length.float32
-    replay = partial(_chosen, reference.runs[REPLAYED])
+    natural = reference.length.natural
     hard = routing_trials(course, reference.length)
     forced = {**hard, **_wire_trials(course, crew.layout)}
     foreseen = {n: t for n, t in forced.items() if not (t.drops and course.config.model.capacity)}
-    forecasts = [_forecasts(crew, rank, course, foreseen) for rank in crew.ranks]
+    # where elements are counted each is a number, no byte of a packet, and no forward is braided
+    plain = replace(natural, order="serial", compressed=False)
+    forecasts = [_forecasts(crew, rank, course, foreseen, plain) for rank in crew.ranks]
     trials = {
         FLOAT64: Trial(steps=reference.length.float64, precision="float64"),
-        REPLAYED: Trial(steps=steps, precision="float32", routing=replay),
-        NATURAL: Trial(steps=steps, precision="float32", compressed=True),
-        SERIAL: Trial(steps=steps, precision="float32", order="serial", compressed=True),
+        **_replayed(reference),
+        NATURAL: natural,
+        SERIAL: replace(natural, order="serial"),
         **forced,
     }
     eight = rounded.encodes(course)
@@ -164,6 +172,14 @@ def find(crew: Crew, course: Course, reference: Reference) -> tuple[Findings, ..
         )
         for i, rank in enumerate(crew.ranks)
     )
+
+
+def _replayed(reference: Reference) -> Mapping[str, Trial]:
+    if REPLAYED not in reference.runs:
+        return {}
+    replay = partial(_chosen, reference.runs[REPLAYED])
+    steps = reference.length.float32
+    return {REPLAYED: Trial(steps=steps, precision="float32", routing=replay)}
 
 
 def _chosen(alone: Run, step: int, micro_batch: int, layer: int) -> NDArray[np.int64]:
@@ -199,7 +215,9 @@ class _Forecasts:
     payload: Mapping[str, tuple[float, float]]
 
 
-def _forecasts(crew: Crew, rank: int, course: Course, trials: Mapping[str, Trial]) -> _Forecasts:
+def _forecasts(
+    crew: Crew, rank: int, course: Course, trials: Mapping[str, Trial], plain: Trial
+) -> _Forecasts:
     received: dict[str, Mapping[Key, int]] = {}
     payload: dict[str, tuple[float, float]] = {}
     for name, trial in trials.items():
@@ -208,7 +226,7 @@ def _forecasts(crew: Crew, rank: int, course: Course, trials: Mapping[str, Trial
         choices = partial(trial.routing, 0)
         received[name] = predict(step, choices)
         if name == EVEN and divides_evenly(step.plan):
-            step = crew.compose(plan_of(course, PLAIN, crew.layout, rank))
+            step = crew.compose(plan_of(course, plain, crew.layout, rank))
             for labels, elements in forward_payload(step.plan).items():
                 ours = predicted_forward(step, choices, labels)
                 payload[" + ".join(labels)] = float(ours), float(elements)
@@ -216,8 +234,10 @@ def _forecasts(crew: Crew, rank: int, course: Course, trials: Mapping[str, Trial
 
 
 def divides_evenly(plan: Plan) -> bool:
-    """Whether the rows of a rank spread over its expert-parallel group with none left over."""
-    return plan.tokens // plan.layout.sp * plan.shape.top_k % plan.layout.ep == 0
+    """Whether the rows of each stretch of a rank's tokens spread over its expert-parallel group
+    with none left over.
+    """
+    return all(len(own) * plan.shape.top_k % plan.layout.ep == 0 for own in plan.share.tokens)
 
 
 # ---- comparing -----------------------------------------------------------------------------------
@@ -239,7 +259,7 @@ def _compare(
         sums={name: runs[name].sums for name in exact},
         distances={n: _distances(runs[n], reference.gradients(n)) for n in exact},
         held={name: bits for name, bits in main.end.items() if " of " not in name},
-        flips=_flips(runs[NATURAL], reference.runs[REPLAYED]),
+        flips=_flips(runs[NATURAL], reference.runs[REPLAYED if REPLAYED in runs else FLOAT64]),
         reordered=tuple(_reordered(runs[NATURAL], runs[SERIAL])),
         received={
             name: _side_by_side(predicted, runs[name].received)

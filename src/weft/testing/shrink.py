@@ -59,7 +59,9 @@ def shrink(config: RunConfig, *, quick: bool) -> Miniature:
     small = config.model_copy(
         update={
             "model": model,
-            "parallel": ParallelConfig(dispatch=config.parallel.dispatch),
+            "parallel": ParallelConfig(
+                zero=config.parallel.zero, bucket_elements=config.parallel.bucket_elements
+            ),
             "data": config.data.model_copy(update={"sequence": sequence}),
             "train": config.train.model_copy(
                 update={"micro_batch": MICRO_BATCH, "global_batch": MICRO_BATCH * batches}

@@ -26,7 +26,8 @@ import torch
 
 from weft.comm.transport import Transport
 from weft.compose.recipe import layout as layout_of
-from weft.config.run import RunConfig
+from weft.config.parallel import ParallelConfig
+from weft.config.run import RunConfig, idle_of
 from weft.errors import ConfigError, LayoutError, WeftError
 from weft.parallel.layout import Attention, Dispatch, FeedForward, Layout
 from weft.runtime.backends import prepare as prepare_torch
@@ -199,7 +200,17 @@ def _obstacle(small: RunConfig, layout: Layout) -> str:
     if layout.world > MOST_RANKS:
         return f"{layout.world} ranks are more than the {MOST_RANKS} that are proved here"
     try:
-        RunConfig.model_validate({**small.model_dump(), "parallel": settings(layout)})
+        RunConfig.model_validate(_recipe(small, layout))
     except (ConfigError, LayoutError) as error:
         return str(error).partition(";")[0]
     return ""
+
+
+def _recipe(small: RunConfig, layout: Layout) -> dict[str, Any]:
+    """The recipe in a layout, without what that layout has no use for."""
+    tree = {**small.model_dump(), "parallel": settings(layout)}
+    wanted = small.model_copy(update={"parallel": ParallelConfig(**settings(layout))})
+    for idle in idle_of(wanted):
+        section, name = idle.key.split(".")
+        tree[section] = {**tree[section], name: idle.legal}
+    return tree

@@ -42,11 +42,7 @@ def weigh(findings: Sequence[Findings], reference: Reference) -> Iterator[Check]
     yield _listed(
         "data", "same", {f.rank: f.fed for f in findings}, "is not its share of one rank's"
     )
-    float32 = float32_bound(reference)
-    for trial, bits, loss, gradient in (
-        (FLOAT64, "64", LOSS_FLOAT64, GRADIENT_FLOAT64),
-        (REPLAYED, "32", float32, float32),
-    ):
+    for trial, bits, loss, gradient in _bounds(reference):
         yield _bounded(f"loss{bits}", worst_sum(findings[0], reference, trial, loss), loss)
         yield _bounded(
             f"grads{bits}", worst_gradient(findings, reference, trial, gradient), gradient
@@ -63,6 +59,14 @@ def weigh(findings: Sequence[Findings], reference: Reference) -> Iterator[Check]
     yield _routing(findings, reference)
     if findings[0].rounded:
         yield _bounded("fp8", worst_rounded(findings), GRADIENT_FLOAT64)
+
+
+def _bounds(reference: Reference) -> Iterator[tuple[str, str, float, float]]:
+    """Trials that are compared up to rounding, with the bounds of their sums and gradients."""
+    yield FLOAT64, "64", LOSS_FLOAT64, GRADIENT_FLOAT64
+    if REPLAYED in reference.runs:
+        float32 = float32_bound(reference)
+        yield REPLAYED, "32", float32, float32
 
 
 def worst_rounded(findings: Sequence[Findings]) -> Worst:

@@ -23,6 +23,7 @@ from weft.runtime.stage import evaluator as build_evaluator
 from weft.trainer import peers
 from weft.trainer.feed import Feed, open_feed
 from weft.trainer.pulse import Pulse
+from weft.trainer.settle import settle
 from weft.trainer.stop import Stop
 
 _LANES = ("comm",)  # no step issues on another one, and each opens its own connections
@@ -73,6 +74,7 @@ def open_session(config: RunConfig, place: Place) -> Session:
     feed = open_feed(config)
     backends.prepare(place.device, threads=config.train.threads, neighbours=place.neighbours)
     transport = WatchedTransport(connect(config, place), place.pulse)
+    config = settle(config, transport, place.device, rank=place.rank)
     plan = make_plan(config, place.rank)
     table = backends.choose(place.device, state.precision(plan.precision).act, config.kernels)
     plan = backends.with_fused(plan, table, config.kernels)

@@ -1,7 +1,9 @@
 """The models under the layouts: all that a layer can have, in the fewest numbers.
 
     moe        a dense layer, then routed ones; shared experts, QK norm, a router with a moving bias
-    deep       as many layers as a pipeline of four stages and two chunks wants
+    wide       the same with a micro-batch for each of eight data-parallel ranks
+    staged     a layer for each part of a pipeline of four stages, or of two with two chunks
+    deep       likewise of four stages with two chunks
     tied       one matrix for the first and the last stage
     capacity   groups of experts that drop what is too much
 
@@ -18,7 +20,7 @@ from weft.config.run import RunConfig
 from weft.testing.chaos.recipe import write_corpus
 
 EXPERTS = 16  # one for each rank of the widest layout
-SEQUENCE, MICRO_BATCH, MICRO_BATCHES = 16, 2, 8
+SEQUENCE, MICRO_BATCH, MICRO_BATCHES = 16, 2, 4
 
 _RECIPE: Mapping[str, Any] = MappingProxyType(
     {
@@ -66,6 +68,8 @@ _RECIPE: Mapping[str, Any] = MappingProxyType(
 MODELS: Mapping[str, Sequence[str]] = MappingProxyType(
     {
         "moe": (),
+        "wide": (f"train.global_batch={MICRO_BATCH * 8}",),
+        "staged": ("model.layers=4", "model.shared_experts=0"),
         "deep": ("model.layers=8", "model.shared_experts=0"),
         "tied": ("model.layers=4", "model.tied=true"),
         "capacity": ("model.capacity=1.0",),

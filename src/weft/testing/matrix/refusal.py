@@ -4,6 +4,8 @@
 
 A refusal ends in an assignment that can be pasted behind `--set`. It may leave another rule broken,
 which the next refusal names; no rule is named twice, so following them ends.
+
+What is legal in the end must be listened to: without any one of its keys the steps are others.
 """
 
 import random
@@ -12,24 +14,38 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from weft.compose.plan import sizes
 from weft.compose.recipe import plan as make_plan
 from weft.compose.step import training_step
 from weft.config.run import RunConfig
 from weft.errors import ConfigError, LayoutError
+from weft.planner.cost import rates
+from weft.planner.dispatch import settle
+from weft.planner.machine import nearest
 from weft.testing.matrix.model import recipe
 
+MODEL = "deep"
 PROPOSED = "nearest legal value: "
+# what may turn out as it is without it: a choice, and orders of programs that leave none
+CHOSEN_FOR = ("parallel.dispatch", "overlap.order")
 MOST_PROPOSALS = 8  # more than a layout has keys that depend on another
 _DEGREES = (1, 1, 2, 3, 4, 5, 6, 8, 12, 16, 32)
 _CHOICES = {
     "parallel.attention": ("sp", "tp", "cp"),
     "parallel.ffn": ("ep", "tp"),
-    "parallel.dispatch": ("all_to_all", "all_gather", "deduplicated"),
+    "parallel.dispatch": ("all_to_all", "all_gather", "deduplicated", "auto"),
     "parallel.pipeline": ("1f1b", "interleaved", "zero_bubble"),
     "parallel.zero": (1, 2),
     "parallel.node": (0, 0, 1, 2, 3, 4, 8),
     "parallel.chunks": (1, 1, 2, 3, 4),
+    "parallel.bucket_elements": (1000, 40_000_000),
     "compression.gradients": ("fp32", "fp32", "bf16", "bf16_ring"),
+    "compression.dispatch": ("none", "fp8"),
+    "compression.combine_grad": ("none", "fp8"),
+    "compression.scales": ("token", "block"),
+    "overlap.order": ("overlapped", "serial", "paper"),
+    "overlap.remat": ("none", "full", "selective"),
+    "overlap.across": ("false", "true"),
     "overlap.merge": ("false", "false", "true"),
     "model.capacity": (0.0, 0.0, 1.0),
     "train.precision": ("float32", "float64"),
@@ -78,8 +94,8 @@ def judge(folder: Path, overrides: Sequence[str], tally: Tally) -> str:
     asked = list(overrides)
     for proposals in range(MOST_PROPOSALS + 1):
         try:
-            config = recipe(folder, "deep", *asked)
-            fault = ignored(config, asked) or composed(config)
+            config = recipe(folder, MODEL, *asked)
+            fault = ignored(config, asked) or unheard(folder, config, asked)
         except (ConfigError, LayoutError) as error:
             tally.rules[str(error).partition(" = ")[0]] += 1
             proposed = str(error).rpartition(PROPOSED)[2]
@@ -108,9 +124,34 @@ def ignored(config: RunConfig, overrides: Sequence[str]) -> str:
     return ""
 
 
-def composed(config: RunConfig) -> str:
-    """Composes the step of the first and the last rank, before anything starts."""
-    ranks = config.parallel.ranks
-    for rank in {0, ranks - 1}:
-        training_step(make_plan(config, rank))
+def unheard(folder: Path, config: RunConfig, overrides: Sequence[str]) -> str:
+    """A key of a legal recipe that changes nothing in any step, if there is one.
+
+    The steps are composed before anything starts: they are what would run.
+    """
+    asked = dict(override.split("=", 1) for override in overrides)
+    plain, whole = recipe(folder, MODEL), steps(config)
+    for key, value in asked.items():
+        section, name = key.split(".")
+        if getattr(getattr(config, section), name) == getattr(getattr(plain, section), name):
+            continue
+        others = [f"{k}={v}" for k, v in asked.items() if k != key]
+        try:
+            without = recipe(folder, MODEL, *others)
+        except (ConfigError, LayoutError):
+            continue  # the others need it
+        if key not in CHOSEN_FOR and steps(without) == whole:
+            return f"{key} = {value} is read by nobody"
     return ""
+
+
+def steps(config: RunConfig) -> list[object]:
+    """What the first and the last rank of a recipe would run."""
+    settled = settle(config, rates(nearest(""))).config
+    found: list[object] = [settled.parallel.ranks]
+    for rank in sorted({0, settled.parallel.ranks - 1}):
+        made = make_plan(settled, rank)
+        step = training_step(made)
+        found += [step.templates, step.instances, step.parameters, step.buckets]
+        found += [made.precision, sizes(made)]
+    return found

@@ -32,7 +32,7 @@ sp4 dp4 ep8 all_gather node4
 dp2
 dp2 ep2
 dp4 ep4 deduplicated
-dp8 ep8
+wide: dp8 ep8
 sp2 ffn-tp
 sp4 ffn-tp
 sp2 dp2 ffn-tp
@@ -50,7 +50,7 @@ cp2 dp2 ep4 all_gather
 cp2 ffn-tp
 cp4 dp2 ffn-tp
 dp4 node2
-dp8 node2 zero2
+wide: dp8 node2 zero2
 sp2 dp4 ep2 node4
 sp2 dp4 ep4 node2
 sp4 dp4 ep4 node4 zero2
@@ -61,18 +61,27 @@ dp4 bf16
 sp2 dp4 ep2 node4 bf16
 dp4 ep2 zero2 bf16_ring
 dp4 ep2 buckets
+sp2 ep2 merge
+sp2 dp2 ep4 across merge remat
+cp2 ep2 paper across deduplicated
 tied: pp2
-deep: pp2 interleaved v2
-deep: pp2 zero_bubble
-deep: pp2 zero_bubble v2
+tied: pp4
+staged: pp2 interleaved v2
+staged: pp2 zero_bubble
+staged: pp2 zero_bubble v2
+staged: pp4 dp2 ep2
+deep: pp4 interleaved v2
+staged: pp4 zero_bubble
+deep: pp4 zero_bubble v2 sp2 ep2
+tied: pp4 sp2 dp2 ep4 node2 zero2 all_gather
 tied: pp2 dp2 ep2
 tied: pp2 sp2 ep2 zero_bubble
 tied: pp2 dp2 zero2
 tied: pp2 dp2 zero2 interleaved v2
 tied: pp2 dp2 zero2 zero_bubble v2
-deep: pp2 tp2 ep2
-deep: sp2 ep2 remat
-deep: dp2 sp2 ep4 deduplicated remat
+staged: pp2 tp2 ep2
+staged: sp2 ep2 remat
+staged: dp2 sp2 ep4 deduplicated remat
 tied: tp2 ep2
 tied: dp2 zero2
 tp2 ep2 deduplicated
@@ -114,6 +123,8 @@ sp2 ep2 ffn-tp
 dp3
 dp4 node3
 sp2 dp4 ep4 node3
+tp2 dp3 node3
+sp4 dp3 ffn-tp node6
 deep: pp16
 deep: pp4 v4 interleaved
 v2
@@ -143,6 +154,9 @@ WORDS: Mapping[str, str] = MappingProxyType(
         "bf16_ring": "compression.gradients=bf16_ring",
         "buckets": "parallel.bucket_elements=1000",
         "remat": "overlap.remat=full",
+        "across": "overlap.across=true",
+        "merge": "overlap.merge=true",
+        "paper": "overlap.order=paper",
     }
 )
 MODEL = "moe"
