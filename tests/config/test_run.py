@@ -113,6 +113,13 @@ def tree(**branches: dict[str, Any]) -> dict[str, Any]:
             r"parallel.sp = 4$",
         ),
         (
+            {
+                "parallel": {"sp": 2, "dp": 3, "attention": "tp", "node": 3},
+                "train": {"global_batch": 6},
+            },
+            r"parallel.node = 3: .* likewise parallel.sp \(2\); .*parallel.node = 2$",
+        ),
+        (
             {"data": {"sequence": 36}, "parallel": {"sp": 4, "attention": "cp"}},
             r"must divide half of data.sequence \(36\).*parallel.sp = 3$",
         ),

@@ -1,7 +1,7 @@
 import pytest
 
 from weft.errors import ConfigError
-from weft.planner.machine import machine, names, parse
+from weft.planner.machine import USUAL, machine, names, nearest, parse
 
 GOOD = """
 name = "X"
@@ -76,3 +76,10 @@ def test_a_measured_row_without_a_source_is_refused():
     with pytest.raises(ConfigError, match="no source"):
         parse(GOOD + row)
     assert parse(GOOD + row + 'source = "here"\n').measured.passes["swiglu"].bandwidth == 1e9
+
+
+def test_a_machine_is_found_by_the_name_its_driver_gives_it() -> None:
+    assert nearest("NVIDIA H200").name == "H200"
+    assert nearest("NVIDIA H20").name == "H20"
+    assert nearest("NVIDIA A100-SXM4-80GB").name == "A100"
+    assert nearest("NVIDIA RTX PRO 6000").name == USUAL

@@ -95,6 +95,7 @@ def test_the_allocator_takes_both_settings():
 
 def test_a_cpu_has_no_peak():
     assert backends.peak_flops(CPU) is None
+    assert backends.accelerator(CPU) == "cpu"
 
 
 def test_gradients_between_peers_are_added_by_the_reference_on_a_cpu():

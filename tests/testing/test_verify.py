@@ -118,7 +118,7 @@ def test_layouts_that_have_no_eight_bits_are_skipped(config: RunConfig) -> None:
     assert "needs parallel.dispatch" in named[Dispatch.DEDUPLICATED]
 
 
-@pytest.mark.parametrize("fault", sorted(set(CULPRITS) - {"chunks"}))
+@pytest.mark.parametrize("fault", sorted(CULPRITS))
 def test_a_sabotaged_layout_fails_and_names_the_culprit(proof: Proof, fault: str) -> None:
     broken = replace(proof, course=replace(proof.course, sabotage=SABOTAGES[fault]))
     row = prove(broken, Case(layout=ACROSS.get(fault, Layout(sp=2, ep=2)), processes=False))
@@ -126,6 +126,13 @@ def test_a_sabotaged_layout_fails_and_names_the_culprit(proof: Proof, fault: str
     faults = {check.name: check.fault for check in row.faults}
     assert re.search(culprit, faults[name]), faults
     assert {"loss64", "grads64", "grads32"} <= faults.keys()  # what it computes is wrong as well
+
+
+def test_every_sabotage_has_a_culprit_that_is_looked_for() -> None:
+    assert SABOTAGES.keys() == CULPRITS.keys() | {
+        "scale",
+        "chunks",
+    }  # which have tests of their own
 
 
 def cut(transport: Transport, rank: int) -> Transport:

@@ -185,10 +185,10 @@ def _check_windows(model: ModelConfig) -> None:
     found, legal = model.windowed, sorted({i for i in model.windowed if i < model.layers})
     if found and model.family != "gpt_oss":
         rule = f"must be empty: the layers of {model.family} see their whole document"
-        raise ConfigError(refusal("model.windowed", list(found), rule, []))
+        raise ConfigError(refusal("model.windowed", found, rule, ()))
     if list(found) != legal:
         rule = f"must ascend, below model.layers ({model.layers})"
-        raise ConfigError(refusal("model.windowed", list(found), rule, legal))
+        raise ConfigError(refusal("model.windowed", found, rule, tuple(legal)))
     if bool(found) != bool(model.window):
         rule = f"must be the window of the {len(found)} windowed layers, and 0 where there is none"
         # 128: the window of gpt-oss
@@ -196,7 +196,7 @@ def _check_windows(model: ModelConfig) -> None:
     plain = not model.shared_experts and not model.dense_layers and not model.dense_at
     if found and not plain:
         rule = "must be empty beside shared experts and dense layers"
-        raise ConfigError(refusal("model.windowed", list(found), rule, []))
+        raise ConfigError(refusal("model.windowed", found, rule, ()))
 
 
 def _check_groups(model: ModelConfig) -> None:
@@ -238,7 +238,7 @@ def _check_dense(model: ModelConfig) -> None:
     if list(rest) != sorted({i for i in rest if lead < i < model.layers}):
         rule = f"must ascend, behind layer {lead}, which has experts, and below {model.layers}"
         legal = [i for i in sorted(set(rest)) if lead < i < model.layers]
-        raise ConfigError(refusal("model.dense_at", list(rest), rule, legal))
+        raise ConfigError(refusal("model.dense_at", rest, rule, tuple(legal)))
     if dense and not model.dense_ffn_hidden:
         rule = f"must be the width of the {len(dense)} dense layers"
         legal = model.top_k * model.ffn_hidden  # the width a token sees in the other layers

@@ -134,7 +134,7 @@ def nearest(device: str) -> Machine:
         >>> nearest("NVIDIA H100 80GB HBM3").name, nearest("cpu").name
         ('H100', 'H200')
     """
-    words = device.split()
+    words = device.replace("-", " ").split()  # as in A100-SXM4-80GB
     return machine(next((name for name in names() if name in words), USUAL))
 
 

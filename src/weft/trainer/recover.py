@@ -25,6 +25,8 @@ from weft.compose.recipe import plan
 from weft.config.branch import Branch
 from weft.config.run import RunConfig
 from weft.errors import CheckpointError
+from weft.parallel.layout import Dispatch
+from weft.planner.dispatch import taking
 from weft.runtime.state import State, initialise
 from weft.telemetry import events, metrics
 from weft.trainer.session import Session
@@ -239,7 +241,8 @@ def check_start(config: RunConfig) -> None:
     """
     if config.train.init_from is not None:
         with open_pretrained(Path(config.train.init_from)) as pretrained:
-            check_same_model(plan(config, 0), pretrained)
+            # whichever way tokens travel: it may be open yet, and the model is the same
+            check_same_model(plan(taking(config, Dispatch.ALL_TO_ALL), 0), pretrained)
 
 
 def resumable(config: RunConfig, resume: str, digest: str, report: Report) -> Path | None:

@@ -16,7 +16,7 @@ SHORT = Length(float64=2, float32=1)
 
 @pytest.fixture(scope="module")
 def matrix(tmp_path_factory: pytest.TempPathFactory) -> Matrix:
-    return prepare(tmp_path_factory.mktemp("matrix"), ("moe",), length=SHORT)
+    return prepare(tmp_path_factory.mktemp("matrix"), ("moe", "staged"), length=SHORT)
 
 
 @pytest.mark.parametrize("line", ["sp2 ep2", "cp2 dp2 ep4 all_gather zero2"])
@@ -38,7 +38,12 @@ def test_a_row_that_cannot_exist_says_why_and_is_a_fault_where_it_should(matrix:
 
 
 CULPRITS = {
+    "nodes": ("dp4 node2", "grads64", r"layers\.2\.\S+ \(on rank 1\) is off by"),
     "doubled": ("dp2 ep2", "grads64", r"layers\.\d\.experts\.\d+\.down \(on rank \d\) is off by"),
+    "balance": ("dp2", "loss64", r"balance loss of step 1 is off by 1,"),
+    "chunks": ("staged: pp2 interleaved v2", "start", r"rank 1: layers\.1\.\S+ does not start"),
+    "scale": ("sp2 ep2 fp8", "fp8", r"in eight bits \(on rank \d\) is off by"),
+    "drop": ("sp2 ep2", "grads64", r"experts\.\d+\.\w+ \(on rank \d\) is off by"),
 }
 
 

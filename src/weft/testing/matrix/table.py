@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
+from weft.config.compression import CROSSINGS
+
 STACKED = """
 sp2
 sp2 ep2
@@ -61,6 +63,8 @@ dp4 bf16
 sp2 dp4 ep2 node4 bf16
 dp4 ep2 zero2 bf16_ring
 dp4 ep2 buckets
+sp2 ep2 fp8
+tp2 dp2 ep4 all_gather fp8 block
 sp2 ep2 merge
 sp2 dp2 ep4 across merge remat
 cp2 ep2 paper across deduplicated
@@ -106,6 +110,8 @@ dp4 ep2 node2 bf16
 tp2 dp2 ep2
 cp4 ffn-tp
 cp2 dp2 ep4 all_gather
+tied: pp2 dp2 ep2 zero_bubble
+sp2 ep2 fp8
 """
 
 # Layouts that somebody will ask for, and that do not exist.
@@ -125,6 +131,16 @@ dp4 node3
 sp2 dp4 ep4 node3
 tp2 dp3 node3
 sp4 dp3 ffn-tp node6
+tp1 ep1
+ep1 all_gather
+dp1 zero2
+dp1 bf16
+sp2 fp8
+sp2 ep2 block
+dp4 node4
+dp2 interleaved
+dp2 across
+pp2 merge
 deep: pp16
 deep: pp4 v4 interleaved
 v2
@@ -143,20 +159,22 @@ DEGREES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "zero": ("parallel.zero={}",),
     }
 )
-WORDS: Mapping[str, str] = MappingProxyType(
+WORDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "all_gather": "parallel.dispatch=all_gather",
-        "deduplicated": "parallel.dispatch=deduplicated",
-        "ffn-tp": "parallel.ffn=tp",
-        "interleaved": "parallel.pipeline=interleaved",
-        "zero_bubble": "parallel.pipeline=zero_bubble",
-        "bf16": "compression.gradients=bf16",
-        "bf16_ring": "compression.gradients=bf16_ring",
-        "buckets": "parallel.bucket_elements=1000",
-        "remat": "overlap.remat=full",
-        "across": "overlap.across=true",
-        "merge": "overlap.merge=true",
-        "paper": "overlap.order=paper",
+        "all_gather": ("parallel.dispatch=all_gather",),
+        "deduplicated": ("parallel.dispatch=deduplicated",),
+        "ffn-tp": ("parallel.ffn=tp",),
+        "interleaved": ("parallel.pipeline=interleaved",),
+        "zero_bubble": ("parallel.pipeline=zero_bubble",),
+        "bf16": ("compression.gradients=bf16",),
+        "bf16_ring": ("compression.gradients=bf16_ring",),
+        "fp8": tuple(f"compression.{crossing}=fp8" for crossing in CROSSINGS),
+        "block": ("compression.scales=block",),
+        "buckets": ("parallel.bucket_elements=1000",),
+        "remat": ("overlap.remat=full",),
+        "across": ("overlap.across=true",),
+        "merge": ("overlap.merge=true",),
+        "paper": ("overlap.order=paper",),
     }
 )
 MODEL = "moe"
@@ -202,7 +220,7 @@ def row(line: str) -> Row:
 
 def _overrides(word: str) -> Iterator[str]:
     if word in WORDS:
-        yield WORDS[word]
+        yield from WORDS[word]
         return
     match = re.fullmatch(r"([a-z]+)(\d+)", word)
     assert match, f"{word=} is no word of the table"
