@@ -1,6 +1,7 @@
 """The paper's table, and the trap in it."""
 
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 
@@ -62,3 +63,29 @@ def test_visits_are_rows_until_a_token_reaches_every_rank():
 def test_a_group_folded_over_data_parallel_ranks_has_their_tokens():
     wide = experts_volume(Layout(sp=2, dp=4, ep=8), tokens=TOKENS, hidden=HIDDEN, top_k=3)
     assert wide.derived == 4 * experts(ep=N).derived
+
+
+def test_the_table_of_the_explanation_has_these_figures():
+    page = (Path(__file__).parents[2] / "docs/explanation/volume.md").read_text()
+    table = (row for row in page.splitlines() if row.startswith(("| att", "| feed", "| exp")))
+    rows = [row.split("|") for row in table]
+    last = {cells[1].strip(): cells[4].strip() for cells in rows}
+    share = {kind: attention(kind) for kind in Attention}
+    assert last == {
+        "attention, tensor": f"{float(share[Attention.TP].derived / TENSOR):g}",
+        "attention, sequence": _twice(share[Attention.SP]),
+        "attention, context": _twice(share[Attention.CP]),
+        "feed-forward, tensor": f"{float(experts(ffn=FeedForward.TP).derived / TENSOR):g}",
+        "experts, rows by all-to-all": f"{float(experts(ep=N).derived / TENSOR):g}",
+        "experts, all-gather and back": _dispatched(Dispatch.ALL_GATHER),
+        "experts, each token once a rank": _dispatched(Dispatch.DEDUPLICATED),
+    }
+
+
+def _twice(volume) -> str:
+    printed, derived = (float(x / TENSOR) for x in (volume.printed, volume.derived))
+    return f"printed {printed:g}, derived {derived:g}"
+
+
+def _dispatched(way: Dispatch) -> str:
+    return f"{float(experts(ep=N, dispatch=way).derived / TENSOR):g}"

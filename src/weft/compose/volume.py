@@ -6,7 +6,8 @@ elements of the payload: tokens, rows and heads, without indices and gate weight
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 
 from weft.compose.plan import Plan, sizes
 from weft.compose.price import BYTES, wire_bytes
@@ -49,7 +50,17 @@ def volumes(plan: Plan) -> Iterator[Line]:
     sliced = layout.ffn is FeedForward.TP and layout.sp > 1
     if kind is not Kind.DENSE and (layout.ep > 1 or sliced):
         volume = experts_volume(layout, tokens=plan.tokens, hidden=shape.hidden, top_k=shape.top_k)
+        if sliced and kind in (Kind.SHARED_MOE, Kind.GATED_MOE):
+            volume = _with_shared(volume)
         yield Line(volume=volume, counted_bytes=_counted(plan, program, volume))
+
+
+def _with_shared(volume: Volume) -> Volume:
+    """The volume with shared experts cut likewise: they read what is gathered for the routed ones
+    and scatter sums of their own.
+    """
+    text = f"{volume.derived_text} 3/2, with shared experts"
+    return replace(volume, derived_text=text, derived=volume.derived * Fraction(3, 2))
 
 
 def _counted(plan: Plan, program: Program, volume: Volume) -> float:
