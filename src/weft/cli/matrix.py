@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from weft.testing.matrix.prove import Verdict
 
-_NAME, _WIRE, _CELL = 42, 11, 9  # columns of a terminal
+_COUNT, _NAME, _WIRE, _CELL = 3, 42, 11, 9  # columns of a terminal
+_EXACT = ("loss64", "grads64", "routing")  # the checks whose worst figures end the table
 _SHOWN = ("loss64", "grads64", "routing", "overlap", "replicas", "bytes")
 
 
@@ -36,7 +37,8 @@ def prove_matrix(*, sabotage: str, only: str, quick: bool, as_json: bool) -> boo
         for verdict in prove_all(matrix, rows):
             verdicts.append(verdict)
             if not as_json:
-                print("\n".join(_lines(verdict)), flush=True)
+                done = f"{len(verdicts):>{_COUNT}}/{len(rows)} "
+                print("\n".join(_lines(verdict, done)), flush=True)
     seconds = time.monotonic() - began
     print(_json(verdicts, seconds) if as_json else _summary(verdicts, seconds))
     return bool(verdicts) and not any(verdict.faults for verdict in verdicts)
@@ -47,18 +49,19 @@ def _opening(count: int, sabotage: str) -> Iterator[str]:
     if sabotage:
         yield f"SABOTAGED: {sabotage}; the command must fail"
     cells = "".join(f"{name:>{_CELL}}" for name in _SHOWN)
-    yield f"\n{'':<6}{'layout':<{_NAME}}{'ranks':<{_WIRE}}{cells}{'s':>7}"
+    done = " " * (_COUNT + len(f"/{count} "))
+    yield f"\n{done}{'':<6}{'layout':<{_NAME}}{'ranks':<{_WIRE}}{cells}{'s':>7}"
 
 
-def _lines(verdict: "Verdict") -> Iterator[str]:
+def _lines(verdict: "Verdict", done: str) -> Iterator[str]:
     name = verdict.row.name
     if verdict.impossible and not verdict.faults:
-        yield f"{'none':<6}{name:<{_NAME}}{verdict.impossible}"
+        yield f"{done}{'none':<6}{name:<{_NAME}}{verdict.impossible}"
         return
     found = {check.name: "FAIL" if check.fault else check.figure for check in verdict.checks}
     cells = "".join(f"{found.get(check, '-'):>{_CELL}}" for check in _SHOWN)
     state = "FAIL" if verdict.faults else "ok"
-    yield f"{state:<6}{name:<{_NAME}}{_wire(verdict):<{_WIRE}}{cells}{verdict.seconds:>7.1f}"
+    yield f"{done}{state:<6}{name:<{_NAME}}{_wire(verdict):<{_WIRE}}{cells}{verdict.seconds:>7.1f}"
     for fault in verdict.faults:
         yield f"      {fault.name}: {fault.fault}"
 
@@ -78,10 +81,26 @@ def _summary(verdicts: Sequence["Verdict"], seconds: float) -> str:
         for fault in verdict.faults
     ]
     state = f"{len(faults)} FAIL; first: {faults[0]}" if faults else "all hold"
+    worst = "".join(f"\nworst {name:<9}{_worst(proved, name)}" for name in _EXACT)
     return (
-        f"\n{len(proved) - gloo} rows stacked, {gloo} over gloo, {refused} that cannot exist; "
+        f"{worst}\n"
+        f"{len(proved) - gloo} rows stacked, {gloo} over gloo, {refused} that cannot exist; "
         f"{checks} checks, {seconds:.0f} s: {state}"
     )
+
+
+def _worst(verdicts: Sequence["Verdict"], name: str) -> str:
+    """The largest figure of a check, and the row that has it."""
+    figures = {
+        verdict.row.name: float(check.figure)
+        for verdict in verdicts
+        for check in verdict.checks
+        if check.name == name
+    }
+    if not figures:
+        return "-"
+    row = max(figures, key=figures.__getitem__)
+    return f"{figures[row]:.1e}  {row}"
 
 
 def _json(verdicts: Sequence["Verdict"], seconds: float) -> str:

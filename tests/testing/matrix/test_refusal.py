@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
+from weft.compose.plan import Plan
+from weft.config.run import RunConfig
 from weft.errors import LayoutError
 from weft.testing.matrix import refusal
-from weft.testing.matrix.refusal import Tally, judge, refuse_all
+from weft.testing.matrix.refusal import Tally, joined, judge, refuse_all, unheard
 
 
 def test_random_layouts_are_legal_or_lead_to_one_that_is(tmp_path: Path) -> None:
-    tally = refuse_all(tmp_path, 40)
+    tally = joined([refuse_all(tmp_path, range(0, 40, 2)), refuse_all(tmp_path, range(1, 40, 2))])
     assert tally.faults == []
     assert tally.legal + tally.refused == tally.recipes == 40
     assert tally.refused > tally.legal > 0
@@ -43,3 +45,17 @@ def test_a_traceback_is_found(tmp_path: Path, monkeypatch) -> None:
 
     monkeypatch.setattr(refusal, "recipe", broken)
     assert judge(tmp_path, [], Tally()) == "ZeroDivisionError: integer modulo by zero"
+
+
+def test_a_key_that_nobody_reads_is_found(tmp_path: Path, monkeypatch) -> None:
+    asked = ["parallel.dp=2", "parallel.zero=2"]
+    config = refusal.recipe(tmp_path, refusal.MODEL, *asked)
+    assert unheard(tmp_path, config, asked) == ""
+    honest = refusal.make_plan
+
+    def deaf(config: RunConfig, rank: int) -> Plan:
+        parallel = config.parallel.model_copy(update={"zero": 1})
+        return honest(config.model_copy(update={"parallel": parallel}), rank)
+
+    monkeypatch.setattr(refusal, "make_plan", deaf)
+    assert unheard(tmp_path, config, asked) == "parallel.zero = 2 is read by nobody"

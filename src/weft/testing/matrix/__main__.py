@@ -5,9 +5,15 @@ python -m weft.testing.matrix [COUNT]
 
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
-from weft.testing.matrix.refusal import refuse_all
+import torch
+
+from weft.runtime.backends import prepare as prepare_torch
+from weft.testing.matrix.model import recipe
+from weft.testing.matrix.prove import AT_ONCE, side_by_side
+from weft.testing.matrix.refusal import MODEL, joined, refuse_all
 
 COUNT = 500
 
@@ -15,8 +21,12 @@ COUNT = 500
 def main() -> int:
     """Judges so many recipes and prints what became of them."""
     count = int(sys.argv[1]) if len(sys.argv) > 1 else COUNT
+    prepare_torch(torch.device("cpu"), threads=1, neighbours=AT_ONCE)  # before anything forks
     with tempfile.TemporaryDirectory(prefix="weft-refusal-") as folder:
-        tally = refuse_all(Path(folder), count)
+        recipe(Path(folder), MODEL)  # writes the corpus that the children read
+        parts = [range(count)[part::AT_ONCE] for part in range(AT_ONCE)]
+        work = partial(refuse_all, Path(folder))
+        tally = joined(list(side_by_side(work, parts, at_once=AT_ONCE)))
     rules = ", ".join(f"{key} {times}" for key, times in tally.rules.most_common())
     lines = (
         f"{tally.recipes} layouts: {tally.legal} legal, {tally.refused} refused ({rules})",

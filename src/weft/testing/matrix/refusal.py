@@ -67,15 +67,25 @@ class Tally:
     faults: list[str] = field(default_factory=list)
 
 
-def refuse_all(folder: Path, count: int, *, seed: int = 0) -> Tally:
-    """Judges so many random recipes."""
+def refuse_all(folder: Path, seeds: range) -> Tally:
+    """Judges the random recipes of these seeds."""
     tally = Tally()
-    for number in range(seed, seed + count):
+    for number in seeds:
         overrides = draw(random.Random(number))
         fault = judge(folder, overrides, tally)
         if fault:
             tally.faults.append(f"seed {number}, {' '.join(overrides)}: {fault}")
     return tally
+
+
+def joined(tallies: Sequence[Tally]) -> Tally:
+    """Several tallies as one."""
+    counts = ("recipes", "legal", "refused", "proposals", "at_once")
+    return Tally(
+        **{name: sum(getattr(tally, name) for tally in tallies) for name in counts},
+        rules=sum((tally.rules for tally in tallies), Counter[str]()),
+        faults=[fault for tally in tallies for fault in tally.faults],
+    )
 
 
 def draw(source: random.Random) -> list[str]:
