@@ -19,7 +19,7 @@ from weft.trainer.session import Session
 
 SAVED = 4
 SOURCE = LAYOUTS["sp2 ep2"]
-NODES = ("parallel.dp=2", "parallel.node=1", "parallel.zero=2", "parallel.bucket_elements=4096")
+NODES = ("parallel.dp=4", "parallel.node=2", "parallel.zero=2", "parallel.bucket_elements=4096")
 SETTINGS = (f"train.steps={SAVED + 1}", f"train.checkpoint_every={SAVED}", "train.eval_every=99")
 BOUNDS = {"float32": 1e-6, "float64": 1e-12}  # relative, of the next loss
 
