@@ -10,11 +10,22 @@ from pathlib import Path
 import pytest
 from tests.checkpoint.conftest import cut, make_tensors, save_alone, save_together
 
+from weft.checkpoint.prune import list_checkpoints
 from weft.config.load import build
 from weft.config.run import RunConfig
 from weft.errors import VerificationError
 from weft.telemetry.metrics import FILE, Metrics
-from weft.testing.kill import Forked, Landing, Run, digest, finish, last_step, outcome, survive
+from weft.testing.kill import (
+    Forked,
+    Landing,
+    Run,
+    digest,
+    finish,
+    last_step,
+    outcome,
+    strike_at,
+    survive,
+)
 
 
 @pytest.fixture
@@ -161,3 +172,15 @@ def test_a_digest_is_of_the_state_and_not_of_who_wrote_it(tmp_path: Path) -> Non
         changed = {**tensors, key: tensors[key].clone()}
         changed[key].view(-1)[-1] += 1
         assert digest(save_alone(tmp_path / "changed", changed, 1)) != digest(alone), key
+
+
+def test_a_rank_dies_at_a_fail_point_that_it_has_passed_so_often(config: RunConfig) -> None:
+    held_up = config.model_copy(
+        update={"train": config.train.model_copy(update={"save": "blocking"})}
+    )
+    assert strike_at(held_up, "before_rename", 4, 0, 1) is not None
+    assert [path.name for path in list_checkpoints(Path(config.train.run_dir))] == ["step-00000002"]
+    landing = strike_at(config, "after_step", 6, 0, 2)
+    assert landing is not None
+    assert landing.step == 7
+    assert strike_at(config, "in_nothing", 0, 0, 1) is None

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import final
 
@@ -262,25 +262,52 @@ def survive(
 ) -> tuple[Outcome, tuple[Landing, ...]]:
     """Starts a run, kills it, starts it again, and so on; then lets it come to its end."""
     draw = random.Random(seed)
-    landings: list[Landing] = []
-    for target in _targets(config, kills, draw):
-        ranks = tuple(range(config.parallel.ranks))
-        share, all_at_once, victim = draw.random(), draw.random() < EVERY_RANK, draw.choice(ranks)
-        victims = ranks if all_at_once else (victim,)
-        run = Run(config, tamper=tamper)
-        if run.reaches(max(target, last_step(run.folder) + 1)):
-            time.sleep(share * _step_seconds(run.folder))  # anywhere in a step
-        run.kill(victims)
-        if run.wait():
-            landings.append(_landing(run.folder, victims))
-    return finish(config, tamper=tamper), tuple(landings)
+    struck = [strike(config, step, draw, tamper=tamper) for step in spread(config, kills, draw)]
+    return finish(config, tamper=tamper), tuple(landing for landing in struck if landing)
 
 
-def _targets(config: RunConfig, kills: int, draw: random.Random) -> list[int]:
+def spread(config: RunConfig, kills: int, draw: random.Random) -> list[int]:
     """A step for each kill: one of each equal stretch between the first checkpoint and the end."""
     first, last = config.train.checkpoint_every, config.train.steps - 1
     edges = [first + (last - first) * i // kills for i in range(kills + 1)]
     return [draw.randrange(low, high) for low, high in pairwise(edges)]
+
+
+def strike(
+    config: RunConfig, step: int, draw: random.Random, *, tamper: Tamper = honest
+) -> Landing | None:
+    """Starts a run and kills one rank or all, anywhere in a step after this one.
+
+    Returns where that hit; None where the run was over before.
+    """
+    ranks = tuple(range(config.parallel.ranks))
+    share, all_at_once, victim = draw.random(), draw.random() < EVERY_RANK, draw.choice(ranks)
+    victims = ranks if all_at_once else (victim,)
+    run = Run(config, tamper=tamper)
+    if run.reaches(max(step, last_step(run.folder) + 1)):
+        time.sleep(share * _step_seconds(run.folder))
+    run.kill(victims)
+    return _landing(run.folder, victims) if run.wait() else None
+
+
+def strike_at(config: RunConfig, point: str, step: int, victim: int, passes: int) -> Landing | None:
+    """Starts a run, of which one rank kills itself at a fail-point that it has passed so often
+    after this step.
+
+    Returns where that hit; None where it never came by.
+    """
+    folder = Path(config.train.run_dir)
+    checkpoints = list_checkpoints(folder)
+    start = read_manifest(checkpoints[0]).step if checkpoints else 0
+    passed, finished = count(1), start
+
+    def die(rank: int, here: str) -> None:
+        nonlocal finished
+        finished += (rank, here) == (victim, "after_step")
+        if (rank, here) == (victim, point) and finished >= step and next(passed) == passes:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return _landing(folder, (victim,)) if Run(config, fail_point=die).wait() else None
 
 
 def _step_seconds(folder: Path) -> float:

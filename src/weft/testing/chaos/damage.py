@@ -257,7 +257,7 @@ HARMS: tuple[Harm, ...] = (flip, flip, flip, cut, grow, lose, exchange, double, 
 
 def check_damage(size: Size) -> Result:
     """R3: so many harms; each is refused, and the good one before it is taken."""
-    run_dir, trials = size.folder / "damage", size.of(200, 5000)
+    run_dir, trials = size.folder / "damage", size.trials(200, 5000)
     for step in STEPS:
         write(run_dir, step)
     newest, spare = run_dir / "step-00000003", size.folder / "spare"
@@ -265,7 +265,7 @@ def check_damage(size: Size) -> Result:
     faults: list[str] = []
     harmless = 0  # a checksum in a manifest that is wrong while the bytes are right
     counts = dict.fromkeys((harm.__name__ for harm in HARMS), 0)
-    for number in range(trials):
+    for number in trials:
         harm = HARMS[number % len(HARMS)]
         harm(newest, random.Random(size.seed + number))
         counts[harm.__name__] += 1
@@ -278,7 +278,7 @@ def check_damage(size: Size) -> Result:
         _restore(spare, newest)
     return Result(
         promise="R3 no damage is silent",
-        counts={"harms": trials, **counts, "harmless": harmless},
+        counts={"harms": len(trials), **counts, "harmless": harmless},
         faults=faults,
         control=_control_damage(newest, spare, size.seed),
     )
@@ -318,9 +318,9 @@ def _control_damage(newest: Path, spare: Path, seed: int) -> str:
 
 def check_fallback(size: Size) -> Result:
     """R4: the newest k of n bad, in any way; the next one is taken, each bad one is named."""
-    trials, faults = size.of(20, 200), []
+    trials, faults = size.trials(20, 200), []
     bad_ones = 0
-    for number in range(trials):
+    for number in trials:
         draw = random.Random(size.seed + number)
         run_dir = size.folder / f"fallback-{number}"
         folders = [write(run_dir, step) for step in (1, 2, 3, 4)]
@@ -347,7 +347,7 @@ def check_fallback(size: Size) -> Result:
     control = "without digests the bad one is taken" if taken == folders[1] else ""
     return Result(
         promise="R4 the newest good one is taken",
-        counts={"runs": trials, "bad checkpoints": bad_ones},
+        counts={"runs": len(trials), "bad checkpoints": bad_ones},
         faults=faults,
         control=control or "a flip of the manifest is found without digests too",
     )

@@ -53,8 +53,8 @@ def small_files(limit: int) -> Iterator[None]:
 
 def check(size: Size) -> Result:
     """So many disks that fail at some point of a save."""
-    trials, faults, failed = size.of(6, 40), [], 0
-    for number in range(trials):
+    trials, faults, failed = size.trials(6, 40), [], 0
+    for number in trials:
         run_dir = size.folder / f"disk-{number}"
         write(run_dir, 2)
         last = number % 4 == 3
@@ -73,7 +73,7 @@ def check(size: Size) -> Result:
             faults.append(f"disk {number}: the next save failed")
     return Result(
         promise="R5 a disk that fails harms nothing old",
-        counts={"disks": trials, "saves that failed": failed},
+        counts={"disks": len(trials), "saves that failed": failed},
         faults=faults,
         control=_control(size),
     )

@@ -29,13 +29,13 @@ Harm = Callable[[Path, random.Random], None]
 
 def check_shards(size: Size) -> Result:
     """So many shards, each harmed in one place; none gives another token than it had."""
-    trials, faults, refused = size.of(100, 5000), [], 0
+    trials, faults, refused = size.trials(100, 5000), [], 0
     folder = size.folder / "shards"
     folder.mkdir(parents=True)
     shard, expected = _written(folder)
     whole = {path: path.read_bytes() for path in folder.iterdir()}
     canary = size.folder / "shard-canary"
-    for number in range(trials):
+    for number in trials:
         draw = random.Random(size.seed + number)
         path = draw.choice(sorted(whole))
         path.write_bytes(_harmed(whole[path], draw, hostile(canary)))
@@ -48,7 +48,7 @@ def check_shards(size: Size) -> Result:
         faults.append("a shard ran code")
     return Result(
         promise="R14 no damaged shard is trained on",
-        counts={"shards": trials, "refused": refused},
+        counts={"shards": len(trials), "refused": refused},
         faults=faults,
         control=_control_shards(folder, shard, expected, whole, size.seed),
     )
@@ -127,10 +127,10 @@ STRANGE: tuple[Any, ...] = (
 
 def check_recipes(size: Size) -> Result:
     """So many recipes, each spoiled in one to three places: legal, or refused with a reason."""
-    trials, faults = size.of(300, 20_000), []
+    trials, faults = size.trials(300, 20_000), []
     kinds: Counter[str] = Counter()
     whole = tomllib.loads(dump(tiny(size.folder, "fuzz", *LAYOUTS["sp2 ep2"])))
-    for number in range(trials):
+    for number in trials:
         draw = random.Random(size.seed + number)
         recipe = {key: dict(v) if isinstance(v, dict) else v for key, v in whole.items()}
         for _ in range(draw.randrange(1, 4)):
@@ -142,7 +142,7 @@ def check_recipes(size: Size) -> Result:
         faults.append(f"recipes were all of one kind: {dict(kinds)}")
     return Result(
         promise="R16 a recipe is legal or refused",
-        counts={"recipes": trials, **kinds},
+        counts={"recipes": len(trials), **kinds},
         faults=faults,
         control="an error that weft does not raise was found" if _judge(None, Counter()) else "",
     )

@@ -1,14 +1,14 @@
 """R1: killed with -9 anywhere and started again, a run is bit for bit the run that was not.
 
-At random ranks and steps, and at every named fail-point, over layouts and both orders; where the
+A trial is one run that is killed again and again: at random ranks and steps, and at two named
+fail-points, one inside a save and one inside a step. The run that was not killed is of the serial
+order, so that a killed one of the other order shows a difference between the two as well. Where the
 kills landed is counted, because kills before the first checkpoint would prove nothing.
 """
 
-import os
 import random
-import signal
-from collections.abc import Iterator
-from itertools import count, product
+from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 from weft.checkpoint.format import step_name
@@ -16,7 +16,16 @@ from weft.checkpoint.prune import list_checkpoints
 from weft.config.run import RunConfig
 from weft.testing.chaos.recipe import EVERY, LAYOUTS, ORDERS, STEPS, tiny
 from weft.testing.chaos.result import Result, Size
-from weft.testing.kill import Landing, Outcome, Run, differences, finish, survive
+from weft.testing.kill import (
+    Landing,
+    Outcome,
+    differences,
+    finish,
+    spread,
+    strike,
+    strike_at,
+    survive,
+)
 from weft.trainer import rank
 from weft.trainer.session import Session
 
@@ -27,57 +36,91 @@ IN_SAVE = (
     "before_rename",
     "in_prune",
 )
-IN_STEP = ("after_step", "in_statistics", "in_gradients", "in_rows", "in_qkv", "in_parameters")
-ROUND = 6  # kills of one run: more would leave no step between them
+# What each layout comes by, the calls of its collectives among them; three, so that each of them
+# is met under both orders.
+IN_STEP: Mapping[str, tuple[str, str, str]] = {
+    "dp2": ("in_gradients", "in_parameters", "in_statistics"),
+    "sp2 ep2": ("in_rows", "in_qkv", "in_attention"),
+    "dp2 ep2": ("after_step", "in_outputs", "in_gradients"),
+    "pp2": ("in_activations", "in_activation gradients", "after_step"),
+}
+ANYWHERE = ""  # no fail-point: where the run happens to be
+PASSES = 4  # of a fail-point inside a step, at most
+SERIES = 5  # kills of one run: more would leave no step between them
+TURNS = 3  # runs that make up for kills that came too late
 
 
 def check(size: Size) -> Result:
     """Kills so many runs, and compares what they come to."""
-    kills = size.of(40, 500)
-    cases = [(layout, order) for layout, order in product(LAYOUTS, ORDERS)]
-    points = [*IN_SAVE, *IN_STEP]
     faults: list[str] = []
-    landed: list[Landing] = []
-    at_points: list[str] = []
-    rest = kills - len(points) * (1 + kills // 100)
-    share = max(1, -(-rest // len(cases)))
-    for number, (layout, order) in enumerate(cases):
-        settings = (*LAYOUTS[layout], f"overlap.order={order}")
-        expected = finish(tiny(size.folder, f"whole-{number}", *settings))
-        for turn, some in enumerate(_rounds(share)):
-            config = tiny(size.folder, f"killed-{number}-{turn}", *settings)
-            seed = size.seed + 1000 * number + turn
-            found, landings = survive(config, kills=some, seed=seed)
-            landed += landings
-            faults += _compare(f"{layout} {order} seed {seed}", found, expected, config)
-        mine = [p for n, p in enumerate(points * (1 + kills // 100)) if n % len(cases) == number]
-        config = tiny(size.folder, f"points-{number}", *settings)
-        died = _die_at(config, mine, random.Random(size.seed + number))
-        at_points += died
-        found = finish(config)
-        faults += _compare(f"{layout} {order} at {died}", found, expected, config)
-    between = sum(landing.is_between(STEPS) for landing in landed)
-    inside = sum(landing.saving for landing in landed) + sum(p in IN_SAVE for p in at_points)
-    total = len(landed) + len(at_points)
-    if 2 * between < len(landed) or 10 * inside < total:
-        faults.append(f"of {total} kills {between} landed in mid-training, {inside} inside a save")
+    landed: list[tuple[str, Landing]] = []
+    cases = list(product(LAYOUTS, ORDERS))
+    expected: dict[str, Outcome] = {}
+    for number in size.trials(8, 100):
+        layout, order = cases[number % len(cases)]
+        if layout not in expected:
+            whole = tiny(size.folder, f"whole {layout}", *LAYOUTS[layout], "overlap.order=serial")
+            expected[layout] = finish(whole)
+        wanted = [
+            IN_SAVE[number % len(IN_SAVE)],
+            IN_STEP[layout][_visit(number, len(cases)) % len(IN_STEP[layout])],
+            *[ANYWHERE] * (SERIES - 2),
+        ]
+        draw = random.Random(size.seed + number)
+        for turn in range(TURNS):
+            settings = (*LAYOUTS[layout], f"overlap.order={order}")
+            config = tiny(size.folder, f"killed {number} {turn}", *settings)
+            hit = _kill(config, draw.sample(wanted, len(wanted)), draw)
+            where = f"{layout} {order} seed {size.seed + number}"
+            faults += _compare(where, finish(config), expected[layout], config)
+            landed += hit
+            for point, _ in hit:
+                wanted.remove(point)
+            if not wanted:
+                break
+        faults += [f"run {number}: no kill landed {point or 'anywhere'}" for point in wanted]
+    between = sum(landing.is_between(STEPS) for _, landing in landed)
+    inside = sum(landing.saving or point in IN_SAVE for point, landing in landed)
+    if 2 * between < len(landed) or 10 * inside < len(landed):
+        faults.append(f"of {len(landed)} kills {between} in mid-training, {inside} inside a save")
     return Result(
         promise="R1 kill -9 anywhere",
         counts={
-            "kills": total,
-            "in mid-training": between + sum(p in IN_STEP for p in at_points),
+            "kills": len(landed),
+            "in mid-training": between,
             "inside a save": inside,
-            "fail-points": len(set(at_points)),
+            "at a fail-point": sum(point != ANYWHERE for point, _ in landed),
         },
+        peaks={"fail-points": len({point for point, _ in landed} - {ANYWHERE})},
         faults=faults,
         control=_control(size),
     )
 
 
-def _rounds(kills: int) -> Iterator[int]:
-    while kills > 0:
-        yield min(ROUND, kills)
-        kills -= ROUND
+def _visit(number: int, cases: int) -> int:
+    """How many runs of the same layout have a lower number."""
+    return number // cases * len(ORDERS) + number % len(ORDERS)
+
+
+def _kill(
+    config: RunConfig, points: Sequence[str], draw: random.Random
+) -> list[tuple[str, Landing]]:
+    """Starts a run again and again, and kills each start at a point; those that were hit."""
+    hit = []
+    for step, point in zip(spread(config, len(points), draw), points, strict=True):
+        landing = _strike(config, point, step, draw)
+        if landing:
+            hit.append((point, landing))
+    return hit
+
+
+def _strike(config: RunConfig, point: str, step: int, draw: random.Random) -> Landing | None:
+    if point == ANYWHERE:
+        return strike(config, step, draw)
+    of_the_first = point in IN_SAVE and point != "after_shard_write"
+    victim = 0 if of_the_first else draw.randrange(config.parallel.ranks)
+    most = 1 if point in IN_SAVE else min(PASSES, STEPS - step)
+    return strike_at(config, point, step, victim, draw.randint(1, most))
 
 
 def _compare(where: str, found: Outcome, expected: Outcome, config: RunConfig) -> list[str]:
@@ -88,26 +131,6 @@ def _compare(where: str, found: Outcome, expected: Outcome, config: RunConfig) -
     if debris or kept != [step_name(STEPS), step_name(STEPS - EVERY)]:
         texts.append(f"{where}: left {debris} and {kept}")
     return texts
-
-
-def _die_at(config: RunConfig, points: list[str], draw: random.Random) -> list[str]:
-    """Starts a run again and again; each start dies at one point, if it comes by."""
-    died = []
-    for point in points:
-        of_the_first = point in IN_SAVE and point != "after_shard_write"
-        victim = 0 if of_the_first else draw.randrange(config.parallel.ranks)
-        passes, seen = draw.randrange(1, 3 if point in IN_SAVE else 12), count(1)
-
-        def die(
-            number: int, here: str, *, point: str = point, victim: int = victim,
-            passes: int = passes, seen: Iterator[int] = seen,
-        ) -> None:  # fmt: skip
-            if (number, here) == (victim, point) and next(seen) == passes:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        if Run(config, fail_point=die).wait():
-            died.append(point)
-    return died
 
 
 def forget_moments() -> None:
@@ -124,9 +147,18 @@ def forget_moments() -> None:
     rank.restore_session = restore
 
 
+def shift_data() -> None:
+    """Breaks restoring: the data goes on one batch too late."""
+    honest = rank.batches_skipped
+    rank.batches_skipped = lambda folder: honest(folder) + 1
+
+
 def _control(size: Size) -> str:
-    settings = LAYOUTS["dp2"]
-    expected = finish(tiny(size.folder, "control-whole", *settings))
-    config = tiny(size.folder, "control", *settings)
-    found, _ = survive(config, kills=1, seed=size.seed, tamper=forget_moments)
-    return "forgotten moments were found" if differences(found, expected) else ""
+    """Both sabotages, or nothing."""
+    expected = finish(tiny(size.folder, "control whole", *LAYOUTS["dp2"]))
+    for number, tamper in enumerate((forget_moments, shift_data)):
+        config = tiny(size.folder, f"control {number}", *LAYOUTS["dp2"])
+        found, _ = survive(config, kills=1, seed=size.seed, tamper=tamper)
+        if not differences(found, expected):
+            return ""
+    return "forgotten moments and data off by one were found"

@@ -15,8 +15,8 @@ SEQUENCE = 8
 
 def check(size: Size) -> Result:
     """So many runs, each of several stretches under layouts of their own."""
-    trials, faults, stretches = size.of(200, 2000), [], 0
-    for number in range(trials):
+    trials, faults, stretches = size.trials(2000, 2000), [], 0
+    for number in trials:
         draw = random.Random(size.seed + number)
         stream, seed = _stream(draw), draw.randrange(99)
         micro, per_dp = draw.choice([1, 2]), draw.choice([1, 2, 3])
@@ -37,7 +37,7 @@ def check(size: Size) -> Result:
             faults.append(f"seed {size.seed + number}: a sample twice in an epoch")
     return Result(
         promise="R12 the order of samples is one",
-        counts={"runs": trials, "stretches": stretches},
+        counts={"runs": len(trials), "stretches": stretches},
         faults=faults,
         control=_control(size.seed),
     )

@@ -14,6 +14,7 @@ LAYOUTS = {
     "dp2": ("parallel.dp=2",),
     "sp2 ep2": ("parallel.sp=2", "parallel.ep=2"),
     "dp2 ep2": ("parallel.dp=2", "parallel.ep=2"),
+    "pp2": ("parallel.pp=2",),
 }
 ORDERS = ("serial", "overlapped")
 
