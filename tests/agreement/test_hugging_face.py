@@ -13,7 +13,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import pytest
@@ -47,6 +47,9 @@ from transformers import (
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
 )
+from transformers.modeling_outputs import CausalLMOutput
+from transformers.models.deepseek_ocr2.configuration_deepseek_ocr2 import DeepseekOcr2TextConfig
+from transformers.models.deepseek_ocr2.modeling_deepseek_ocr2 import DeepseekOcr2TextModel
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeMLP, Qwen3MoeSparseMoeBlock
 from transformers.utils import logging
 
@@ -213,12 +216,39 @@ class SharedBlock(Qwen3MoeSparseMoeBlock):
         return super().forward(x) + self.shared_experts(x)
 
 
-class DeepseekModel(LlamaForCausalLM):
+class ReleaseFolder(nn.Module):
+    """A model without a class in transformers to load it: on the disk it is what was released."""
+
+    config_json: ClassVar[str]
+
+    def save_pretrained(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        tensors: dict[str, Tensor] = {}
+        for name, tensor in self.state_dict().items():
+            tensors.update(_by_expert(name, tensor))
+        save_file({n: t.contiguous() for n, t in tensors.items()}, folder / "model.safetensors")
+        (folder / "config.json").write_text(
+            json.dumps(RELEASES[self.config_json]), encoding="utf-8"
+        )
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> Self:
+        model, tensors = cls(), load_file(folder / "model.safetensors")
+        for name, whole in model.state_dict().items():
+            for single, part in _by_expert(name, whole):
+                part.copy_(tensors.pop(single))
+        assert not tensors
+        return model
+
+
+class DeepseekModel(ReleaseFolder, LlamaForCausalLM):
     """DeepSeekMoE out of parts of transformers, which has no class for it.
 
     Attention and the dense first layer are Llama's, softmax routers and experts are Qwen's, with
     shared experts beside them. On the disk it is what DeepSeek published.
     """
+
+    config_json = "deepseek"
 
     def __init__(self) -> None:
         super().__init__(LlamaConfig(**_numbers(num_key_value_heads=4, intermediate_size=80)))
@@ -231,22 +261,33 @@ class DeepseekModel(LlamaForCausalLM):
             for parameter in layer.mlp.parameters():
                 nn.init.normal_(parameter, std=config.initializer_range)
 
-    def save_pretrained(self, folder: Path) -> None:
-        folder.mkdir(parents=True)
-        tensors: dict[str, Tensor] = {}
-        for name, tensor in self.state_dict().items():
-            tensors.update(_by_expert(name, tensor))
-        save_file({n: t.contiguous() for n, t in tensors.items()}, folder / "model.safetensors")
-        (folder / "config.json").write_text(json.dumps(DEEPSEEK_CONFIG), encoding="utf-8")
 
-    @classmethod
-    def of_folder(cls, folder: Path) -> Self:
-        model, tensors = cls(), load_file(folder / "model.safetensors")
-        for name, whole in model.state_dict().items():
-            for single, part in _by_expert(name, whole):
-                part.copy_(tensors.pop(single))
-        assert not tensors
-        return model
+class DeepseekV2Model(ReleaseFolder):
+    """DeepSeek-V2 with plain attention, two heads a key: a part of DeepSeek-OCR in transformers."""
+
+    config_json = "deepseek_v2"
+
+    def __init__(self) -> None:
+        super().__init__()
+        numbers = _numbers(
+            intermediate_size=80,
+            moe_intermediate_size=24,
+            n_routed_experts=EXPERTS,
+            n_shared_experts=2,
+            head_dim=HIDDEN // 4,
+            mlp_layer_types=["dense", *["sparse"] * (LAYERS - 1)],
+            routed_scaling_factor=DEEPSEEK_V2_CONFIG["routed_scaling_factor"],
+        )
+        self.model = DeepseekOcr2TextModel(DeepseekOcr2TextConfig(**numbers))
+        self.lm_head = nn.Linear(HIDDEN, VOCAB, bias=False)
+        nn.init.normal_(self.lm_head.weight, std=numbers["initializer_range"])
+
+    def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> CausalLMOutput:
+        logits = self.lm_head(self.model(input_ids=input_ids).last_hidden_state)
+        if labels is None:
+            return CausalLMOutput(logits=logits)
+        loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        return CausalLMOutput(logits=logits, loss=loss)
 
 
 # The keys of the release, with our numbers.
@@ -285,6 +326,23 @@ DEEPSEEK_CONFIG = {
     "vocab_size": VOCAB,
 }
 
+DEEPSEEK_V2_CONFIG = {
+    **DEEPSEEK_CONFIG,
+    "architectures": ["DeepseekV2ForCausalLM"],
+    "kv_lora_rank": None,
+    "model_type": "deepseek_v2",
+    "n_group": 1,
+    "num_key_value_heads": 2,
+    "q_lora_rank": None,
+    "qk_nope_head_dim": 0,
+    "qk_rope_head_dim": 0,
+    "routed_scaling_factor": 2.5,
+    "topk_group": 1,
+    "topk_method": "greedy",
+    "use_mla": False,
+    "v_head_dim": 0,
+}
+RELEASES = {config["model_type"]: config for config in (DEEPSEEK_CONFIG, DEEPSEEK_V2_CONFIG)}
 MODELS: Mapping[str, Callable[[], nn.Module]] = {
     "mixtral": mixtral,
     "mixtral_tied": partial(mixtral, tie_word_embeddings=True, head_dim=12),
@@ -310,6 +368,7 @@ MODELS: Mapping[str, Callable[[], nn.Module]] = {
     ),
     "dots1": dots1,
     "deepseek": DeepseekModel,
+    "deepseek_v2": DeepseekV2Model,
 }
 
 
@@ -361,9 +420,11 @@ def sample(request, tmp_path_factory) -> Sample:
     with Lifted():
         model = MODELS[request.param]().eval()
         _spread(model)
-    for name, tensor in (*model.named_buffers(), *model.named_parameters()):
-        if name.endswith(("correction_bias", "gate.weight")):  # float32 in every checkpoint here
-            tensor.data = tensor.data.float()
+    for name, buffer in model.named_buffers():
+        if name.endswith("correction_bias"):  # float32 in every checkpoint
+            buffer.data = buffer.data.float()
+    for parameter in model.parameters():  # routers are made in float32 by name, and were lifted
+        parameter.data = parameter.data.float()
     with Lifted():
         model.save_pretrained(home / "weights")
         model.double()
@@ -499,8 +560,8 @@ def swapped(part: Logical) -> Logical:
 
 def transformers_logits(sample: Sample, folder: Path) -> Tensor:
     """What transformers computes of a checkpoint in float32, its own precision."""
-    if isinstance(sample.model, DeepseekModel):
-        model = DeepseekModel.of_folder(folder)
+    if isinstance(sample.model, ReleaseFolder):
+        model = type(sample.model).of_folder(folder)
     else:
         model = AutoModelForCausalLM.from_pretrained(
             folder,

@@ -121,6 +121,37 @@ DEEPSEEK_16B = {
     "use_cache": True,
     "vocab_size": 102400,
 }
+# The language model of DeepSeek-OCR: of the second version, but for its attention.
+DEEPSEEK_OCR = {
+    "architectures": ["DeepseekV2ForCausalLM"],
+    "attention_bias": False,
+    "first_k_dense_replace": 1,
+    "hidden_act": "silu",
+    "hidden_size": 1280,
+    "intermediate_size": 6848,
+    "kv_lora_rank": None,
+    "max_position_embeddings": 8192,
+    "model_type": "deepseek_v2",
+    "moe_intermediate_size": 896,
+    "n_group": 1,
+    "n_routed_experts": 64,
+    "n_shared_experts": 2,
+    "norm_topk_prob": False,
+    "num_attention_heads": 10,
+    "num_experts_per_tok": 6,
+    "num_hidden_layers": 12,
+    "num_key_value_heads": 10,
+    "q_lora_rank": None,
+    "qk_nope_head_dim": 0,
+    "qk_rope_head_dim": 0,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 10000.0,
+    "topk_group": 1,
+    "topk_method": "greedy",
+    "use_mla": False,
+    "v_head_dim": 0,
+    "vocab_size": 129280,
+}
 QWEN15_MOE = {
     "architectures": ["Qwen2MoeForCausalLM"],
     "attention_dropout": 0.0,
@@ -340,6 +371,12 @@ def test_a_release_is_the_preset_of_its_name(config, preset):
         (DEEPSEEK_16B, {"moe_layer_freq": 2}, "moe_layer_freq = 2"),
         (DEEPSEEK_16B, {"kv_lora_rank": 512}, "kv_lora_rank = 512.*latent"),
         (DEEPSEEK_16B, {"num_attention_heads": 15}, "15 heads do not divide"),
+        (DEEPSEEK_16B, {"model_type": "deepseek_v2"}, "use_mla = null.*latent.*false"),
+        (DEEPSEEK_OCR, {"use_mla": True}, "use_mla = true.*latent.*false"),
+        (DEEPSEEK_OCR, {"kv_lora_rank": 512}, "kv_lora_rank = 512.*latent"),
+        (DEEPSEEK_OCR, {"q_lora_rank": 1536}, "q_lora_rank = 1536.*latent"),
+        (DEEPSEEK_OCR, {"topk_method": "group_limited_greedy"}, "topk_method.*among all"),
+        (DEEPSEEK_OCR, {"norm_topk_prob": True}, "norm_topk_prob = true.*scaled"),
     ],
 )
 def test_what_weft_does_not_compute_is_refused_with_its_reason(config, changes, refused):
@@ -411,6 +448,13 @@ def test_the_words_of_transformers_5_are_read_too():
     assert read(new) == qwen3_30b_a3b()
 
 
+def test_the_second_deepseek_with_plain_attention_is_read():
+    model = read(DEEPSEEK_OCR)
+    assert (model.family, model.experts, model.shared_experts) == ("deepseek_moe", 64, 2)
+    assert (model.renormalise, model.scaling, model.dense_layers) == (False, 1.0, 1)
+    assert read(DEEPSEEK_OCR, routed_scaling_factor=16.0).scaling == 16.0
+
+
 def test_a_single_choice_of_deepseek_keeps_its_score():
     assert read(DEEPSEEK_16B, norm_topk_prob=True).renormalise
     assert not read(DEEPSEEK_16B, norm_topk_prob=True, num_experts_per_tok=1).renormalise
@@ -446,6 +490,7 @@ def test_a_key_nobody_knows_is_reported():
         ),
         (tiny_deepseek_moe(), "deepseek"),
         (tiny_deepseek_moe().model_copy(update={"shared_experts": 0}), "deepseek"),
+        (tiny_deepseek_moe().model_copy(update={"scaling": 16.0}), "deepseek_v2"),
         (dots1_model(), "dots1"),
         (tiny_mixtral().model_copy(update={"tied": True, "aux_coef": 0.0}), "mixtral"),
     ],

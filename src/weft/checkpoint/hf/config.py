@@ -20,7 +20,6 @@ Report = Callable[[str], None]
 # Models that people may try, and why they are not read.
 _REFUSED: Mapping[str, str] = MappingProxyType(
     {
-        "deepseek_v2": "multi-head latent attention",
         "deepseek_v3": "multi-head latent attention",
     }
 )
@@ -49,7 +48,7 @@ def read_config(config: Json, *, report: Report) -> tuple[Dialect, ModelConfig]:
     dialect = _dialect(config)
     for demand in dialect.demands:
         value = config.get(demand.key)
-        if value is not None and value not in demand.legal:
+        if not demand.is_met(value):
             raise _refusal(demand.key, value, demand.rule, *demand.legal[:1])
     if not dialect.has_windows:
         _check_window(config, dialect)

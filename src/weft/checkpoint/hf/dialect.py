@@ -26,12 +26,19 @@ from weft.model.params import Logical, logical, parameters
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Demand:
-    """A key that must be absent, null or one of the legal values; weft writes the first."""
+    """A key that must be absent, null or one of the legal values; weft writes the first. Where
+    absence means what is not legal, the key is needed.
+    """
 
     key: str
     legal: tuple[object, ...] = ()
     rule: str
     is_written: bool = True
+    is_needed: bool = False
+
+    def is_met(self, value: object) -> bool:
+        """Whether a value, None where there is none, is what the demand asks for."""
+        return value in self.legal if value is not None else not self.is_needed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,14 +176,14 @@ _DEEPSEEK = {
 # What the configuration classes of all dialects take where a file says nothing.
 _DEFAULTS = {"tied": False, "init_std": 0.02}
 
+_NO_LATENTS = "multi-head latent attention is not computed"
+_ONE_GROUP = "experts are chosen among all, not among groups"
 _DEMANDS = (
     Demand(key="hidden_act", legal=("silu", "swish"), rule="experts are gated by SiLU"),
     Demand(key="attention_bias", legal=(False,), rule="projections of attention have no bias"),
     Demand(key="mlp_bias", legal=(False,), rule="experts have no bias", is_written=False),
     Demand(key="attention_dropout", legal=(0.0,), rule="nothing is dropped"),
-    Demand(
-        key="kv_lora_rank", rule="multi-head latent attention is not computed", is_written=False
-    ),
+    Demand(key="kv_lora_rank", rule=_NO_LATENTS, is_written=False),
     Demand(
         key="quantization_config",
         rule="weights are read in the dtype they are used in (transformers writes them so: "
@@ -325,6 +332,33 @@ DEEPSEEK = Dialect(
     renormalises_one=False,
 )
 
+DEEPSEEK_V2 = Dialect(
+    model_type="deepseek_v2",  # with plain attention, as the language model of DeepSeek-OCR has
+    architecture="DeepseekV2ForCausalLM",
+    family="deepseek_moe",
+    tensors=DEEPSEEK.tensors,
+    keys=MappingProxyType({**DEEPSEEK.keys, "scaling": "routed_scaling_factor"}),
+    synonyms=MappingProxyType({}),
+    defaults=MappingProxyType({**DEEPSEEK.defaults, "scaling": 1.0}),
+    constants=MappingProxyType({}),
+    demands=(
+        *DEEPSEEK.demands,
+        Demand(key="use_mla", legal=(False,), rule=_NO_LATENTS, is_needed=True),
+        *(
+            Demand(key=key, legal=(0,), rule=_NO_LATENTS, is_written=False)
+            for key in ("q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+        ),
+        Demand(key="topk_method", legal=("greedy",), rule=_ONE_GROUP),
+        Demand(key="n_group", legal=(1,), rule=_ONE_GROUP),
+        Demand(key="topk_group", legal=(1,), rule=_ONE_GROUP),
+        # the release scales gate weights or renormalises them
+        Demand(key="norm_topk_prob", legal=(False,), rule="gate weights are scaled"),
+        Demand(key="ep_size", legal=(1,), rule="the layout is the recipe's", is_written=False),
+    ),
+    dense_key="first_k_dense_replace",
+    has_head_dim=False,
+)
+
 DOTS1 = Dialect(
     model_type="dots1",
     architecture="Dots1ForCausalLM",
@@ -337,8 +371,8 @@ DOTS1 = Dialect(
     constants=MappingProxyType({"qk_norm": True, "score": "sigmoid", "router_bias": True}),
     demands=(
         *_DEMANDS,
-        Demand(key="n_group", legal=(1,), rule="experts are chosen among all, not among groups"),
-        Demand(key="topk_group", legal=(1,), rule="experts are chosen among all, not among groups"),
+        Demand(key="n_group", legal=(1,), rule=_ONE_GROUP),
+        Demand(key="topk_group", legal=(1,), rule=_ONE_GROUP),
         Demand(
             key="scoring_func",
             legal=("sigmoid", "noaux_tc"),
@@ -472,7 +506,10 @@ GPT_OSS = Dialect(
 DIALECTS: Mapping[str, Dialect] = MappingProxyType(
     {
         d.model_type: d
-        for d in (MIXTRAL, QWEN3_MOE, QWEN2_MOE, OLMOE, GLM4_MOE, PHIMOE, GPT_OSS, DEEPSEEK, DOTS1)
+        for d in (
+            *(MIXTRAL, QWEN3_MOE, QWEN2_MOE, OLMOE, GLM4_MOE, PHIMOE, GPT_OSS),
+            *(DEEPSEEK, DEEPSEEK_V2, DOTS1),
+        )
     }
 )
 
