@@ -37,6 +37,7 @@ STEP_FIELDS = {
     "expert_load_violation": list,
     "mfu": type(None),  # a CPU has no peak rate that weft knows
     "exposed_comm_ms": float,
+    "starved_ms": float,
     "peak_bytes": int,
     "skipped": bool,
     "time": float,

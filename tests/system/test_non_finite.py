@@ -138,7 +138,13 @@ def test_the_record_says_skipped() -> None:
         verdict = torch.tensor([1.0, float(skipped)])
         results: Environment = {"stats": statistics, "verdict": verdict}
         reading = read(
-            results, step=1, tokens=8, lr=1e-3, watch=Stopwatch(CPU), exposed_seconds=0.0
+            results,
+            step=1,
+            tokens=8,
+            lr=1e-3,
+            watch=Stopwatch(CPU),
+            exposed_seconds=0.0,
+            starved_seconds=0.0,
         )
         line = record(reading, stage.plan, CPU)
         assert line["skipped"] is skipped
@@ -190,11 +196,11 @@ BAD_BATCH = 5  # of the sixth step; its second micro-batch is that of the second
 def poison_a_batch() -> None:
     """Tampers with the second rank: attention is not a number wherever one batch is in it."""
     armed = []
-    load, bodies = Feed.load, backends.bodies
+    stage, bodies = Feed.stage, backends.bodies
 
-    def load_and_arm(feed, plan, index, device):
-        armed[:] = [True] if index == BAD_BATCH and plan.rank == 1 else []
-        return load(feed, plan, index, device)
+    def stage_and_arm(feed, plan, read, device):
+        armed[:] = [True] if read.step == BAD_BATCH and plan.rank == 1 else []
+        return stage(feed, plan, read, device)
 
     def poison(table):
         made = dict(bodies(table))
@@ -209,7 +215,7 @@ def poison_a_batch() -> None:
         made["qkv_project"] = project
         return made
 
-    Feed.load = load_and_arm
+    Feed.stage = stage_and_arm
     backends.bodies = poison
 
 

@@ -28,7 +28,13 @@ def line_of(config: RunConfig, sums: list[float], refused: float = 0.0) -> dict:
         "verdict": torch.tensor([1.0, refused]),
     }
     reading = record.read(
-        results, step=3, tokens=128, lr=0.1, watch=record.Stopwatch(CPU), exposed_seconds=0.25
+        results,
+        step=3,
+        tokens=128,
+        lr=0.1,
+        watch=record.Stopwatch(CPU),
+        exposed_seconds=0.25,
+        starved_seconds=0.002,
     )
     return record.record(reading, plan(config, 0), CPU)
 
@@ -38,7 +44,7 @@ def test_sums_are_read_from_their_places(line: dict) -> None:
     assert (line["grad_norm"], line["z_loss"]) == (3.0, 0.0)
     assert line["aux_loss"] == pytest.approx(0.02)
     assert (line["step"], line["tokens"], line["lr"]) == (3, 3 * 128, 0.1)
-    assert line["exposed_comm_ms"] == 250.0
+    assert (line["exposed_comm_ms"], line["starved_ms"]) == (250.0, 2.0)
 
 
 def test_load_is_over_an_even_spread_and_extremes_are_over_all_layers(line: dict) -> None:

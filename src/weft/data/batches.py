@@ -70,7 +70,8 @@ class _Component:
         return epoch, int(self.epoch(epoch).samples[place])
 
     def epoch(self, epoch: int) -> _Epoch:
-        if epoch not in self._epochs:
+        found = self._epochs.get(epoch)
+        if found is None:
             count, seed, index = self.stream.num_documents, self._seed, self._index
             documents = self.cut.documents
             if documents is None:
@@ -80,10 +81,11 @@ class _Component:
             samples = shuffled(
                 self.num_samples, seed=seed, epoch=epoch, what="samples", component=index
             )
-            while len(self._epochs) >= _EPOCHS_IN_MEMORY:
-                del self._epochs[min(self._epochs)]
-            self._epochs[epoch] = _Epoch(documents=Ordered(self.stream, documents), samples=samples)
-        return self._epochs[epoch]
+            found = _Epoch(documents=Ordered(self.stream, documents), samples=samples)
+            # another thread may be here too: never is one missing that somebody has seen
+            known = sorted({**self._epochs, epoch: found}.items())
+            self._epochs = dict(known[-_EPOCHS_IN_MEMORY:])
+        return found
 
 
 class Batches:

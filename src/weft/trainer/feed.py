@@ -22,6 +22,17 @@ _BASELINE_TOKENS = 1 << 28  # about ten seconds to count; more would delay the e
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Read:
+    """The micro-batches of a step that a rank takes part in, on the host, and what the summed loss
+    of all ranks is divided by.
+    """
+
+    step: int
+    batches: list[MicroBatch]
+    divisor: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Feed:
     """Both streams of a run, cut into batches, and the digest of the corpus behind them."""
 
@@ -35,9 +46,21 @@ class Feed:
 
     def load(self, plan: Plan, step: int, device: torch.device) -> list[Batch]:
         """This rank's share of the micro-batches of a step."""
+        return self.stage(plan, self.read(plan, step), device)
+
+    def read(self, plan: Plan, step: int) -> Read:
+        """What a rank has to know of the text of a step."""
         dp_rank, dp = plan.layout.dp_rank(plan.rank), plan.layout.dp
         mine = micro_batches(plan.micro_batches, dp_rank=dp_rank, dp=dp)
-        return [self._staged(plan, self.training.load(step, m), device) for m in mine]
+        return Read(
+            step=step,
+            batches=[self.training.load(step, m) for m in mine],
+            divisor=float(self.training.divisor(step)),
+        )
+
+    def stage(self, plan: Plan, read: Read, device: torch.device) -> list[Batch]:
+        """This rank's share of the micro-batches of a step, on its device."""
+        return [self._staged(plan, batch, device) for batch in read.batches]
 
     def load_validation(self, plan: Plan, device: torch.device) -> Iterator[Batch]:
         """This rank's share of the validation batches; all data-parallel ranks get as many."""

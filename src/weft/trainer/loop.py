@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from weft.compose.plan import STOP
@@ -16,6 +17,7 @@ from weft.telemetry import events, metrics
 from weft.telemetry.progress import Display
 from weft.telemetry.trackers import Sink
 from weft.trainer import record, trouble
+from weft.trainer.prefetch import Prefetch
 from weft.trainer.saver import Outcome, Saver
 from weft.trainer.session import Session
 from weft.trainer.spike import Window
@@ -33,6 +35,7 @@ class Loop:
         self.display = display
         self.readings: deque[record.Reading] = deque()
         self.saver = Saver(session)
+        self.prefetch = Prefetch(partial(session.feed.read, session.stage.plan))
         self.last = session.config.train.steps
         # What follows is known to all ranks after the same step.
         self.asked = False  # to stop
@@ -124,6 +127,7 @@ class Loop:
 
     def _finish(self) -> None:
         """Waits for what is still on its way: results from the device, bytes to the disk."""
+        self.prefetch.close()
         self.session.place.pulse.enter("end", self.last)
         self._drain(keep=0)
         self._settle(self.saver.wait())
@@ -143,15 +147,17 @@ class Loop:
     def _step(self, step: int) -> None:
         session, device = self.session, self.session.place.device
         index = step - 1 + self.skipped
-        batches = session.feed.load(session.stage.plan, index, device)
+        begun = time.perf_counter()
+        read = self.prefetch.take(index)
+        batches = session.feed.stage(session.stage.plan, read, device)
+        starved_seconds = time.perf_counter() - begun
         rates = self._rates(step)
         session.transport.reset_exposed()
         watch = record.Stopwatch(device)
-        divisor = float(session.feed.training.divisor(index))
         notes = dict(self.window.bounds(step)) if session.leads else {}
         if session.place.stop.asked:
             notes[STOP] = 1.0
-        results = session.stage.train(batches, divisor=divisor, rates=rates, notes=notes)
+        results = session.stage.train(batches, divisor=read.divisor, rates=rates, notes=notes)
         self.readings.append(
             record.read(
                 results,
@@ -160,6 +166,7 @@ class Loop:
                 lr=rates.lr,
                 watch=watch,
                 exposed_seconds=session.transport.exposed_seconds(),
+                starved_seconds=starved_seconds,
             )
         )
         self._drain(keep=1 if device.type == "cuda" else 0)

@@ -60,6 +60,7 @@ class Reading:
     verdict: Tensor
     watch: Stopwatch
     exposed_seconds: float
+    starved_seconds: float  # before it could begin: waiting for its batches
 
 
 def read(
@@ -70,6 +71,7 @@ def read(
     lr: float,
     watch: Stopwatch,
     exposed_seconds: float,
+    starved_seconds: float,
 ) -> Reading:
     """Starts the copy of a step's results to the host."""
     stats, verdict = _to_host(environment["stats"]), _to_host(environment["verdict"])
@@ -82,6 +84,7 @@ def read(
         verdict=verdict,
         watch=watch,
         exposed_seconds=exposed_seconds,
+        starved_seconds=starved_seconds,
     )
 
 
@@ -112,6 +115,7 @@ def record(reading: Reading, plan: Plan, device: torch.device) -> dict[str, Any]
         **_loads(stats, plan),
         "mfu": _mfu(per_second, plan, device),
         "exposed_comm_ms": reading.exposed_seconds * 1e3 if device.type == "cpu" else None,
+        "starved_ms": reading.starved_seconds * 1e3,
         "peak_bytes": peak_bytes(device),
         "skipped": bool(reading.verdict[1]),
         "time": round(time.time(), 3),
