@@ -12,24 +12,54 @@ from weft.checkpoint.save import alone, save
 from weft.errors import CheckpointError
 
 
-def test_a_snapshot_keeps_the_values_of_its_time_in_the_same_buffers() -> None:
+def test_a_snapshot_has_the_values_of_its_time_in_the_same_buffers() -> None:
     tensors = make_tensors(1)
     pieces = whole(tensors)
     snapshot = Snapshot()
-    first = snapshot.take(pieces)
+    first = snapshot.begin(pieces)()
     before = [piece.tensor.clone() for piece in first]
+    snapshot.hold()
     for piece in pieces:
         piece.tensor.add_(1)
     assert all(torch.equal(a.tensor, b) for a, b in zip(first, before, strict=True))
-    second = snapshot.take(pieces)
+    second = snapshot.begin(pieces)()
     assert [a.tensor.data_ptr() for a in first] == [b.tensor.data_ptr() for b in second]
     assert all(torch.equal(a.tensor, b.tensor) for a, b in zip(second, pieces, strict=True))
+
+
+def test_who_changes_the_state_is_held_until_the_copy_is_made() -> None:
+    snapshot, changed = Snapshot(), threading.Event()
+    snapshot.hold()  # nothing is being copied
+    finish = snapshot.begin(whole(make_tensors(1)))
+
+    def change() -> None:
+        snapshot.hold()
+        changed.set()
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    assert not changed.wait(0.05)
+    finish()
+    thread.join(20)
+    assert changed.is_set()
+    assert snapshot.held_seconds >= 0.05
+    snapshot.hold()
+
+
+def test_a_copy_that_fails_holds_nobody() -> None:
+    snapshot, pieces = Snapshot(), whole(make_tensors(1))
+    snapshot.begin(pieces)()
+    pieces[0].tensor.resize_(3)
+    finish = snapshot.begin(pieces)
+    with pytest.raises(RuntimeError):
+        finish()
+    snapshot.hold()
 
 
 def test_files_written_beside_the_training_are_those_written_in_its_way(tmp_path: Path) -> None:
     expected = save_alone(tmp_path / "blocking", make_tensors(1), 3)
     tensors, begun = make_tensors(1), threading.Event()
-    taken, background = Snapshot().take(whole(tensors)), Background()
+    taken, background = Snapshot().begin(whole(tensors))(), Background()
 
     def write() -> Path:
         begun.wait(20)

@@ -1,13 +1,14 @@
 """Writing while training goes on: a copy of the state on the host, and one thread that writes it.
 
-step n      the state is copied into buffers that are kept for the next time
+step n      the copy begins, into buffers that are kept for the next time
+step n+1    forward and backward run beside it; the update, which changes the state, waits for it
 step n+1..  a thread writes the copy; the step sees nothing of it
 later       how it ended is there to be picked up; the next copy waits for that
 """
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from weft.checkpoint.save import Piece
 
+Finish = Callable[[], list[Piece]]
+
 
 @final
 class Snapshot:
@@ -24,20 +27,74 @@ class Snapshot:
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, str, int], Tensor] = {}
+        self._until_copied: Callable[[], object] = _at_once
+        self.held_seconds = 0.0  # by the last copy
 
-    def take(self, pieces: Iterable[Piece]) -> list[Piece]:
-        """The same pieces with the values they have now, whatever is written to them later."""
-        taken = [replace(piece, tensor=self._copy(piece)) for piece in pieces]
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
-            torch.cuda.current_stream().synchronize()
-        return taken
+    def begin(self, pieces: Sequence[Piece]) -> Finish:
+        """Begins to copy the pieces as they are now.
 
-    def _copy(self, piece: Piece) -> Tensor:
-        key, source = (piece.kind, piece.name, piece.start), piece.tensor.detach()
+        The thread that is to write calls what is returned: it ends the copying and gives the same
+        pieces with these values. Until then nothing may change them: see `hold`.
+        """
+        self.held_seconds = 0.0
+        copies = [replace(piece, tensor=self._buffer(piece)) for piece in pieces]
+        on_device = any(piece.tensor.is_cuda for piece in pieces)
+        begin = _begin_on_device if on_device else _begin_on_host
+        self._until_copied, finish = begin(pieces, copies)
+        return finish
+
+    def hold(self) -> None:
+        """Comes back, or lets the device go on, once the pieces may change."""
+        begun = time.perf_counter()
+        self._until_copied()
+        self.held_seconds += time.perf_counter() - begun
+        self._until_copied = _at_once
+
+    def _buffer(self, piece: Piece) -> Tensor:
+        key, source = (piece.kind, piece.name, piece.start), piece.tensor
         if key not in self._buffers:
-            cuda = source.device.type == "cuda"
-            self._buffers[key] = torch.empty(source.shape, dtype=source.dtype, pin_memory=cuda)
-        return self._buffers[key].copy_(source, non_blocking=True)
+            empty = torch.empty(source.shape, dtype=source.dtype, pin_memory=source.is_cuda)
+            self._buffers[key] = empty
+        return self._buffers[key]
+
+
+def _at_once() -> None:
+    """Nothing is being copied."""
+
+
+def _begin_on_host(
+    pieces: Sequence[Piece], copies: list[Piece]
+) -> tuple[Callable[[], object], Finish]:
+    """The writing thread copies."""
+    copied = threading.Event()
+
+    def finish() -> list[Piece]:
+        try:
+            for piece, copy in zip(pieces, copies, strict=True):
+                copy.tensor.copy_(piece.tensor)
+        finally:
+            copied.set()
+        return copies
+
+    return copied.wait, finish
+
+
+def _begin_on_device(
+    pieces: Sequence[Piece], copies: list[Piece]
+) -> tuple[Callable[[], object], Finish]:
+    """The device copies on a stream of its own; what changes the state waits for it there."""
+    stream, copied = torch.cuda.Stream(), torch.cuda.Event()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for piece, copy in zip(pieces, copies, strict=True):
+            copy.tensor.copy_(piece.tensor, non_blocking=True)
+        copied.record(stream)
+
+    def finish() -> list[Piece]:
+        copied.synchronize()
+        return copies
+
+    return lambda: torch.cuda.current_stream().wait_event(copied), finish
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -169,7 +169,7 @@ def rows_between(
     """Rows (or visits) between the ranks of this rank's expert-parallel group, as [source,
     destination].
 
-    `index` counts the micro-batches of one rank, `tokens` are those of a rank that count (none: all).
+    `index` counts the micro-batches of one rank; `tokens` are those of a rank that count, or all.
     """
     ep = plan.layout.ep
     first = plan.rank // ep * ep  # groups are blocks, of a stage and so of the world

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import final
 
-from weft.checkpoint.background import Background, Ended, Snapshot
+from weft.checkpoint.background import Background, Ended
 from weft.errors import WeftError
 from weft.trainer.recover import save_session, state_pieces
 from weft.trainer.session import Session
@@ -31,7 +31,6 @@ class Saver:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._snapshot = Snapshot()
         self._background = Background()
         self._stall = 0.0
         self._said: list[str] = []
@@ -40,17 +39,16 @@ class Saver:
         """Begins to save a step; returns what became of a save that was still under way."""
         begun = time.perf_counter()
         before = self.wait()
-        pieces = self._snapshot.take(state_pieces(self._session))
+        finish = self._session.snapshot.begin(list(state_pieces(self._session)))
         write = partial(
             save_session,
             self._session,
             step=step,
             report=self._said.append,
             next_batch=next_batch,
-            pieces=pieces,
             barrier=self._session.meet,
         )
-        self._background.start(step, write)
+        self._background.start(step, lambda: write(pieces=finish()))
         self._stall = time.perf_counter() - begun
         return before
 
@@ -83,4 +81,5 @@ class Saver:
             return None
         said = tuple(self._said)
         self._said.clear()
-        return Outcome(ended=ended, stall_seconds=self._stall, said=said)
+        stall_seconds = self._stall + self._session.snapshot.held_seconds
+        return Outcome(ended=ended, stall_seconds=stall_seconds, said=said)

@@ -4,10 +4,12 @@ import datetime
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from weft.checkpoint.background import Snapshot
 from weft.comm.mesh import Mesh
 from weft.comm.transport import LINKS, Transport
 from weft.comm.transports.gloo import GlooTransport
@@ -18,6 +20,7 @@ from weft.compose.recipe import plan as make_plan
 from weft.config.run import RunConfig
 from weft.errors import ConfigError
 from weft.runtime import backends, state
+from weft.runtime.closures import Body
 from weft.runtime.stage import Evaluator, Stage, build
 from weft.runtime.stage import evaluator as build_evaluator
 from weft.trainer import peers
@@ -57,6 +60,7 @@ class Session:
     stage: Stage
     evaluator: Evaluator
     feed: Feed
+    snapshot: Snapshot  # what a step waits for before it changes the state
     meet: Callable[[], None]  # a barrier apart from the transport's, for what goes on beside steps
 
     @property
@@ -78,7 +82,10 @@ def open_session(config: RunConfig, place: Place) -> Session:
     plan = make_plan(config, place.rank)
     table = backends.choose(place.device, state.precision(plan.precision).act, config.kernels)
     plan = backends.with_fused(plan, table, config.kernels)
-    bodies = backends.bodies(table)
+    snapshot = Snapshot()
+    bodies = dict(backends.bodies(table))
+    # whatever changes the state reads the verdict
+    bodies["decide"] = _after(snapshot.hold, bodies["decide"])
     built = build(plan, bodies=bodies, transport=transport, device=place.device)
     return Session(
         config=config,
@@ -88,8 +95,19 @@ def open_session(config: RunConfig, place: Place) -> Session:
         stage=built,
         evaluator=build_evaluator(built, bodies=bodies, device=place.device),
         feed=feed,
+        snapshot=snapshot,
         meet=_separate_barrier(place),
     )
+
+
+def _after(wait: Callable[[], None], body: Body) -> Body:
+    """A body that runs once a wait is over."""
+
+    def waited(*inputs: Any, **attributes: Any) -> Any:
+        wait()
+        return body(*inputs, **attributes)
+
+    return waited
 
 
 def _separate_barrier(place: Place) -> Callable[[], None]:
