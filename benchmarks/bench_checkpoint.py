@@ -1,12 +1,14 @@
-"""What a checkpoint costs: a whole save, what of it are checksums and fsync, and what a step feels.
+"""What a checkpoint costs: a whole save, what of it are checksums and the disk, what a step feels.
 
     write        the bytes of a shard to a file, nothing else
-    fsync        the same, and returned when they are on the disk
-    digests      the same with both digests taken beside the writing: a shard as weft writes it
+    disk         the same, and returned when they are on the disk: what the disk itself takes
+    shard        a shard as weft writes it: on the disk, and every byte in a checksum
     save         a whole checkpoint: shard, report, manifest, names, older ones pruned
-    stall        what a training step waits for when the rest is done in the background
+    step         products of matrices on one thread, in place of a forward and a backward
+    beside       the same step while the state is copied beside it, and the wait for that copy
 
-Random values; rounds are interleaved in another order each time; figures are medians of wall time.
+The stall is what `beside` takes longer than `step`. Random values; rounds are interleaved in
+another order each time; figures are medians of wall time, and CPU time beside them.
 """
 
 import argparse
@@ -14,6 +16,7 @@ import random
 import shutil
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,6 +30,8 @@ from weft.checkpoint.save import Piece, Progress, alone, save
 from weft.checkpoint.shard import write_shard
 
 TENSOR = 1 << 22  # elements: 16 MiB, an expert's matrix
+STEP_SECONDS = 1.0  # little for a model with a state of a gibibyte on a processor
+SIDE = 1024  # of a product's matrices: they stay in the cache, as a layer's would not
 
 
 def make_pieces(mib: float) -> list[Piece]:
@@ -56,35 +61,63 @@ def write(path: Path, pieces: list[Piece], *, durable: bool) -> None:
         sync_file(path)
 
 
+def make_step(seconds: float) -> Callable[[], None]:
+    """Work for one thread that takes about so long."""
+    one, other, product = (torch.randn(SIDE, SIDE) for _ in range(3))
+    torch.mm(one, other, out=product)
+    begun = time.perf_counter()
+    torch.mm(one, other, out=product)
+    count = max(1, round(seconds / (time.perf_counter() - begun)))
+
+    def step() -> None:
+        for _ in range(count):
+            torch.mm(one, other, out=product)
+
+    return step
+
+
 def variants(folder: Path, pieces: list[Piece]) -> Mapping[str, Callable[[int], object]]:
     """What is timed, by name."""
     tensors = {f"{piece.kind}/{piece.name}": piece.tensor for piece in pieces}
-    snapshot = Snapshot()
-    snapshot.take(pieces)  # its buffers are made once a run
+    step, snapshot = make_step(STEP_SECONDS), Snapshot()
+    snapshot.begin(pieces)()  # its buffers are made once a run
+
+    def beside(_: int) -> None:
+        writer = threading.Thread(target=snapshot.begin(pieces))
+        writer.start()
+        step()
+        snapshot.hold()
+        writer.join()
+
     return {
         "write": lambda n: write(folder / f"a{n}", pieces, durable=False),
-        "fsync": lambda n: write(folder / f"b{n}", pieces, durable=True),
-        "digests": lambda n: write_shard(folder / f"c{n}", tensors),
+        "disk": lambda n: write(folder / f"b{n}", pieces, durable=True),
+        "shard": lambda n: write_shard(folder / f"c{n}", tensors),
         "save": lambda n: save(
             folder / f"d{n}", pieces, progress=Progress(step=1, config={}, data={}), writer=alone()
         ),
-        "stall": lambda _: snapshot.take(pieces),
+        "step": lambda _: step(),
+        "beside": beside,
     }
 
 
-def measure(folder: Path, pieces: list[Piece], rounds: int) -> Mapping[str, list[float]]:
-    """Seconds of every variant, a round after the other."""
+def measure(
+    folder: Path, pieces: list[Piece], rounds: int
+) -> tuple[Mapping[str, list[float]], Mapping[str, list[float]]]:
+    """Wall and CPU seconds of every variant, a round after the other."""
     timed = variants(folder, pieces)
-    seconds: dict[str, list[float]] = {name: [] for name in timed}
+    wall: dict[str, list[float]] = {name: [] for name in timed}
+    cpu: dict[str, list[float]] = {name: [] for name in timed}
     for number in range(rounds + 1):  # the first is a warm-up
         for name in random.Random(number).sample(list(timed), len(timed)):
-            begun = time.perf_counter()
+            begun, spent = time.perf_counter(), time.process_time()
             timed[name](number)
             if number:
-                seconds[name].append(time.perf_counter() - begun)
+                wall[name].append(time.perf_counter() - begun)
+                cpu[name].append(time.process_time() - spent)
             for made in folder.iterdir():
                 shutil.rmtree(made) if made.is_dir() else made.unlink()
-    return seconds
+    return wall, cpu
 
 
 def main() -> None:
@@ -97,21 +130,25 @@ def main() -> None:
     pieces = make_pieces(arguments.mib)
     size = sum(piece.tensor.nbytes for piece in pieces)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:
-        seconds = measure(Path(scratch), pieces, arguments.rounds)
-    medians = {name: statistics.median(found) for name, found in seconds.items()}
+        wall, cpu = measure(Path(scratch), pieces, arguments.rounds)
+    medians = {name: statistics.median(found) for name, found in wall.items()}
     print(f"{size / 2**20:.0f} MiB, {arguments.rounds} rounds, {torch.get_num_threads()} thread(s)")
-    for name, found in seconds.items():
+    for name, found in wall.items():
         spread = f"{min(found):.2f} to {max(found):.2f}"
-        print(f"  {name:<8} {medians[name]:6.2f} s   {spread}")
+        print(
+            f"  {name:<10} {medians[name]:6.2f} s   {spread}   "
+            f"{statistics.median(cpu[name]):.2f} s of CPU"
+        )
     shares = {
-        "fsync": (medians["fsync"] - medians["write"]) / medians["save"],
-        "digests": (medians["digests"] - medians["fsync"]) / medians["save"],
-        "stall": medians["stall"] / medians["save"],
+        "disk": (medians["disk"] - medians["write"]) / medians["save"],
+        "checksums": (medians["shard"] - medians["disk"]) / medians["save"],
+        "the rest": (medians["save"] - medians["shard"]) / medians["save"],
+        "stall": (medians["beside"] - medians["step"]) / medians["save"],
     }
     for name, share in shares.items():
-        print(f"  {name:<8} {100 * share:5.1f} % of a save")
+        print(f"  {name:<10} {100 * share:5.1f} % of a save")
     device = torch.device("cpu")
-    figures = {"mib": size / 2**20, "seconds": seconds, "shares": shares}
+    figures = {"mib": size / 2**20, "seconds": wall, "cpu_seconds": cpu, "shares": shares}
     results = Path(__file__).parent / "results" / record.name(device) / "checkpoint.jsonl"
     record.append(arguments.json or results, record.entry("checkpoint", device, figures))
 

@@ -6,7 +6,7 @@ import pytest
 from tests.checkpoint.conftest import equal, make_tensors, read_all, save_alone
 
 from weft.checkpoint.load import find_latest
-from weft.checkpoint.prune import list_checkpoints, prune
+from weft.checkpoint.prune import list_checkpoints, prune, sweep
 from weft.checkpoint.save import no_fail
 from weft.errors import CheckpointError
 
@@ -81,3 +81,12 @@ def test_stale_remains_go_and_other_files_stay(tmp_path: Path) -> None:
 
 def test_a_run_directory_that_is_not_there_has_no_checkpoints(tmp_path: Path) -> None:
     assert list_checkpoints(tmp_path / "nowhere") == []
+
+
+def test_what_crashes_left_is_swept_away_and_checkpoints_stay(tmp_path: Path) -> None:
+    save_alone(tmp_path, make_tensors(), 1)
+    stay = ("step-00000002.replaced-1", "step-x.pruned", "logs")
+    for name in (*stay, "step-00000003.partial", "step-00000000.pruned"):
+        (tmp_path / name).mkdir()
+    sweep(tmp_path)
+    assert names(tmp_path) == sorted(["step-00000001", *stay])

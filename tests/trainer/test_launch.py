@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tests.system.conftest import Recipe
 
+from weft.config.run import RunConfig
 from weft.errors import CheckpointError, ConfigError, DataError
 from weft.trainer import launch, lock
 from weft.trainer.cluster import Member
@@ -96,3 +97,11 @@ def test_a_started_process_writes_its_errors_to_its_log(
     start: Callable[..., Process] = launch.start_process
     assert start(["recipe", "meeting"], 0, log).wait() == 7
     assert log.read_text() == "-m weft.trainer.child recipe meeting\n"
+
+
+def test_a_run_that_is_done_leaves_no_remains_of_the_crash_before(few_steps: RunConfig) -> None:
+    launch.train(few_steps)
+    remains = Path(few_steps.train.run_dir) / "step-00000001.pruned"
+    remains.mkdir()
+    launch.train(few_steps)
+    assert not remains.exists()

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,15 @@ from weft.checkpoint.background import Finish, Snapshot
 from weft.checkpoint.save import Piece
 from weft.config.run import RunConfig
 from weft.errors import CheckpointError
-from weft.runtime.stage import Rates
+from weft.runtime.executor import Environment
+from weft.runtime.stage import Rates, Stage
 from weft.runtime.state import initialise
 from weft.testing.kill import digest
 from weft.trainer import saver
 from weft.trainer.saver import Saver
-from weft.trainer.session import open_session
+from weft.trainer.session import Place, open_session
 
-CPU = torch.device("cpu")
+CYCLES = 4_000_000_000  # two seconds of a GPU: longer than a step of this model
 
 
 def test_saved_in_the_background_is_saved(few_steps: RunConfig) -> None:
@@ -40,43 +42,76 @@ def test_saved_in_the_background_is_saved(few_steps: RunConfig) -> None:
     assert by.look() is by.wait() is None
 
 
+def copied_beside_a_step(config: RunConfig, place: Place) -> tuple[str, str]:
+    """The digest of a state, and of its checkpoint that is copied while a step runs."""
+    session = open_session(config, place)
+    initialise(session.stage.state, seed=0)
+    by = Saver(session)
+    expected = by.save(1).ended.folder
+    by.begin(2)
+    read = session.feed.read(session.stage.plan, 0)
+    session.stage.train(
+        session.feed.stage(session.stage.plan, read, place.device),
+        divisor=read.divisor,
+        rates=Rates(lr=0.1, weight_decay=0.1, step=1),
+    )
+    outcome = by.wait()
+    assert outcome is not None
+    assert expected is not None
+    assert outcome.ended.folder is not None
+    return digest(expected), digest(outcome.ended.folder)
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("held", [True, False])
 def test_the_update_waits_until_the_state_before_it_is_copied(
     few_steps: RunConfig, precision: str, held: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without the wait, which is the control, the checkpoint has something of the next step."""
-    if not held:
-        monkeypatch.setattr(Snapshot, "hold", lambda _: None)
-    train = few_steps.train.model_copy(update={"precision": precision})
-    session = open_session(few_steps.model_copy(update={"train": train}), ALONE)
-    initialise(session.stage.state, seed=0)
-    by, go, honest = Saver(session), threading.Event(), session.snapshot.begin
-    expected = by.save(1).ended.folder
-    assert expected is not None
+    stepped, honest, begin = threading.Event(), Stage.train, Snapshot.begin
 
-    def begin(pieces: Sequence[Piece]) -> Finish:
-        finish = honest(pieces)
+    def train(stage: Stage, *given, **settings) -> Environment:
+        made = honest(stage, *given, **settings)
+        stepped.set()
+        return made
+
+    def begin_late(snapshot: Snapshot, pieces: Sequence[Piece]) -> Finish:
+        finish = begin(snapshot, pieces)
 
         def late() -> list[Piece]:
-            go.wait(0.3 if held else 20)  # nobody says go to who is held
+            stepped.wait(0.3 if held else 20)  # a step that is held does not end before
             return finish()
 
         return late
 
-    monkeypatch.setattr(session.snapshot, "begin", begin)
-    by.begin(2)
-    read = session.feed.read(session.stage.plan, 0)
-    session.stage.train(
-        session.feed.stage(session.stage.plan, read, CPU),
-        divisor=read.divisor,
-        rates=Rates(lr=0.1, weight_decay=0.1, step=1),
-    )
-    go.set()
-    outcome = by.wait()
-    assert outcome is not None
-    assert outcome.ended.folder is not None
-    assert (digest(outcome.ended.folder) == digest(expected)) is held
+    monkeypatch.setattr(Stage, "train", train)
+    monkeypatch.setattr(Snapshot, "begin", begin_late)
+    if not held:
+        monkeypatch.setattr(Snapshot, "hold", lambda _: None)
+    settled = few_steps.train.model_copy(update={"precision": precision})
+    config = few_steps.model_copy(update={"train": settled})
+    before, saved = copied_beside_a_step(config, ALONE)
+    assert (saved == before) is held
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("held", [True, False])
+def test_the_update_on_a_device_waits_for_the_copy_there(
+    few_steps: RunConfig, held: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = torch.cuda.Stream.wait_stream
+
+    def late(stream: torch.cuda.Stream, other: torch.cuda.Stream) -> None:
+        honest(stream, other)
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(CYCLES)
+
+    if not held:
+        monkeypatch.setattr(Snapshot, "hold", lambda _: None)
+    monkeypatch.setattr(torch.cuda.Stream, "wait_stream", late)
+    place = replace(ALONE, device=torch.device("cuda", torch.cuda.current_device()))
+    before, saved = copied_beside_a_step(few_steps, place)
+    assert (saved == before) is held
 
 
 def test_the_next_save_waits_for_the_one_under_way(

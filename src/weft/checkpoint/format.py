@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from weft.checkpoint.digest import fingerprint_experts
 from weft.errors import CheckpointError
 
-FORMAT = "weft-checkpoint-1"
+FORMAT = "weft-checkpoint-2"
 MANIFEST = "manifest.json"
 Kind = Literal["master", "mean", "square", "state"]
 
@@ -38,7 +38,6 @@ DTYPES: Mapping[str, tuple[str, int]] = {
 
 # NOTE: the only file names a manifest may hold; there is no way to write a path in them.
 FileName = Annotated[str, Field(pattern=r"^rank-\d{5}\.safetensors$")]
-Hexadecimal = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
 _STEP = re.compile(r"step-(\d{8,})(?:\.replaced-(\d+))?")
 
@@ -73,7 +72,7 @@ class ShardFile(Record):
 
     file: FileName
     num_bytes: Count
-    sha256: Hexadecimal
+    crc32: Count
 
 
 class RankReport(Record):
@@ -86,7 +85,7 @@ class RankReport(Record):
 class Manifest(Record):
     """The whole truth of a checkpoint."""
 
-    format: Literal["weft-checkpoint-1"]
+    format: Literal["weft-checkpoint-2"]
     weft: str
     step: Count
     config: dict[str, JsonValue]

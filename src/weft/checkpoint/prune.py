@@ -60,6 +60,13 @@ def prune(
             shutil.rmtree(path)
 
 
+def sweep(run_dir: Path) -> None:
+    """Deletes what crashes left half written or half deleted, while nobody writes there."""
+    for path in sorted(run_dir.glob("step-*.*")):
+        if path.suffix in (".pruned", ".partial") and step_of(path.stem) is not None:
+            shutil.rmtree(path, ignore_errors=True)  # it is no checkpoint; the next save tries too
+
+
 def check_keep(keep: int) -> None:
     """Refuses to keep fewer than two checkpoints.
 

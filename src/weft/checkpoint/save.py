@@ -192,8 +192,8 @@ def _write_rank(partial: Path, pieces: Sequence[Piece], writer: Writer) -> None:
     files, entries = (), ()
     if held:
         made = write_shard(path, tensors)
-        files = (ShardFile(file=path.name, num_bytes=made.num_bytes, sha256=made.sha256),)
-        entries = tuple(_entry(piece, path.name, made.crc32[_key(piece)]) for piece in held)
+        files = (ShardFile(file=path.name, num_bytes=made.num_bytes, crc32=made.crc32),)
+        entries = tuple(_entry(piece, path.name, made.pieces[_key(piece)]) for piece in held)
     rank_report = RankReport(files=files, entries=entries)
     write_durably(_report_path(partial, writer.rank), rank_report.model_dump_json().encode())
 

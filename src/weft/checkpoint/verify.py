@@ -13,7 +13,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from weft.checkpoint.digest import sha256_of_file
+from weft.checkpoint.digest import crc32_of_file
 from weft.checkpoint.format import DTYPES, MANIFEST, Entry, Manifest, decode_manifest, step_of
 from weft.errors import CheckpointError
 
@@ -80,10 +80,10 @@ def check_digests(folder: Path, manifest: Manifest) -> None:
     """
     for file in manifest.files:
         try:
-            found = sha256_of_file(folder / file.file)
+            found = crc32_of_file(folder / file.file)
         except OSError as error:
             raise damaged(folder, f"{file.file} cannot be read ({error.strerror})") from None
-        if found != file.sha256:
+        if found != file.crc32:
             raise damaged(folder, f"{file.file} has changed since it was written")
 
 

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from weft.checkpoint.prune import list_checkpoints
+from weft.checkpoint.prune import list_checkpoints, sweep
 from weft.config.run import RunConfig
 from weft.errors import ConfigError
 from weft.runtime.backends import pick_device
@@ -71,6 +71,7 @@ def train(
     if resume in ("auto", "never") and not list_checkpoints(Path(config.train.run_dir)):
         check_start(config)
     with lock.hold(make_run_dir(config)) as held:
+        sweep(Path(config.train.run_dir))
         checkpoint = resumable(config, resume, digest, print)
         if world > 1 or config.train.restarts:
             newest = partial(resumable, config, "auto", digest, print)
@@ -118,6 +119,7 @@ def join(config: RunConfig, member: Member, resume: str) -> Summary | None:
     with ExitStack() as stack:
         if member.rank == 0:
             stack.enter_context(lock.hold(make_run_dir(config)))
+            sweep(Path(config.train.run_dir))
         checkpoint = resumable(config, resume, digest, print)
         place = Place(
             rank=member.rank,
