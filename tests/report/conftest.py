@@ -35,6 +35,7 @@ def line(step: int, **changes: object) -> dict[str, object]:
         "expert_load_violation": [0.0, 1.0],
         "mfu": None,
         "exposed_comm_ms": 10.0,
+        "starved_ms": 1.0,
         "peak_bytes": 2**30,
         "skipped": step == 3,
         "time": BEGAN + step,

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from tests.report.conftest import BEGAN, LAST, Folder, writer
 
+from weft.report import page as pages
 from weft.report.page import write_report
 from weft.report.picture import PICTURES
 from weft.report.run import Run, read_run
@@ -72,6 +73,7 @@ def test_the_page_says_what_was_run_and_how_it_went(text: str) -> None:
         "global_batch = 4",
         "resumed after step 4",
         "step 4: checkpoint step-00000004 in 500 ms",
+        ">0.99%<",
         "prefers-color-scheme: dark",
         "width=device-width",
     ):
@@ -92,3 +94,18 @@ def test_a_run_that_has_not_taken_a_step_has_a_page(folder: Folder) -> None:
     page = report(run).read_text()
     assert "NO CHECKPOINT: why" in page
     assert "FAILED: why" in page
+
+
+@pytest.mark.parametrize(
+    ("event", "told"),
+    [
+        ({"event": "checkpoint", "folder": "f", "seconds": 2.0, "stall_s": 0.003}, "held up for"),
+        ({"event": "not_finite", "error": "first in qkv"}, "step 4: NOT FINITE: first in qkv"),
+        ({"event": "rollback", "batches_skipped": 3}, "back to step 4; batches left out so far: 3"),
+        ({"event": "restart", "number": 2, "origin": "f"}, "restart 2, from f"),
+        ({"event": "stop"}, "step 4: stopped, as asked"),
+        ({"event": "failure", "error": "why"}, "FAILED: why"),
+    ],
+)
+def test_every_kind_of_event_is_told_in_words(event: dict, told: str) -> None:
+    assert told in pages._told({"step": 4, **event})

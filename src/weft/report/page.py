@@ -106,6 +106,9 @@ def _rates(run: Run) -> Iterator[Fact]:
     yield "tokens a second", f"{rate:,.0f}", f"median; {last['tokens'] / 1e6:,.2f} M tokens seen"
     training = sum(record["step_ms"] for record in run.steps) / 1e3
     yield "training time", duration(training), "evaluation and checkpoints apart"
+    starved = sum(run.series("starved_ms")[1]) / 1e3
+    if starved:
+        yield "starved", f"{starved / (training + starved):.2%}", "of it, waiting for batches"
     if last.get("mfu") is not None:
         yield "model FLOPs used", f"{last['mfu']:.1%}", "of the peak, last step"
     low, high = last["expert_load_min"], last["expert_load_max"]
@@ -181,13 +184,24 @@ def _told(event: Record) -> str:
     step: Any = event.get("step")
     match event["event"]:
         case "checkpoint":
-            return f"step {step:,}: checkpoint {event['folder']} in {duration(event['seconds'])}"
+            held = event.get("stall_s")
+            beside = "" if held is None else f", training held up for {duration(held)}"
+            seconds = duration(event["seconds"])
+            return f"step {step:,}: checkpoint {event['folder']} in {seconds}{beside}"
         case "no_checkpoint":
             return f"step {step:,}: NO CHECKPOINT: {event['error']}"
         case "resume":
             return f"resumed after step {step:,}"
         case "start":
             return "started"
+        case "not_finite":
+            return f"step {step:,}: NOT FINITE: {event['error']}"
+        case "rollback":
+            return f"back to step {step:,}; batches left out so far: {event['batches_skipped']}"
+        case "restart":
+            return f"restart {event['number']}, from {event['origin']}"
+        case "stop":
+            return f"step {step:,}: stopped, as asked"
         case "end":
             return f"step {step:,}: all done"
         case _:

@@ -203,7 +203,7 @@ _TABLE: Sequence[tuple[str, str, str, Callable[[Run], Figure], Callable[[Run], b
     ),
     ("dead", "Dead experts", "Experts that no token chose in a step.", draw_dead, _has("loss")),
     ("grad-norm", "Gradient norm", "Global, before clipping.", _draw_norm, _has("grad_norm")),
-    ("lr", "Learning rate", "Warm-up, then a cosine.", _draw_rate, _has("lr")),
+    ("lr", "Learning rate", "As the recipe schedules it.", _draw_rate, _has("lr")),
     (
         "throughput",
         "Tokens a second",
