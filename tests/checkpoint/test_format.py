@@ -195,3 +195,12 @@ def test_folders_are_ordered_by_step_and_not_by_name() -> None:
     assert [step_of(n) for n in sorted(names, key=newest_first)] == [100_000_000, 99_999_999, 5]
     for other in ("step-1", "step-00000001.partial", "step-00000001.pruned", "xstep-00000001"):
         assert step_of(other) is None
+
+
+def test_a_checkpoint_of_another_format_is_not_called_damaged() -> None:
+    def change(content: dict) -> None:
+        content["format"], content["weft"] = "weft-checkpoint-1", "0.0.9"
+
+    with pytest.raises(CheckpointError, match="'weft-checkpoint-1' of weft 0.0.9") as found:
+        decode_manifest(resigned(encode_manifest(GOOD), change), "here")
+    assert "wrote" not in str(found.value)

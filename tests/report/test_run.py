@@ -37,3 +37,11 @@ def test_a_folder_without_a_run_is_refused_and_told_of_one_nearby(
 ) -> None:
     with pytest.raises(ConfigError, match=f"no metrics.jsonl here.*try one of {folder()}"):
         read_run(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.toml", "summary.json"])
+def test_a_file_that_weft_did_not_write_is_named(folder: Folder, name: str) -> None:
+    run_dir = folder()
+    (run_dir / name).write_text("{[not what it was")
+    with pytest.raises(ConfigError, match=f"{name}.*delete it"):
+        read_run(run_dir)

@@ -160,6 +160,8 @@ def decode_manifest(raw: bytes, where: str) -> Manifest:
         digest = content.pop("digest") if isinstance(content, dict) else None
         if digest != _digest(content) or raw != _canonical({**content, "digest": digest}):
             raise _damaged(where, "it differs from the digest it carries")
+        if content.get("format") != FORMAT:
+            raise _other_format(where, content)
         manifest = Manifest.model_validate_json(_canonical(content))
     except ValidationError as error:
         first = error.errors()[0]
@@ -171,6 +173,13 @@ def decode_manifest(raw: bytes, where: str) -> Manifest:
     if fault:
         raise _damaged(where, fault)
     return manifest
+
+
+def _other_format(where: str, content: Mapping[str, object]) -> CheckpointError:
+    return CheckpointError(
+        f"{where} has format {content.get('format')!r} of weft {content.get('weft')}; expected "
+        f"{FORMAT!r}; export it with that version and start from the export (train.init_from)"
+    )
 
 
 def find_faults(manifest: Manifest) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """`weft ckpt`: what a checkpoint says of itself, whether it is whole, and other forms of it."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -63,11 +64,16 @@ def convert(
     if to == "hf":
         from weft.checkpoint.hf.write import export_checkpoint
 
-        print(f"{export_checkpoint(checkpoint, target, dtype=dtype)}, from {checkpoint}")
+        made = export_checkpoint(checkpoint, target, dtype=dtype, report=_say)
+        print(f"{made}, from {checkpoint}")
         return
     from weft.checkpoint.convert import convert as cut
 
     print(f"{cut(checkpoint, target, shards=shards)}, from {checkpoint}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _newest(folder: Path) -> Path:

@@ -6,7 +6,7 @@ read from another machine, or from a copy.
 
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ def read_run(folder: Path) -> Run:
     """Reads the folder of a run.
 
     Raises:
-        ConfigError: there is no run in it.
+        ConfigError: there is no run in it, or a file of it is not what weft wrote.
     """
     path = folder / metrics.FILE
     if not path.is_file():
@@ -68,22 +68,32 @@ def read_run(folder: Path) -> Run:
             f"train.run_dir{_neighbours(folder)}"
         )
     records = metrics.read(path)
-    config_text = _text(folder / "config.toml")
     return Run(
         folder=folder,
         header=metrics.read_header(path),
         steps=[record for record in records if "loss" in record],
         validations=[r for r in records if r.get("validation_loss") is not None],
         events=events.read(folder),
-        config_text=config_text,
-        config=tomllib.loads(config_text),
-        summary=json.loads(_text(folder / "summary.json") or "{}"),
+        config_text=_text(folder / "config.toml"),
+        config=_parsed(folder / "config.toml", tomllib.loads),
+        summary=_parsed(folder / "summary.json", json.loads),
         sample=_text(folder / "sample.txt"),
     )
 
 
 def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def _parsed(path: Path, parse: Callable[[str], dict[str, Any]]) -> Mapping[str, Any]:
+    """What a file says; nothing where it is not there, as after a crash it may be."""
+    text = _text(path)
+    try:
+        return parse(text) if text else {}
+    except ValueError as error:
+        raise ConfigError(
+            f"{path}: {error}; expected what weft wrote there; delete it to look at the rest"
+        ) from None
 
 
 def _neighbours(folder: Path) -> str:

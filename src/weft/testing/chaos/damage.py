@@ -1,17 +1,14 @@
-"""R2, R3, R4, R15: at any moment of a save, and after any damage, a checkpoint is whole or refused.
+"""R2, R3, R4: at any moment of a save, and after any damage, a checkpoint is whole or refused.
 
-R2   every prefix of what a save does to the disk, with and without what was not synced
-R3   flips, cuts, files missing, swapped and doubled, manifests edited and signed again
-R4   the newest k of n are bad: the next one is taken, and said why
-R15  a pickle that would run a command, in place of every file that is loaded
+R2  every prefix of what a save does to the disk, with and without what was not synced
+R3  flips, cuts, files missing, swapped and doubled, manifests edited and signed again
+R4  the newest k of n are bad: the next one is taken, and said why
 """
 
 import json
 import os
 import random
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -350,48 +347,4 @@ def check_fallback(size: Size) -> Result:
         counts={"runs": len(trials), "bad checkpoints": bad_ones},
         faults=faults,
         control=control or "a flip of the manifest is found without digests too",
-    )
-
-
-# ---- R15 ----
-
-
-def hostile(canary: Path) -> bytes:
-    """A pickle (protocol 0, written by hand) that makes a file where it is loaded."""
-    return b"cos\nsystem\n(S'touch " + str(canary).encode() + b"'\ntR."
-
-
-def check_code(size: Size) -> Result:
-    """R15: a hostile pickle in place of every file of a checkpoint; none of it runs."""
-    canary = size.folder / "canary"
-    content = hostile(canary)
-    faults: list[str] = []
-    run_dir = size.folder / "code"
-    names = sorted(path.name for path in write(run_dir, 1).iterdir())
-    for number, name in enumerate(names):
-        folder = write(run_dir, number + 2)
-        (folder / name).write_bytes(content)
-        if _is_good(folder):
-            faults.append(f"{name}: a pickle was taken for it")
-    for text in ("../escape", "/etc/passwd", "rank-00000.safetensors/../../x"):
-        folder = write(run_dir, 100)
-        path = folder / "manifest.json"
-        told = json.loads(path.read_bytes())
-        told.pop("digest")
-        told["files"][0]["file"] = told["entries"][0]["file"] = text
-        path.write_bytes(sign(told))
-        if _is_good(folder):
-            faults.append(f"a manifest may name {text}")
-        shutil.rmtree(folder)
-    if canary.exists():
-        faults.append("a pickle ran")
-    bait = size.folder / "bait"
-    bait.write_bytes(content)
-    code = "import pickle, sys; pickle.load(open(sys.argv[1], 'rb'))"
-    subprocess.run([sys.executable, "-c", code, str(bait)], check=False)
-    return Result(
-        promise="R15 no loaded file runs code",
-        counts={"files": len(names), "paths": 3},
-        faults=faults,
-        control="the same pickle runs where pickles are loaded" if canary.exists() else "",
     )

@@ -17,7 +17,7 @@ from weft.data.prepared.manifest import Shard
 from weft.data.prepared.shard import ShardTokens, read_index, write_shard
 from weft.data.tokenizer import Bytes
 from weft.errors import DataError, WeftError
-from weft.testing.chaos.damage import hostile
+from weft.testing.chaos.hostile import pickle_for
 from weft.testing.chaos.recipe import LAYOUTS, tiny
 from weft.testing.chaos.result import Result, Size
 
@@ -38,7 +38,7 @@ def check_shards(size: Size) -> Result:
     for number in trials:
         draw = random.Random(size.seed + number)
         path = draw.choice(sorted(whole))
-        path.write_bytes(_harmed(whole[path], draw, hostile(canary)))
+        path.write_bytes(_harmed(whole[path], draw, pickle_for(canary)))
         found = _read(folder, shard)
         refused += found is None
         if found is not None and found != expected:

@@ -14,7 +14,17 @@ from pathlib import Path
 
 import torch
 
-from weft.testing.chaos import damage, disk, ending, inputs, killing, order, poison, reshape
+from weft.testing.chaos import (
+    damage,
+    disk,
+    ending,
+    hostile,
+    inputs,
+    killing,
+    order,
+    poison,
+    reshape,
+)
 from weft.testing.chaos.result import Check, Result, Size
 
 CHECKS: Mapping[str, Check] = {
@@ -30,7 +40,7 @@ CHECKS: Mapping[str, Check] = {
     "order": order.check,
     "reshape": reshape.check,
     "shards": inputs.check_shards,
-    "code": damage.check_code,
+    "code": hostile.check,
     "recipes": inputs.check_recipes,
 }
 WHOLE = ("prefix", "reshape", "code")  # of one size, and seconds
