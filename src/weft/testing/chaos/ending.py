@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 
+from weft.compose.plan import Plan
 from weft.config.run import RunConfig
 from weft.testing.chaos.recipe import LAYOUTS, tiny
 from weft.testing.chaos.result import Result, Size
 from weft.testing.kill import Outcome, Run, differences, finish, last_step
 from weft.trainer import supervisor
+from weft.trainer.feed import Feed, Read
 from weft.trainer.stop import STOPPED
 
 TIMEOUT = 2.0  # seconds that a rank may stand still in these runs
@@ -83,7 +85,7 @@ def _control_stop(size: Size) -> str:
 def check_hang(size: Size) -> Result:
     """So many ranks that stand still, in so many ways."""
     trials, faults, right = size.trials(4, 40), [], 0
-    ways = (_stop_signal, _sleep_in_collective, _sleep_between_steps, _stop_signal)
+    ways = (_stop_signal, _sleep_in_collective, _sleep_between_steps, _sleep_while_reading)
     seconds: list[float] = []
     for number in trials:
         draw = random.Random(size.seed + number)
@@ -140,14 +142,37 @@ def _sleep_between_steps(config: RunConfig, victim: int, step: int) -> tuple[Run
 
 
 def _asleep(config: RunConfig, victim: int, point: str, step: int) -> tuple[Run, float]:
-    mark, seen = Path(f"{config.train.run_dir}.asleep"), count(1)
+    mark, seen = _mark(config), count(1)
 
     def sleep(rank: int, here: str) -> None:
         if (rank, here) == (victim, point) and next(seen) == step:
             mark.touch()
             time.sleep(100)
 
-    run = Run(config, fail_point=sleep)
+    return _until(mark, Run(config, fail_point=sleep))
+
+
+def _sleep_while_reading(config: RunConfig, victim: int, step: int) -> tuple[Run, float]:
+    mark, honest = _mark(config), Feed.read
+
+    def read(feed: Feed, plan: Plan, index: int) -> Read:
+        if (plan.rank, index) == (victim, step):
+            mark.touch()
+            time.sleep(100)
+        return honest(feed, plan, index)
+
+    def tamper() -> None:
+        Feed.read = read  # type: ignore[method-assign]
+
+    return _until(mark, Run(config, tamper=tamper))
+
+
+def _mark(config: RunConfig) -> Path:
+    """The file that a rank makes when it falls asleep."""
+    return Path(f"{config.train.run_dir}.asleep")
+
+
+def _until(mark: Path, run: Run) -> tuple[Run, float]:
     while not mark.exists() and run.poll() is None:
         time.sleep(0.01)
     return run, time.monotonic()
