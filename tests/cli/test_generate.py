@@ -1,11 +1,12 @@
 """`weft generate` continues a text with what the newest good checkpoint knows."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.trainer.conftest import ALONE, few_steps
 
-from weft.cli.generate import generate
+from weft.cli.generate import _print_as_it_grows, generate
 from weft.config.run import RunConfig
 from weft.errors import CheckpointError, ConfigError
 from weft.trainer.rank import run_rank
@@ -43,3 +44,18 @@ def test_a_folder_without_run_or_checkpoint_is_refused(run: Path, tmp_path: Path
         folder.rename(tmp_path / folder.name)
     with pytest.raises(CheckpointError, match="no checkpoint yet"):
         generate(run, "loom ")
+
+
+def test_the_text_is_shown_as_it_grows_and_no_half_of_a_character(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shown: list[str] = []
+
+    def texts() -> Iterator[str]:
+        for text in ("lo", "loom", "loom \ufffd", "loom \u00e9", "loom \u00e9\ufffd"):
+            yield text
+            shown.append(capsys.readouterr().out)
+
+    _print_as_it_grows(texts())
+    assert shown == ["lo", "om", " ", "\u00e9", ""]
+    assert capsys.readouterr().out == "\ufffd\n"

@@ -1,6 +1,7 @@
 """`weft generate RUN --prompt TEXT`: what a run has learned so far, on one rank."""
 
 import sys
+from collections.abc import Iterable
 from typing import Annotated
 
 import typer
@@ -27,7 +28,7 @@ def generate(
     from weft.checkpoint.load import find_latest  # after the run is found: torch takes seconds
     from weft.data.tokenizer import open_tokenizer
     from weft.runtime.backends import pick_device, prepare
-    from weft.trainer.sample import load_oracle, sample
+    from weft.trainer.sample import grow, load_oracle
 
     folder = find_latest(run, report=_say)
     if folder is None:
@@ -39,7 +40,7 @@ def generate(
     prepare(where, threads=config.train.threads, neighbours=1)
     oracle = load_oracle(config, folder, where)
     _say(f"from {folder}")
-    text = sample(
+    texts = grow(
         oracle,
         prompt.encode(),
         count=count,
@@ -48,7 +49,18 @@ def generate(
         tokenizer=open_tokenizer(config.data.tokenizer),
         temperature=temperature,
     )
-    print(text)
+    _print_as_it_grows(texts)
+
+
+def _print_as_it_grows(texts: Iterable[str]) -> None:
+    """Each piece as soon as it is there; half a character waits for its other half."""
+    shown = text = ""
+    for text in texts:
+        whole = text.rstrip("\ufffd")
+        if whole.startswith(shown):
+            print(whole[len(shown) :], end="", flush=True)
+            shown = whole
+    print(text[len(shown) :])
 
 
 def _say(text: str) -> None:

@@ -4,6 +4,8 @@ The parameters are read from the run's last checkpoint, so that any layout can b
 rank, and what is sampled is what was saved.
 """
 
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +66,6 @@ def _read(checkpoint: Checkpoint, part: Logical) -> Tensor:
     return checkpoint.read("master", part.name)
 
 
-@torch.no_grad()
 def sample(
     oracle: Oracle,
     prompt: bytes,
@@ -80,17 +81,43 @@ def sample(
     Without a tokenizer tokens are bytes, and there are `count` of them. At temperature 0 each
     token is the likeliest.
     """
+    texts = grow(
+        oracle,
+        prompt,
+        count=count,
+        seed=seed,
+        device=device,
+        tokenizer=tokenizer,
+        temperature=temperature,
+    )
+    (text,) = deque(texts, maxlen=1)
+    return text
+
+
+@torch.no_grad()
+def grow(
+    oracle: Oracle,
+    prompt: bytes,
+    *,
+    count: int,
+    seed: int,
+    device: torch.device,
+    tokenizer: Tokenizer | None = None,
+    temperature: float = TEMPERATURE,
+) -> Iterator[str]:
+    """The text of `sample` as it grows: the prompt, and again with each further token."""
     tokenizer = tokenizer or Bytes()
     generator = torch.Generator("cpu").manual_seed(seed)
     tokens = [tokenizer.end_of_text, *tokenizer.encode([prompt])[0].tolist()]
     window, left = oracle.plan.sequence, count
+    yield tokenizer.decode(tokens[1:])
     while left > 0:
         recent = np.array(tokens[-window:], dtype=np.int64)
         logits = oracle.logits(_document(recent, device))[-1, : tokenizer.size].float().cpu()
         logits[tokenizer.end_of_text] = -torch.inf  # a sample is of the length that was asked for
         tokens.append(_draw(logits, temperature, generator))
         left -= tokenizer.width(tokens[-1])
-    return tokenizer.decode(tokens[1:])
+        yield tokenizer.decode(tokens[1:])
 
 
 def _draw(logits: Tensor, temperature: float, generator: torch.Generator) -> int:
