@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from weft.checkpoint.hf.dialect import DIALECTS, Dialect
+from weft.checkpoint.hf.dialect import Dialect
+from weft.checkpoint.hf.dialects import DIALECTS
 from weft.config.branch import written
 from weft.config.model import ModelConfig
 from weft.config.yarn import YarnConfig
