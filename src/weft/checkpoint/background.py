@@ -28,7 +28,7 @@ class Snapshot:
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, str, int], Tensor] = {}
         self._until_copied: Callable[[], object] = _at_once
-        self.held_seconds = 0.0  # by the last copy
+        self.held_seconds = 0.0  # by the last copy; where a device waits, the host does not
 
     def begin(self, pieces: Sequence[Piece]) -> Finish:
         """Begins to copy the pieces as they are now.
@@ -38,7 +38,7 @@ class Snapshot:
         """
         self.held_seconds = 0.0
         copies = [replace(piece, tensor=self._buffer(piece)) for piece in pieces]
-        on_device = any(piece.tensor.is_cuda for piece in pieces)
+        on_device = any(piece.tensor.is_cuda for piece in pieces)  # a state is on one
         begin = _begin_on_device if on_device else _begin_on_host
         self._until_copied, finish = begin(pieces, copies)
         return finish
@@ -83,8 +83,9 @@ def _begin_on_device(
     pieces: Sequence[Piece], copies: list[Piece]
 ) -> tuple[Callable[[], object], Finish]:
     """The device copies on a stream of its own; what changes the state waits for it there."""
-    stream, copied = torch.cuda.Stream(), torch.cuda.Event()
-    stream.wait_stream(torch.cuda.current_stream())
+    device = pieces[0].tensor.device
+    stream, copied = torch.cuda.Stream(device), torch.cuda.Event()
+    stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         for piece, copy in zip(pieces, copies, strict=True):
             copy.tensor.copy_(piece.tensor, non_blocking=True)
@@ -94,7 +95,7 @@ def _begin_on_device(
         copied.synchronize()
         return copies
 
-    return lambda: torch.cuda.current_stream().wait_event(copied), finish
+    return lambda: torch.cuda.current_stream(device).wait_event(copied), finish
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
