@@ -1,7 +1,7 @@
 """Writing while training goes on: a copy of the state on the host, and one thread that writes it.
 
 step n      the copy begins, into buffers that are kept for the next time
-step n+1    forward and backward run beside it; the update, which changes the state, waits for it
+step n+1    forward and backward run beside it on a CPU; the update, which changes the state, waits
 step n+1..  a thread writes the copy; the step sees nothing of it
 later       how it ended is there to be picked up; the next copy waits for that
 """
@@ -28,7 +28,7 @@ class Snapshot:
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, str, int], Tensor] = {}
         self._until_copied: Callable[[], object] = _at_once
-        self.held_seconds = 0.0  # by the last copy; where a device waits, the host does not
+        self.held_seconds = 0.0  # by the last copy
 
     def begin(self, pieces: Sequence[Piece]) -> Finish:
         """Begins to copy the pieces as they are now.
@@ -44,7 +44,7 @@ class Snapshot:
         return finish
 
     def hold(self) -> None:
-        """Comes back, or lets the device go on, once the pieces may change."""
+        """Comes back once the pieces may change."""
         begun = time.perf_counter()
         self._until_copied()
         self.held_seconds += time.perf_counter() - begun
@@ -82,20 +82,11 @@ def _begin_on_host(
 def _begin_on_device(
     pieces: Sequence[Piece], copies: list[Piece]
 ) -> tuple[Callable[[], object], Finish]:
-    """The device copies on a stream of its own; what changes the state waits for it there."""
-    device = pieces[0].tensor.device
-    stream, copied = torch.cuda.Stream(device), torch.cuda.Event()
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        for piece, copy in zip(pieces, copies, strict=True):
-            copy.tensor.copy_(piece.tensor, non_blocking=True)
-        copied.record(stream)
-
-    def finish() -> list[Piece]:
-        copied.synchronize()
-        return copies
-
-    return lambda: torch.cuda.current_stream(device).wait_event(copied), finish
+    """The device copies before anything else: to memory that is pinned, a fraction of a step."""
+    for piece, copy in zip(pieces, copies, strict=True):
+        copy.tensor.copy_(piece.tensor, non_blocking=True)
+    torch.cuda.current_stream(pieces[0].tensor.device).synchronize()
+    return _at_once, lambda: copies
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
