@@ -88,7 +88,8 @@ EIGHT_BITS = tuple(
 
 @pytest.fixture(scope="module")
 def eight(config: RunConfig) -> Proof:
-    return prepare(laid_out(config, "model.layers=2", *EIGHT_BITS), quick=True)
+    apart = ("parallel.sp=2", "parallel.ep=2")
+    return prepare(laid_out(config, "model.layers=2", *apart, *EIGHT_BITS), quick=True)
 
 
 @pytest.mark.parametrize("dispatch", [Dispatch.ALL_TO_ALL, Dispatch.ALL_GATHER])
