@@ -1,5 +1,6 @@
 """Orders by name, at any prices."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -9,10 +10,12 @@ from weft.compose.price import Nominal, nominal_pricing
 from weft.compose.step import training_step
 from weft.compose.timeline import place_step
 from weft.parallel.layout import Dispatch, Layout
+from weft.parallel.sync import Sync, Wire
 from weft.schedule.check import check
 from weft.testing import models
 
 LAYOUT = Layout(sp=2, ep=2, dispatch=Dispatch.ALL_GATHER)
+BF16 = Sync(gradients=Wire.BF16)
 
 
 def plan(order: str):
@@ -37,6 +40,12 @@ def seconds(step) -> float:
 def test_a_searched_step_is_no_longer_than_one_by_name():
     by_name = [seconds(training_step(plan(o))) for o in ("serial", "overlapped", "paper")]
     assert seconds(training_step(plan("auto"), few("auto"))) <= min(by_name)
+
+
+def test_a_reduction_in_sixteen_bits_is_searched_too():
+    made = replace(models.plan(models.mixtral_like(), Layout(dp=2), order="auto"), sync=BF16)
+    bodies = {t.body for o in training_step(made).templates.values() for t in o.program.tasks}
+    assert "all_to_all_grad" in bodies
 
 
 def test_prices_come_from_the_caller():

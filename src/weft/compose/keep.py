@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 
 from weft.compose.plan import Plan, sizes
-from weft.compose.price import Nominal, price, value_bytes
+from weft.compose.price import BYTES, Nominal, price, value_bytes
 from weft.compose.segment import Segment
 from weft.compose.stage import chunks_of, pieces_of
 from weft.errors import ConfigError
@@ -31,9 +31,9 @@ from weft.schedule.remat import recipes, rematerialise
 
 _WIDTHS: Mapping[str, Mapping[str, int]] = MappingProxyType(
     {
-        "bfloat16": {"act": 2, "acc": 4, "i32": 4, "u8": 1, "i64": 8, "host": 0},
-        "float32": {"act": 4, "acc": 4, "i32": 4, "u8": 1, "i64": 8, "host": 0},
-        "float64": {"act": 8, "acc": 8, "i32": 4, "u8": 1, "i64": 8, "host": 0},
+        "bfloat16": dict(BYTES),
+        "float32": {**BYTES, "act": 4},
+        "float64": {**BYTES, "act": 8, "acc": 8},
     }
 )
 # Outputs that are an input in another layout: blocks a rank, or columns seen as heads.
