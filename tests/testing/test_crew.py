@@ -1,5 +1,6 @@
 """Ranks run alike wherever they live, and what is written down is what happened."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -81,6 +82,20 @@ def test_forced_experts_are_the_ones_chosen(course: Course) -> None:
 def test_data_parallel_ranks_share_out_the_micro_batches(course: Course) -> None:
     plans = [plan_of(course, TRIAL, Layout(dp=2, sp=2), rank) for rank in range(4)]
     assert [list(own_micro_batches(p)) for p in plans] == [[0, 1], [0, 1], [2, 3], [2, 3]]
+
+
+def test_the_serial_step_is_in_chunks_where_the_others_are_and_has_nothing_else(
+    course: Course,
+) -> None:
+    serial = replace(TRIAL, order="serial")
+    for overlap in ({"across": True}, {"across": True, "split": ("qkv",), "chunks": 4}):
+        config = course.config.model_copy(
+            update={"overlap": course.config.overlap.model_copy(update=overlap)}
+        )
+        asked = replace(course, config=config)
+        plan, other = (plan_of(asked, trial, Layout(sp=2), 0) for trial in (serial, TRIAL))
+        assert (plan.order, plan.across, other.across) == ("serial", False, True)
+        assert (plan.split, plan.chunks) == (other.split, other.chunks)
 
 
 def test_a_digest_knows_one_changed_bit(course: Course) -> None:

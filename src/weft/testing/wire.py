@@ -101,7 +101,7 @@ def transfers(step: Step, choices: Choices) -> Iterator[Transfer]:
                 elements = _elements(step, instance, program, task, letters, between)
                 wire = str(task.op.wire)
                 yield Transfer(
-                    template=instance.template,
+                    template=_strand(instance, task),
                     key=(task.group, COLLECTIVES[wire], str(task.attributes["label"])),
                     elements=elements * _share(wire, n),
                     kind=program.values[_sent(task)].kind,
@@ -193,6 +193,12 @@ def own_choices(
     dp_rank = plan.layout.dp_rank(rank)
     whole = choices(dp_rank * plan.local_micro_batches + index, layer)
     return pick(whole, replace(plan, rank=rank).share.tokens)
+
+
+def _strand(instance: Instance, task: Task) -> str:
+    """The template that a task is of: of two that are braided, that of its strand."""
+    first, *other = instance.template.split("+")
+    return other[0] if other and task.name.startswith("f.") else first
 
 
 _KEPT = re.compile(r"m(\d+)\.l(\d+)\..*")
