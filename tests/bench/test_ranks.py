@@ -5,7 +5,8 @@ import json
 import pytest
 from torch.multiprocessing.spawn import ProcessRaisedException
 
-from weft.bench.ranks import Order, measure_here
+from weft.bench.ranks import Calibration, Order, calibrate_here, measure_here
+from weft.planner.machine import machine
 
 
 def test_one_rank_measures_in_this_process(recipe, tmp_path) -> None:
@@ -35,3 +36,12 @@ def test_a_rank_that_fails_ends_all(recipe) -> None:
     order = Order(what="step", config=config, steps=1, documents=99, file=None, say=print)
     with pytest.raises(ProcessRaisedException, match="larger sample than population"):
         measure_here(order)
+
+
+def test_a_calibration_leaves_a_machine_file(tmp_path) -> None:
+    file, said = tmp_path / "here.toml", list[str]()
+    calibrate_here(Calibration(known=None, device="cpu", file=file, say=said.append), 1)
+    found = machine(str(file))
+    assert found.device.peak_flops > 0
+    assert "adamw" in found.measured.passes
+    assert "passes" in said[-1]

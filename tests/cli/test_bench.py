@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from weft.cli.bench import bench_comm, bench_step
+from weft.cli.bench import bench_calibrate, bench_comm, bench_step
 from weft.errors import ConfigError
 
 
@@ -26,3 +26,12 @@ def test_more_ranks_than_devices_are_refused_before_any_starts(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ConfigError, match="finds 1 CUDA devices"):
         bench_comm(ranks=2)
+
+
+def test_a_calibration_is_refused_before_it_measures_anything(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"H900.*H200"):
+        bench_calibrate(tmp_path / "new.toml", machine="H900")
+    with pytest.raises(ConfigError, match="expected a .toml file"):
+        bench_calibrate(tmp_path / "nowhere" / "new.toml")
+    with pytest.raises(ConfigError, match="expected a .toml file"):
+        bench_calibrate(tmp_path / "new.json")

@@ -14,10 +14,11 @@ def invoke(*arguments: str):
 
 
 def test_a_plan_is_printed_and_its_recipe_is_one_that_simulates(tmp_path: Path):
-    out = tmp_path / "plan.toml"
+    out, drawn = tmp_path / "plan.toml", tmp_path / "memory.png"
     asked = ("plan", "--model", "tiny-mixtral", "--cluster", "1x2xH200", "--batch", "8")
-    result = invoke(*asked, "--seq", "64", "--out", str(out))
+    result = invoke(*asked, "--seq", "64", "--out", str(out), "--picture", str(drawn))
     assert result.exit_code == 0, result.output
+    assert drawn.read_bytes().startswith(b"\x89PNG")
     assert "why the others lost" in result.output
     assert invoke("simulate", str(out)).exit_code == 0
 

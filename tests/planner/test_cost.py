@@ -1,13 +1,10 @@
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from weft.compose.plan import Plan, sizes
-from weft.compose.recipe import plan as make_plan
 from weft.compose.step import named_order, training_step
-from weft.config.load import load
 from weft.parallel.layout import Layout
 from weft.planner.constants import constants
 from weft.planner.cost import Rates, imbalanced, message, pricing, rates, seconds
@@ -26,10 +23,16 @@ def products(rows: int, n: int, k: int, groups: int = 1, phase: str = "") -> Pro
     return Products(rows=rows, n=n, k=k, groups=groups, phase=phase, flops=flops, moved=1)
 
 
-def sending(algorithm: str, size: float, degree: int, axis: str = "sp") -> Sending:
+def sending(algorithm: str, size: float, degree: int, axis: str = "sp", world: int = 64) -> Sending:
     wire = size * (degree - 1) / degree
     return Sending(
-        algorithm=algorithm, axis=axis, label="x", wire=wire, degree=degree, tensor=round(size)
+        algorithm=algorithm,
+        axis=axis,
+        label="x",
+        wire=wire,
+        degree=degree,
+        tensor=round(size),
+        world=world,
     )
 
 
@@ -51,13 +54,16 @@ def test_every_task_has_a_price_on_every_machine(name: str):
 
 
 def test_a_measured_shape_costs_what_was_measured():
-    cube = products(8192, 8192, 8192)
-    assert seconds(cube, H200) == pytest.approx(cube.flops / 736e12, rel=0.02)
+    for known in H200.machine.measured.products:
+        asked = products(known.rows, known.n, known.k, known.groups, known.phase)
+        rate = asked.flops / seconds(asked, H200)
+        assert rate == pytest.approx(known.flops, rel=0.05)  # a launch, and neighbours nearby
 
 
 def test_a_shape_between_measured_ones_costs_something_between():
+    rates_ = [known.flops for known in H200.machine.measured.products]
     cube = products(5792, 5792, 5792)
-    assert 600e12 < cube.flops / seconds(cube, H200) < 760e12
+    assert min(rates_) < cube.flops / seconds(cube, H200) < max(rates_)
 
 
 def test_a_tile_more_than_the_multiprocessors_costs_a_wave():
@@ -73,12 +79,15 @@ def test_no_product_is_faster_than_the_sustained_peak():
 
 
 def test_a_measured_message_takes_what_was_measured():
-    took = message(sending("all_gather", 64 * MB, 2), H200)
-    assert took == pytest.approx(64 * MB / 2 / 179e9, rel=1e-6)
+    for known in H200.machine.measured.messages:
+        if known.transport == "nccl":
+            took = message(sending(known.algorithm, known.size, 2), H200)
+            assert took == pytest.approx(known.size / 2 / known.bus, rel=1e-6)
 
 
 def test_a_small_message_costs_its_latency_however_small():
-    one, none = (message(sending("all_to_all", size, 2), H200) for size in (MB, MB / 1000))
+    least = min(m.size for m in H200.machine.measured.messages if m.algorithm == "all_to_all")
+    one, none = (message(sending("all_to_all", s, 2), H200) for s in (least, least / 1000))
     assert none == pytest.approx(one, rel=1e-6)
 
 
@@ -100,6 +109,13 @@ def test_a_group_that_leaves_its_node_is_as_fast_as_its_cards():
     card = H800.machine.nic.bandwidth * H800.constants.network
     assert message(outside, H800) == pytest.approx(outside.wire / card, rel=0.1)
     assert message(inside, H800) < message(outside, H800)
+
+
+def test_a_job_that_fits_into_a_node_leaves_it_on_no_axis():
+    here, there = (sending("all_gather", 256 * MB, 2, "edp", world) for world in (8, 16))
+    link = H800.machine.link.bandwidth * H800.constants.ring
+    assert message(here, H800) == pytest.approx(here.wire / link, rel=0.05)
+    assert message(there, H800) > 2 * message(here, H800)
 
 
 def test_a_group_of_whole_nodes_uses_all_their_cards():
@@ -138,22 +154,6 @@ def test_index_driven_rows_cost_more_than_streams():
     stream = Passing(body="x", moved=100 * MB, way=Way.STREAM)
     assert seconds(replace(stream, way=Way.ROWS), H800) > seconds(stream, H800)
     assert seconds(replace(stream, way=Way.SUMS), H800) > seconds(stream, H800)
-
-
-def test_a_recorded_step_costs_what_it_took():
-    lines = (ROOT / "benchmarks/results/h200/step.jsonl").read_text().splitlines()
-    for line in map(json.loads, lines):
-        config = load(ROOT / f"recipes/{line['recipe']}.toml", ["parallel.sp=1", "parallel.ep=1"])
-        predicted = sum(priced(make_plan(config, 0), H200).values())
-        assert predicted * 1e3 == pytest.approx(line["step_ms"]["median"], rel=0.1)
-
-
-def test_a_slower_machine_of_the_record_is_noticed():
-    config = load(ROOT / "recipes/h200-mixtral-2layer.toml", ["parallel.sp=1", "parallel.ep=1"])
-    products_ = tuple(replace(p, flops=p.flops / 2) for p in H200.machine.measured.products)
-    slow = replace(H200.machine, measured=replace(H200.machine.measured, products=products_))
-    predicted = sum(priced(make_plan(config, 0), replace(H200, machine=slow)).values())
-    assert predicted > 1.2 * 0.291
 
 
 def test_an_order_at_the_prices_of_a_machine_is_legal():

@@ -5,26 +5,27 @@ import pytest
 
 from weft.planner.constants import constants
 from weft.planner.cost import Rates
-from weft.planner.figures import FIGURES, PUBLISHED, TABLE_2, Scope, rows, system
+from weft.planner.figures import FIGURES, PUBLISHED, Scope, rows
 from weft.planner.machine import machine
-from weft.planner.row import Row, beside_published, fit
+from weft.planner.row import Row, beside_published, fit, published
 from weft.planner.simulate import Studio
+from weft.planner.systems import TABLE_2
 
 STUDIO = Studio()
-# What the fit promises over the published rows of time; memory (Fig 17) is not fitted.
-MEDIAN, LARGEST = 0.05, 0.15
+# What the fit promises over every published row.
+MEDIAN, LARGEST = 0.05, 0.10
 
 
 @cache
 def predicted(**changes: float) -> tuple[Row, ...]:
     found = replace(constants(), **changes)
     made = rows(lambda name: Rates(machine=machine(name), constants=found), STUDIO, PUBLISHED)
-    return tuple(beside_published(row for row in made if row.key.figure != "fig17"))
+    return tuple(beside_published(made))
 
 
-def test_published_rows_of_time_are_met():
+def test_published_rows_are_met():
     whole = fit(predicted())
-    assert whole.rows >= 50
+    assert whole.rows >= 60
     assert whole.median < MEDIAN
     assert whole.largest < LARGEST
 
@@ -40,7 +41,7 @@ def test_a_scaled_constant_breaks_the_calibration(name: str, factor: float):
 def test_every_figure_has_rows_and_each_row_its_own_key():
     keys = [row.key for row in predicted()]
     assert len(set(keys)) == len(keys)
-    assert {key.figure for key in keys} == set(FIGURES) - {"fig17"}
+    assert {key.figure for key in keys} == set(FIGURES)
 
 
 def test_blind_rows_are_asked_for():
@@ -50,15 +51,20 @@ def test_blind_rows_are_asked_for():
     assert scope.models == TABLE_2
 
 
-def test_the_paper_s_system_is_faster_than_the_baseline():
-    rates = Rates(machine=machine("H800"), constants=constants())
-    times = {
-        of: STUDIO.simulate(system("mixtral-8x7b", of, stages=1, dp=4, batch=64), rates).seconds
-        for of in ("megatron", "megascale")
-    }
-    assert times["megascale"] < times["megatron"]
-
-
 def test_dispatch_by_all_gather_wins_where_the_paper_says():
     times = {r.key.config: r.predicted for r in predicted() if r.key.figure == "fig7"}
     assert times["all_to_all k=5"] < times["all_gather"] < times["all_to_all k=7"]
+
+
+def test_replicated_attention_costs_a_few_percent_of_the_synchronisation():
+    """The paper: 0.3 to 3.1 % over its models (1.4)."""
+    rates = Rates(machine=machine("H800"), constants=constants())
+    made = FIGURES["fig15"](lambda _: rates, STUDIO, Scope())
+    more = [row.predicted for row in made if row.key.metric == "increase_pct"]
+    assert len(more) == len(TABLE_2)
+    assert 0.3 <= min(more) <= max(more) <= 3.1
+
+
+def test_every_published_row_has_a_prediction():
+    told = {row.key for row in predicted() if row.published}
+    assert told == set(published())

@@ -8,6 +8,7 @@ from weft.parallel.layout import Dispatch, Layout
 from weft.planner.cost import Rates, rates
 from weft.planner.machine import machine
 from weft.planner.simulate import Job, Regime, Simulated, Studio, asked_of, skews
+from weft.planner.work import Way
 from weft.testing import models
 
 H800 = rates(machine("H800"))
@@ -109,8 +110,9 @@ def test_gradients_beside_the_backward_cost_less():
 
 def test_row_movement_by_the_framework_costs_more():
     layout = Layout(sp=4, ep=4)
-    own, plain = (simulated(layout, regime=Regime(own_rows=r)) for r in (True, False))
-    assert plain.others > own.others
+    none, gathers = frozenset[Way](), frozenset((Way.ROWS,))
+    plain, half = (simulated(layout, regime=Regime(streamed=s)) for s in (none, gathers))
+    assert plain.others > half.others > simulated(layout).others
 
 
 def test_utilisation_is_that_of_the_model_and_below_one():

@@ -64,6 +64,15 @@ def test_a_stretch_of_a_weight_costs_nothing_and_rows_that_merge_their_bytes():
     assert up.moved >= 2 * 2 * n.R * 2 * n.F
 
 
+def test_products_of_woven_segments_find_their_weights():
+    plan = replace(LARGE, across=True, merge=True, micro_batches=4)
+    step, n = training_step(plan), sizes(plan)
+    woven = [o.program for name, o in step.templates.items() if "+" in name]
+    asked = [work(t, p, n) for p in woven for t in p.tasks if t.body == "expert_down.wgrad"]
+    assert asked
+    assert all(isinstance(one, Products) for one in asked)
+
+
 def test_the_router_is_bound_by_reading_tokens():
     assert all(isinstance(w, Passing) for w in works(LARGE)["router_logits"])
 

@@ -7,13 +7,15 @@ from pathlib import Path
 
 from torch.multiprocessing.spawn import spawn
 
-from weft.bench import block, step
+from weft.bench import block, calibrate, record, step
 from weft.bench.ceilings import Ceilings, stored
 from weft.bench.record import append, entry
 from weft.bench.rig import rigged
 from weft.config.load import dump
 from weft.config.run import RunConfig
-from weft.runtime.backends import pick_device
+from weft.planner.calibration import machine_text
+from weft.planner.machine import machine, sources
+from weft.runtime import backends
 from weft.runtime.state import precision
 from weft.trainer.session import Place
 
@@ -50,7 +52,9 @@ def measure_rank(
     rank: int, world: int, meeting: str | None, order: Order, *, local_rank: int | None = None
 ) -> None:
     """Measures one rank; the first prints and appends."""
-    device = pick_device(order.config.train.device, rank if local_rank is None else local_rank)
+    device = backends.pick_device(
+        order.config.train.device, rank if local_rank is None else local_rank
+    )
     place = Place(rank=rank, world=world, device=device, meeting=meeting, neighbours=world)
     ceilings = stored(device, precision(order.config.train.precision).act)
     measure = _measure_step if order.what == "step" else _measure_block
@@ -74,3 +78,56 @@ def _measure_block(order: Order, place: Place, ceilings: Ceilings) -> tuple[str,
     with rigged(order.config, place, documents=order.documents) as rig:
         found = block.measure(rig, order.what, ceilings, repeats=order.steps)
     return block.render(found), block.record(found)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Calibration:
+    """Which machine to measure with how many ranks, and where its file goes.
+
+    `known` is the machine whose numbers on paper are kept; none keeps nothing.
+    """
+
+    known: str | None
+    device: str
+    file: Path
+    say: Callable[[str], None]
+
+
+def calibrate_here(order: Calibration, world: int) -> None:
+    """Measures this machine with a process for each rank; the first one writes its file."""
+    for rank in range(world):
+        backends.pick_device(order.device, rank)  # refused before anything starts
+    if world == 1:
+        calibrate_rank(0, 1, None, order)
+        return
+    with tempfile.TemporaryDirectory(prefix="weft-bench-") as folder:
+        meeting = f"file://{folder}/meeting"
+        spawn(calibrate_rank, (world, meeting, order), nprocs=world)
+
+
+def calibrate_rank(rank: int, world: int, meeting: str | None, order: Calibration) -> None:
+    """Measures one rank; the first writes the file."""
+    device = backends.pick_device(order.device, rank)
+    place = Place(rank=rank, world=world, device=device, meeting=meeting, neighbours=world)
+    say = order.say if rank == 0 else _silent
+    base = machine(order.known) if order.known else None
+    found = calibrate.calibrate(place, calibrate.Order(base=base, say=say))
+    if rank:
+        return
+    facts = record.machine(device)
+    run = (
+        f"weft bench calibrate, {record.today()}, {world} x {facts['name']}, "
+        f"torch {facts['torch']}, commit {record.commit()}"
+    )
+    known = sources(order.known) if order.known else {}
+    source = calibrate.sources_of(found, known, run)
+    order.file.write_text(machine_text(found, source=source, run=run), encoding="utf-8")
+    measured = found.measured
+    order.say(
+        f"{order.file}: {len(measured.products)} shapes of products, {len(measured.passes)} "
+        f"passes, {len(measured.issue)} bodies issued, {len(measured.messages)} messages"
+    )
+
+
+def _silent(_text: str) -> None:
+    return

@@ -70,6 +70,11 @@ def commit() -> str:
     return _output(["git", "describe", "--always", "--dirty", "--abbrev=12"], Path(__file__).parent)
 
 
+def today() -> str:
+    """The date as records have it."""
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
+
+
 def _gpu(device: torch.device) -> dict[str, str]:
     """Driver, clocks and power limit as they are now; nothing is set."""
     query = ["nvidia-smi", f"--id={device.index or 0}", f"--query-gpu={','.join(_GPU_FIELDS)}"]

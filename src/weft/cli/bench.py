@@ -1,4 +1,4 @@
-"""`weft bench ceilings|executor|comm|step|moe-layer|attention`: how fast this machine is."""
+"""`weft bench ceilings|executor|comm|calibrate|step|moe-layer|attention`: how fast this is."""
 
 import os
 from pathlib import Path
@@ -9,6 +9,8 @@ import typer
 from weft.cli.arguments import Overrides, Recipe
 from weft.cli.settled import settle
 from weft.config.load import load
+from weft.errors import ConfigError
+from weft.planner.machine import machine as find_machine
 from weft.planner.machine import nearest
 
 app = typer.Typer(help="Measure this machine.", no_args_is_help=True)
@@ -74,6 +76,31 @@ def bench_comm(
 
     work = comm.work_on(pick_device(device, ranks - 1), repeats=repeats)
     comm.measure_here(comm.Order(ranks=ranks, device=device, work=work, file=json, say=print))
+
+
+@app.command("calibrate")
+def bench_calibrate(
+    out: Annotated[Path, typer.Argument(help="the machine file to write, NAME.toml")],
+    nproc: Annotated[int, typer.Option(min=1, help="ranks, a device each")] = 1,
+    machine: Annotated[
+        str, typer.Option(help="a known machine whose numbers on paper are kept; none: nobody's")
+    ] = "none",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+) -> None:
+    """Fill a machine file: products, attention, passes, collectives and host time, as weft runs
+    them; `weft plan` and `weft simulate` take it as --machine.
+    """
+    known = None if machine == "none" else machine
+    if known is not None:
+        find_machine(known)
+    if out.suffix != ".toml" or not out.parent.is_dir():
+        raise ConfigError(
+            f"weft bench calibrate {out}: expected a .toml file in a folder that exists; "
+            "try machine.toml"
+        )
+    from weft.bench import ranks  # torch takes seconds to import
+
+    ranks.calibrate_here(ranks.Calibration(known=known, device=device, file=out, say=print), nproc)
 
 
 @app.command("step")

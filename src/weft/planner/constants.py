@@ -33,6 +33,7 @@ class Constants:
     network: float
     skew: float
     imbalance: float
+    fragments: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

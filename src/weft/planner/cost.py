@@ -110,7 +110,7 @@ def added_seconds(asked: Work, found: Rates) -> float:
     if not isinstance(asked, Products) or not asked.added or found.machine.measured.products:
         return 0.0
     bandwidth = found.machine.device.memory_bandwidth * found.constants.stream
-    return asked.added / bandwidth + found.constants.gap
+    return asked.added / bandwidth + found.machine.device.launch
 
 
 def _tiled(asked: Products, phase: str, found: Rates, taken: float) -> float:
@@ -159,7 +159,7 @@ def _attend(asked: Attend, found: Rates) -> float:
         return asked.flops / nearest.flops + found.machine.device.launch
     device = found.machine.device
     rate = device.peak_flops * device.sustained * found.constants.attention
-    return asked.flops / rate + found.constants.gap
+    return asked.flops / rate + device.launch
 
 
 def _passing(asked: Passing, found: Rates) -> float:
@@ -201,9 +201,11 @@ def message(asked: Sending, found: Rates, *, node_ranks: int | None = None) -> f
 
 
 def _inside(asked: Sending, machine: Machine) -> int:
-    """Members of a group in one node: neighbours by rank, or one in each node."""
+    """Members of a group in one node: all where the job fits into it, else neighbours by rank, or
+    one in each node.
+    """
     far = asked.axis in FAR or asked.axis.endswith("_inter")
-    return 1 if far else machine.link.ranks
+    return 1 if far and asked.world > machine.link.ranks else machine.link.ranks
 
 
 # groups whose members lie in different nodes

@@ -1,35 +1,30 @@
 """The figures of the paper's evaluation, predicted: which job stands behind each row.
 
-    megascale   Ulysses attention, whole experts over the node by all-gather and reduce-scatter,
-                overlapped orders, forward pairs fused, kernels of its own for rows, BF16 gradients
-    megatron    tensor parallelism in attention and experts, one operator after the other, row
-                movement by the framework, FP32 gradients
-    unfused     the pairs of Figure 16 one operator after the other, row movement by the framework
-
 Readings of what the paper does not say, each with its reason:
 
-    chunks      megascale one layer a chunk (4 at 15 stages); megatron one chunk, because the
-                activations of interleaved micro-batches do not fit beside its routed tokens
     Figure 7    16,384 tokens: then the ring reaches 3/4 of the link, as NCCL does, and what is
                 left of Figure 16 for row movement is in proportion to rows; at 8,192 it is not
+    Figure 15   dense parameters and experts in turn, every step in one width, as in A.1
     Figure 16   8,192 tokens; the first expert product is FC1 and FC3 together, as weft runs it
+    Figure 17   without rematerialisation every tensor of the paper's table is kept, since module
+                boundaries do not free them; beside what is kept stand two bytes for each expert
+                parameter of the rank, as gradients in BF16 have them outside the FP32 sums (both
+                published bars have 5.6 GB that no tensor of the table accounts for); the
+                embedding is cut over the node, as Megatron has it; as few stages as leave room
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 
-from weft.compose.plan import Plan, Update, sizes
+from weft.compose.plan import Plan, sizes
 from weft.compose.price import BYTES
-from weft.compose.recipe import arithmetic, shape
+from weft.compose.replicas import is_end
 from weft.compose.step import Step
-from weft.config.presets import preset
 from weft.graph.dims import Sizes
 from weft.graph.program import Program
-from weft.model.families import Shape
-from weft.parallel.layout import Attention, Dispatch, FeedForward, Layout
-from weft.parallel.sync import Sync, Wire
-from weft.planner.activation import elements
+from weft.parallel.layout import Dispatch
+from weft.parallel.sync import Wire
+from weft.planner.activation import elements, kept
 from weft.planner.cost import Rates, imbalanced, seconds
 from weft.planner.memory import memory
 from weft.planner.pipeline import in_flight
@@ -37,109 +32,28 @@ from weft.planner.play import Fused, fused
 from weft.planner.row import Key, Row
 from weft.planner.simulate import (
     Job,
-    Regime,
     Simulated,
     Studio,
     asked_of,
     fused_seconds,
     prices,
 )
+from weft.planner.systems import (
+    CHUNKS,
+    MEGASCALE,
+    NODE,
+    PLAIN,
+    STAGES,
+    STRATEGIES,
+    TABLE_2,
+    UNFUSED,
+    model,
+    plan,
+    system,
+)
 from weft.planner.work import Passing, Sending, Way, Work, work
 
-TABLE_2 = (
-    "internal-352b",
-    "mixtral-8x7b",
-    "mixtral-8x22b",
-    "hunyuan-large",
-    "phi-3.5-moe",
-    "deepseekmoe",
-)
-SEQUENCE, NODE, STAGES, CHUNKS = 8192, 8, 15, 4
-MEGASCALE = Regime(fused=True)
-PLAIN = Regime(fused=False)
-FIG14 = Regime(fused=False, own_rows=False)
-MEGATRON = Regime(fused=False, own_rows=False)
-GATHERED = ("y_2", "y_6")
-BUCKET = 10**9  # elements: a bucket a layer and residence
 Found = Callable[[str], Rates]
-STRATEGIES: Mapping[str, tuple[Attention, FeedForward]] = {
-    "tp+tp": (Attention.TP, FeedForward.TP),
-    "sp+tp": (Attention.SP, FeedForward.TP),
-    "tp+ep": (Attention.TP, FeedForward.EP),
-    "sp+ep": (Attention.SP, FeedForward.EP),
-}
-
-
-@cache
-def model(name: str) -> Shape:
-    """The shape of a model of Table 2."""
-    return shape(preset(name))
-
-
-def plan(
-    name: str,
-    *,
-    dp: int,
-    batch: int,
-    stages: int = 1,
-    chunks: int = 1,
-    strategy: str = "sp+ep",
-    order: str = "overlapped",
-    dispatch: Dispatch = Dispatch.ALL_GATHER,
-    remat: str | tuple[str, ...] = "none",
-    wire: Wire = Wire.BF16,
-) -> Plan:
-    """One node's layout of the paper for a model, `dp` of them, `batch` sequences a step."""
-    attention, ffn = STRATEGIES[strategy]
-    return Plan(
-        shape=model(name),
-        arithmetic=arithmetic(preset(name)),
-        layout=Layout(
-            pp=stages,
-            dp=dp,
-            node=NODE,
-            sp=NODE,
-            ep=NODE if ffn is FeedForward.EP else 1,
-            dispatch=dispatch,
-            attention=attention,
-            ffn=ffn,
-            pipeline="interleaved" if chunks > 1 else "1f1b",
-            chunks=chunks,
-            layers=even(model(name).layers, stages * chunks),
-        ),
-        rank=0,
-        sequence=SEQUENCE,
-        micro_batch=1,
-        micro_batches=batch,
-        precision="bfloat16",
-        order=order,
-        update=Update(beta1=0.9, beta2=0.95, eps=1e-8, clip_norm=1.0),
-        remat=remat,
-        sync=Sync(gradients=wire, bucket=BUCKET),
-    )
-
-
-def even(layers: int, parts: int) -> tuple[int, ...]:
-    """Layers cut evenly, as the paper does it."""
-    return (layers // parts,) * parts
-
-
-def system(name: str, of: str, *, stages: int, dp: int, batch: int, chunks: int = 1) -> Job:
-    """A job of one of the two systems."""
-    if of == "megatron":  # its sequence parallelism gathers inputs again in the backward
-        tensor = plan(
-            name,
-            dp=dp,
-            batch=batch,
-            stages=stages,
-            strategy="tp+tp",
-            order="serial",
-            remat=GATHERED,
-            wire=Wire.FP32,
-        )
-        return Job(plan=tensor, regime=MEGATRON)
-    paper = plan(name, dp=dp, batch=batch, stages=stages, chunks=chunks, remat="selective")
-    return Job(plan=paper, regime=MEGASCALE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -196,14 +110,16 @@ def table3(found: Found, studio: Studio, scope: Scope) -> Iterator[Row]:
 
 
 def figure12(found: Found, studio: Studio, scope: Scope) -> Iterator[Row]:
-    """Strong and weak scaling as throughput and MFU."""
+    """Strong and weak scaling as time, throughput and MFU."""
     cases = [("strong", g, BATCH) for g in scope.strong] + [
         ("weak", g, g * 3 // 4) for g in scope.weak
     ]
     for config, gpus, batch in cases:
         for of, step in _scaling(found, studio, gpus, batch).items():
-            key = Key("fig12", of, "internal-352b", "H800", gpus, config, "ktok_s")
-            yield Row(key=key, unit="k tokens/s", predicted=step.tokens_per_s / 1e3)
+            key = Key("fig12", of, "internal-352b", "H800", gpus, config, "iter_s")
+            yield Row(key=key, unit="s", predicted=step.seconds)
+            rate = step.tokens_per_s / 1e3
+            yield Row(key=replace(key, metric="ktok_s"), unit="k tokens/s", predicted=rate)
             yield Row(
                 key=replace(key, metric="mfu_pct"), unit="%", predicted=_mfu(step, found("H800"))
             )
@@ -274,7 +190,7 @@ def figure14(found: Found, studio: Studio, scope: Scope) -> Iterator[Row]:
             cut = CUT.get(name, CUT_ELSE)
             one = replace(made.layout, layers=(cut,))
             made = replace(made, shape=replace(made.shape, layers=cut), layout=one)
-            took[strategy] = studio.simulate(Job(plan=made, regime=FIG14), found("H800")).seconds
+            took[strategy] = studio.simulate(Job(plan=made, regime=UNFUSED), found("H800")).seconds
         for strategy, time in took.items():
             key = Key("fig14", "megascale", name, "H800", NODE, strategy, "mfu")
             yield Row(key=key, unit="x of sp+ep", predicted=took["sp+ep"] / time)
@@ -339,7 +255,7 @@ def figure16(found: Found, studio: Studio, scope: Scope) -> Iterator[Row]:
         for config, which in PAIRS.items():
             pair: Fused = pairs[which]
             members = (pair.product, pair.message, *pair.passes)
-            apart = prices(every, rates, MEGATRON)
+            apart = prices(every, rates, UNFUSED)
             together = fused_seconds(pair, asked, rates, NODE)
             plain = sum(apart[t.name] for t in members)
             plain -= apart[pair.product.name] * (1 - pair.part)
@@ -370,7 +286,9 @@ def figure15(found: Found, studio: Studio, scope: Scope) -> Iterator[Row]:
     rates = found("H800")
     for name in scope.models:
         took = {
-            strategy: _sync_seconds(studio, plan(name, dp=8, batch=8, strategy=strategy), rates)
+            strategy: _sync_seconds(
+                studio, plan(name, dp=8, batch=8, strategy=strategy, wire=Wire.FP32), rates
+            )
             for strategy in ("tp+ep", "sp+ep")
         }
         for strategy, time in took.items():
@@ -382,44 +300,66 @@ def figure15(found: Found, studio: Studio, scope: Scope) -> Iterator[Row]:
 
 
 def _sync_seconds(studio: Studio, made: Plan, found: Rates) -> float:
-    """What crosses between nodes, which hides what crosses inside them (paper, Fig 5)."""
+    """Dense parameters, then experts: of each the slower of what crosses inside and between nodes,
+    since its chunks are on both wires at once (paper, Fig 5 and A.1).
+    """
     step = studio.compose(made, found)
-    program = step.templates["update"].program
-    lanes = {"intra": 0.0, "inter": 0.0}
-    for kind in studio.asked(program, sizes(step.plan)).values():
-        if isinstance(kind, Sending) and kind.axis != "world":
-            lanes["inter" if kind.axis.endswith("_inter") else "intra"] += seconds(kind, found)
-    return max(lanes.values())
+    lanes: dict[tuple[str, bool], float] = {}
+    for name in (one.template for one in step.instances if is_end(one.template)):
+        for kind in studio.asked(step.templates[name].program, sizes(step.plan)).values():
+            if isinstance(kind, Sending) and kind.axis != "world":
+                key = kind.axis.split("_")[0], kind.axis.endswith("_inter")
+                lanes[key] = lanes.get(key, 0.0) + seconds(kind, found)
+    axes = {axis for axis, _ in lanes}
+    return sum(max(lanes.get((axis, far), 0.0) for far in (True, False)) for axis in axes)
 
 
 def figure17(found: Found, studio: Studio, scope: Scope) -> Iterator[Row]:
-    """Memory and MFU with and without rematerialisation: two stages, eight replicas, 128 GPUs.
-
-    Without it every tensor of the paper's table is kept: module boundaries do not free them. What
-    lies beside weft's own allocations (the paper's "others") is not predicted.
-    """
+    """Memory and MFU with and without rematerialisation on 128 GPUs."""
     rates = found("H800")
     for name in scope.models:
+        stages = _stages_that_fit(name, studio, rates)
         for config, remat in (("no remat", "none"), ("remat", "selective")):
-            made = plan(name, dp=8, batch=BATCH, stages=2, remat=remat)
-            step = studio.compose(made, rates)
-            held = memory(step, made)
-            kept_ = held.activations
-            if remat == "none":
-                program = _forward_program(step)
-                kept_ = sum(elements(program, made).values()) * BYTES["act"]
-                kept_ *= in_flight(made.schedule, 0) * (made.shape.layers // 2)
-            activations = kept_ + held.dispatch + held.workspace
-            state = held.weights + held.gradients + held.optimizer
+            made = _on_128(name, stages, remat)
+            parts = _held(studio.compose(made, rates), made, rates)
             done = studio.simulate(Job(plan=made, regime=MEGASCALE), rates)
-            key = Key("fig17", "megascale", name, "H800", 128, config, "activations_gb")
-            yield Row(key=key, unit="GB", predicted=activations / 1e9)
-            yield Row(
-                key=replace(key, metric="param_grad_opt_gb"), unit="GB", predicted=state / 1e9
-            )
-            total = (activations + state) / 1e9
-            yield Row(key=replace(key, metric="total_gb"), unit="GB", predicted=total)
-            yield Row(key=replace(key, metric="mfu_pct"), unit="%", predicted=_mfu(done, rates))
+            key = Key("fig17", "megascale", name, "H800", 128, config, "mfu_pct")
+            for metric, size in {**parts, "total_gb": sum(parts.values())}.items():
+                yield Row(key=replace(key, metric=metric), unit="GB", predicted=size / 1e9)
+            yield Row(key=key, unit="%", predicted=_mfu(done, rates))
+
+
+def _on_128(name: str, stages: int, remat: str) -> Plan:
+    return plan(name, dp=128 // NODE // stages, batch=BATCH, stages=stages, remat=remat)
+
+
+def _stages_that_fit(name: str, studio: Studio, found: Rates) -> int:
+    """The fewest from two up that leave room without rematerialisation; else the most there are."""
+    layers, replicas = model(name).layers, 128 // NODE
+    possible = [n for n in range(2, replicas + 1) if layers % n == replicas % n == 0]
+    for stages in possible:
+        made = _on_128(name, stages, "none")
+        held = _held(studio.compose(made, found), made, found)
+        if sum(held.values()) <= found.machine.device.memory_bytes:
+            return stages
+    return possible[-1]
+
+
+def _held(step: Step, made: Plan, found: Rates) -> Mapping[str, float]:
+    """Bytes of the first stage, by the parts of Figure 17."""
+    program = _forward_program(step)
+    listed = elements(program, made) if made.remat == "none" else kept(program, made)
+    layers = in_flight(made.schedule, 0) * (made.shape.layers // made.layout.pp)
+    routed = sum(b.numel for b in step.buckets if b.axis == "edp")
+    activations = BYTES["act"] * (sum(listed.values()) * layers + routed)
+    held = memory(step, made)
+    cut = sum(b.numel for b in step.buckets if b.name.startswith("embed")) * (1 - 1 / NODE)
+    state = held.weights + held.gradients + held.optimizer - (BYTES["act"] + BYTES["acc"]) * cut
+    return {
+        "activations_gb": activations,
+        "param_grad_opt_gb": state,
+        "others_gb": activations * found.constants.fragments,
+    }
 
 
 def _forward_program(step: Step) -> Program:

@@ -1,13 +1,13 @@
 """What a machine is: peaks, links, and what was measured on it; one data file each.
 
 A number of a file stands beside its source: `device.peak_flops` of the data has an entry of the
-same name under `[source]`, a measured row carries its own. What was not measured on a machine is
-priced by the constants that all machines share (`planner.constants`).
+same name under `[source]`, a measured row carries its own or is of the `run` that all are of. What
+was not measured on a machine is priced by the constants that machines share (`planner.constants`).
 """
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -56,13 +56,31 @@ class Message:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Issue:
+    """Host seconds that a body takes until it is on its way."""
+
+    body: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Beside:
+    """How many times as long each takes beside the other: a product, and a collective."""
+
+    compute: float
+    wire: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Measured:
     """Everything that was measured on a machine; empty where nobody did."""
 
-    products: tuple[Product, ...]
-    attention: tuple[Attention, ...]
-    passes: Mapping[str, Pass]
-    messages: tuple[Message, ...]
+    products: tuple[Product, ...] = ()
+    attention: tuple[Attention, ...] = ()
+    passes: Mapping[str, Pass] = field(default_factory=dict[str, Pass])
+    messages: tuple[Message, ...] = ()
+    issue: Mapping[str, float] = field(default_factory=dict[str, float])  # host seconds by body
+    beside: Beside | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,6 +156,11 @@ def nearest(device: str) -> Machine:
     return machine(next((name for name in names() if name in words), USUAL))
 
 
+def sources(name: str) -> Mapping[str, str]:
+    """Where the numbers of a machine that has a file are from, by their names."""
+    return tomllib.loads(_text(machine(name).name))["source"]
+
+
 def parse(text: str) -> Machine:
     """A machine from its file.
 
@@ -146,17 +169,26 @@ def parse(text: str) -> Machine:
     """
     tree = tomllib.loads(text)
     name = str(tree.get("name", "?"))
-    measured: Mapping[str, Sequence[Mapping[str, Any]]] = tree.get("measured", {})
+    measured: Mapping[str, Any] = tree.get("measured", {})
+    run = str(measured.get("run", ""))
+
+    def rows(kind: Any, key: str) -> tuple[Any, ...]:
+        many: Sequence[Mapping[str, Any]] = measured.get(key, ())
+        return tuple(_row(kind, row, name, run) for row in many)
+
+    beside = measured.get("beside")
     return Machine(
         name=name,
         device=_table(Device, tree, "device", name),
         link=_table(Network, tree, "link", name),
         nic=_table(Network, tree, "nic", name),
         measured=Measured(
-            products=tuple(_row(Product, row, name) for row in measured.get("product", ())),
-            attention=tuple(_row(Attention, row, name) for row in measured.get("attention", ())),
-            passes={row["body"]: _row(Pass, row, name) for row in measured.get("pass", ())},
-            messages=tuple(_row(Message, row, name) for row in measured.get("message", ())),
+            products=rows(Product, "product"),
+            attention=rows(Attention, "attention"),
+            passes={one.body: one for one in rows(Pass, "pass")},
+            messages=rows(Message, "message"),
+            issue={one.body: one.seconds for one in rows(Issue, "issue")},
+            beside=None if beside is None else _row(Beside, beside, name, run),
         ),
     )
 
@@ -168,22 +200,23 @@ def _text(name: str) -> str:
 
 def _table(kind: Any, tree: Mapping[str, Any], key: str, machine: str) -> Any:
     numbers, source = tree.get(key, {}), tree.get("source", {})
-    for field in (f.name for f in fields(kind)):
-        value = numbers.get(field)
+    for part in (f.name for f in fields(kind)):
+        value = numbers.get(part)
         if not isinstance(value, int | float) or value <= 0:
             raise ConfigError(
-                f"machine {machine}: {key}.{field} = {value!r}, expected a number above 0; "
+                f"machine {machine}: {key}.{part} = {value!r}, expected a number above 0; "
                 "compare another file of planner/machines"
             )
-        if not source.get(f"{key}.{field}"):
+        if not source.get(f"{key}.{part}"):
             raise ConfigError(
-                f"machine {machine}: {key}.{field} has no source; "
-                f'write "{key}.{field}" = "where from" under [source]'
+                f"machine {machine}: {key}.{part} has no source; "
+                f'write "{key}.{part}" = "where from" under [source]'
             )
     return kind(**numbers)
 
 
-def _row(kind: Any, row: Mapping[str, Any], machine: str) -> Any:
-    if not row.get("source"):
+def _row(kind: Any, row: Mapping[str, Any], machine: str, run: str) -> Any:
+    """A measured row; its source is its own, or the run that all of them are of."""
+    if not row.get("source", run):
         raise ConfigError(f"machine {machine}: the measured row {dict(row)} has no source")
     return kind(**{key: value for key, value in row.items() if key != "source"})

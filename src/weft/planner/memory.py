@@ -5,7 +5,7 @@
     optimizer      master weights and two moments of this rank's shards
     activations    what forwards keep for their backwards, for every chunk in flight
     dispatch       routed rows and gathered tokens alive at once inside one segment
-    workspace      everything else alive at that moment, gradients of grouped products among it
+    workspace      everything else alive at that moment
 
 Sizes come from the programs, lifetimes from the frees of their orders, chunks in flight from the
 order of the pipeline: nothing here repeats a formula. Views are counted with what they look at.
@@ -24,7 +24,7 @@ from weft.graph.program import Program
 from weft.parallel.zero import gradient_elements
 from weft.planner.cost import imbalanced
 from weft.planner.pipeline import in_flight
-from weft.planner.work import VIEWS, Products, work
+from weft.planner.work import VIEWS
 from weft.schedule.action import Free, Ordered, Post, Run
 
 ROUTED = frozenset("RUO")  # letters of what dispatch brings
@@ -98,9 +98,7 @@ def _peak(ordered: Ordered, n: Sizes) -> tuple[int, int]:
                 if task.body not in VIEWS:
                     made = (v for v in task.outputs if v not in lasting)
                     live.update({v: value_bytes(v, program, n, BYTES) for v in made})
-                kind = work(task, program, n)
-                extra = kind.added // 6 if isinstance(kind, Products) else 0  # 2 of 12 bytes
-                most = max(most, _split(live, program, extra), key=sum)
+                most = max(most, _split(live, program), key=sum)
             case Free(value):
                 live.pop(value, None)
             case _:
@@ -108,8 +106,8 @@ def _peak(ordered: Ordered, n: Sizes) -> tuple[int, int]:
     return most
 
 
-def _split(live: Mapping[str, int], program: Program, extra: int) -> tuple[int, int]:
+def _split(live: Mapping[str, int], program: Program) -> tuple[int, int]:
     routed = sum(
         size for name, size in live.items() if ROUTED & set(letters(program.values[name].dims))
     )
-    return routed, sum(live.values()) - routed + extra
+    return routed, sum(live.values()) - routed

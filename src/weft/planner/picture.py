@@ -23,6 +23,7 @@ BODIES = (
     "#bcbd22", "#17becf", "#aec7e8", "#ffbb78", "#98df8a", "#ff9896", "#c5b0d5", "#c49c94",
     "#f7b6d2", "#c7c7c7", "#dbdb8d", "#9edae5",
 )  # fmt: skip
+REST = "#f2f2f2"  # what has no color of its own
 DPI = 120
 
 
@@ -48,12 +49,15 @@ def draw_memory(held: Mapping[str, Memory], path: Path, *, room: float) -> Path:
             name = part if row == 0 else None
             axes.barh(row, size / GIB, left=left, color=color, label=name)
             left += size / GIB
-        axes.text(left + 0.5, row, f"{left:.1f}", va="center", fontsize=8)
+        axes.text(
+            left - 0.5, row, f"{left:.1f}", va="center", ha="right", fontsize=8, color="white"
+        )
     axes.axvline(room / GIB, color="black", linestyle="--", linewidth=1)
     axes.set_yticks(range(len(held)), list(held), fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("GiB on the fullest rank; the dashed line is what a rank may fill")
-    axes.legend(ncols=len(parts), fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    whole: Any = figure  # its own annotation of a legend is partly unknown
+    whole.legend(ncols=len(parts), fontsize=8, loc="outside upper center")
     return _saved(figure, path)
 
 
@@ -62,21 +66,42 @@ def draw_timelines(traces: Mapping[str, Sequence[Span]], path: Path, *, seconds:
     figure = Figure(figsize=(13.0, 2.6 * len(traces)), layout="constrained")
     FigureCanvasAgg(figure)
     panels: Any = figure.subplots(len(traces), 1, sharex=True, squeeze=False)
-    names: dict[str, str] = {}
+    colors = _colors(traces, seconds)
     for (title, spans), axes in zip(traces.items(), panels[:, 0], strict=True):
-        _lanes(axes, title, spans, seconds, names)
-    panels[-1, 0].set_xlabel("milliseconds")
-    handles = [_patch(color, name) for name, color in list(names.items())[: len(BODIES)]]
-    panels[0, 0].legend(handles=handles, ncols=10, fontsize=7, loc="lower center",
-                        bbox_to_anchor=(0.5, 1.08))  # fmt: skip
+        _lanes(axes, title, spans, seconds, colors)
+    panels[-1, 0].set_xlabel("milliseconds; hatched: compute waits")
+    handles = [*(_patch(color, name) for name, color in colors.items()), _patch(REST, "others")]
+    whole: Any = figure  # its own annotation of a legend is partly unknown
+    whole.legend(handles=handles, ncols=9, fontsize=7, loc="outside upper center")
     return _saved(figure, path)
 
 
 # ---- panels --------------------------------------------------------------------------------------
 
 
+def _colors(traces: Mapping[str, Sequence[Span]], seconds: float) -> Mapping[str, str]:
+    """A color for each of the bodies that take longest, the longest first."""
+    took: dict[str, float] = {}
+    for spans in traces.values():
+        origin = min((s.start for s in spans), default=0.0)
+        for span in spans:
+            if span.lane != SEGMENT and not _waits(span) and span.start - origin < seconds:
+                took[_body(span)] = took.get(_body(span), 0.0) + span.stop - span.start
+    longest = sorted(took, key=lambda body: -took[body])
+    return dict(zip(longest, BODIES, strict=False))
+
+
+def _body(span: Span) -> str:
+    """What ran, without the number of its task."""
+    return span.name.split(" ")[0].rstrip("0123456789_").removeprefix("again.")
+
+
+def _waits(span: Span) -> bool:
+    return span.name.startswith("wait")
+
+
 def _lanes(
-    axes: Any, title: str, spans: Iterable[Span], seconds: float, names: dict[str, str]
+    axes: Any, title: str, spans: Iterable[Span], seconds: float, colors: Mapping[str, str]
 ) -> None:
     shown = [s for s in spans if s.lane != SEGMENT]
     origin = min((s.start for s in shown), default=0.0)
@@ -85,12 +110,11 @@ def _lanes(
         start = span.start - origin
         if start > seconds:
             continue
-        waits = span.name.startswith("wait")
-        body = span.name.split("_2")[0].split(" ")[0].rstrip("0123456789_")
-        color = "none" if waits else names.setdefault(body, BODIES[len(names) % len(BODIES)])
+        waits = _waits(span)
         axes.broken_barh(
             [(start * 1e3, (span.stop - span.start) * 1e3)], (lanes.index(span.lane) - 0.4, 0.8),
-            facecolor=color, hatch="////" if waits else None, edgecolor="#555555", linewidth=0.2,
+            facecolor="none" if waits else colors.get(_body(span), REST),
+            hatch="////" if waits else None, edgecolor="#555555", linewidth=0.2,
         )  # fmt: skip
     axes.set_yticks(range(len(lanes)), lanes, fontsize=8)
     axes.set_xlim(0, seconds * 1e3)

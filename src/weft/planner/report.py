@@ -8,6 +8,7 @@ from weft.planner.memory import Memory
 from weft.planner.row import Row, fit
 from weft.planner.search import GIB, Best, Found, losers
 from weft.planner.simulate import Simulated
+from weft.planner.whole import Whole
 
 SHOWN = 4  # causes of exposed communication
 
@@ -41,7 +42,7 @@ def _best_lines(best: Best, machine: Machine) -> Iterator[str]:
     yield memory_line(best.memory)
 
 
-def step_lines(done: Simulated, machine: Machine) -> Iterator[str]:
+def step_lines(done: Simulated | Whole, machine: Machine) -> Iterator[str]:
     """Time of a step, and where it goes."""
     mfu = done.flops / machine.device.peak_flops
     yield (

@@ -9,6 +9,7 @@
 A layer stays inside a node (paper 1.1): sp and ep are at most the ranks of one.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -101,22 +102,35 @@ def search(wanted: Wanted, found: Rates) -> Found:
     studio = Studio()
     played: dict[tuple[int, int, int, str, str], _Layer] = {}
     estimates = [_estimate(c, wanted, found, studio, played) for c in candidates(wanted)]
-    fit = sorted((e for e in estimates if not e.refused), key=lambda e: e.seconds)
-    best: list[Best] = []
-    for estimate in fit[:FINALISTS]:
-        job = Job(plan=plan_of(estimate.choice, wanted))
-        done = studio.simulate(job, found)
-        held = [
-            memory(step, replace(job.plan, rank=step.plan.rank), imbalance=wanted.imbalance)
-            for step in studio.ends(job.plan, found)
-        ]
-        fullest = max(held, key=lambda m: m.all)
-        best.append(Best(choice=estimate.choice, simulated=done, memory=fullest))
+    best = list(itertools.islice(_finalists(estimates, wanted, found, studio), FINALISTS))
     return Found(
         wanted=wanted,
         best=tuple(sorted(best, key=lambda b: b.simulated.seconds)),
         estimates=tuple(estimates),
     )
+
+
+def _finalists(
+    estimates: list[Estimate], wanted: Wanted, found: Rates, studio: Studio
+) -> Iterator[Best]:
+    """The fastest first, simulated; one whose fullest rank has no room after all is refused."""
+    order = sorted(range(len(estimates)), key=lambda at: estimates[at].seconds)
+    for at in order:
+        choice = estimates[at].choice
+        if estimates[at].refused:
+            return
+        job = Job(plan=plan_of(choice, wanted))
+        held = [
+            memory(step, replace(job.plan, rank=step.plan.rank), imbalance=wanted.imbalance)
+            for step in studio.ends(job.plan, found)
+        ]
+        fullest = max(held, key=lambda m: m.all)
+        over = fullest.all - wanted.room
+        if over > 0:
+            estimates[at] = _refused(choice, _too_much(over, wanted))
+        else:
+            done = studio.simulate(job, found)
+            yield Best(choice=choice, simulated=done, memory=fullest)
 
 
 def candidates(wanted: Wanted) -> Iterator[Choice]:
@@ -209,8 +223,7 @@ def _estimate(
     kept = layer.kept * depth * in_flight(plan.schedule, 0)
     held = state + kept + layer.peak
     if held > wanted.room:
-        over = _gib(held - wanted.room)
-        return _refused(choice, f"out of memory by {over} at imbalance {wanted.imbalance}")
+        return _refused(choice, _too_much(held - wanted.room, wanted))
     return Estimate(choice=choice, seconds=_seconds(choice, wanted, layer))
 
 
@@ -264,8 +277,12 @@ def _refused(choice: Choice, reason: str) -> Estimate:
     return Estimate(choice=choice, seconds=float("inf"), refused=reason)
 
 
+def _too_much(over: float, wanted: Wanted) -> str:
+    return f"out of memory by {_gib(over)} at imbalance {wanted.imbalance}"
+
+
 def _gib(size: float) -> str:
-    return f"{max(size, 0) / GIB:,.0f} GiB"
+    return f"{max(size, 0) / GIB:,.1f} GiB"
 
 
 def _divisors(number: int) -> Sequence[int]:

@@ -32,7 +32,7 @@ from weft.planner.cost import (
     seconds,
 )
 from weft.planner.play import Fused, Played, fused, play
-from weft.planner.work import Attend, Passing, Products, Sending, Work, work
+from weft.planner.work import Attend, Passing, Products, Sending, Way, Work, work
 from weft.schedule.action import Ordered
 from weft.schedule.pipeline import Pass
 from weft.schedule.pipeline import Work as Piecework
@@ -48,7 +48,10 @@ class Regime:
     """How a system runs its programs: what a layout and an order do not say."""
 
     fused: bool = False  # pairs of the forward as one launch
-    own_rows: bool = True  # kernels of its own for row movement, at the rate of streams
+    streamed: frozenset[Way] = frozenset(
+        (Way.ROWS, Way.SUMS)
+    )  # row movement at the rate of streams
+    sums_apart: bool = False  # gradients of experts are written, and a pass reads and adds them
     beside: bool = True  # gradients and parameters travel beside backward and forward
 
 
@@ -181,7 +184,8 @@ def segment(
         share=share,
     )
     heavy = {name: kind for name, kind in asked.items() if isinstance(kind, Products | Attend)}
-    products = sum(alone[name] - added_seconds(kind, found) for name, kind in heavy.items())
+    added = {k: kind if regime.sums_apart else _added_inside(kind) for k, kind in heavy.items()}
+    products = sum(alone[name] - added_seconds(kind, found) for name, kind in added.items())
     exposed = dict(played.exposed)
     if extra:
         exposed["inside fused launches"] = extra
@@ -195,10 +199,21 @@ def asked_of(program: Program, n: Sizes) -> Mapping[str, Work]:
 
 def prices(asked: Mapping[str, Work], found: Rates, regime: Regime) -> Mapping[str, float]:
     """Seconds of each task of a program alone on its machine."""
-    if regime.own_rows:
-        stream = found.constants.stream
-        found = replace(found, constants=replace(found.constants, rows=stream, sums=stream))
+    stream = found.constants.stream
+    if Way.ROWS in regime.streamed:
+        found = replace(found, constants=replace(found.constants, rows=stream))
+    if Way.SUMS in regime.streamed:
+        found = replace(found, constants=replace(found.constants, sums=stream))
+    if not regime.sums_apart:
+        asked = {name: _added_inside(kind) for name, kind in asked.items()}
     return {name: seconds(kind, found) for name, kind in asked.items()}
+
+
+def _added_inside(asked: Work) -> Work:
+    """A product that adds where the sum lies: it reads and writes 8 of the 12 bytes an element."""
+    if not isinstance(asked, Products):
+        return asked
+    return replace(asked, added=asked.added * 2 // 3)
 
 
 LARGE = 2**20  # bytes: smaller collectives follow a larger one, whose wait is theirs too
@@ -270,7 +285,13 @@ def _hop(plan: Plan, found: Rates) -> float:
     """One activation to the neighbouring stage, each rank over its own card."""
     size = 2 * plan.tokens // plan.layout.sp * plan.shape.hidden
     sent = Sending(
-        algorithm="send", axis="pp", label=PIPELINE, wire=float(size), degree=2, tensor=size
+        algorithm="send",
+        axis="pp",
+        label=PIPELINE,
+        wire=float(size),
+        degree=2,
+        tensor=size,
+        world=plan.layout.world,
     )
     return message(sent, found)
 

@@ -88,7 +88,9 @@ class Passing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sending:
-    """A collective: bytes that a rank receives, over which group, how often its input is cut."""
+    """A collective: bytes that a rank receives, over which group, how often its input is cut, and
+    how many ranks the job has.
+    """
 
     algorithm: str
     axis: str
@@ -96,6 +98,7 @@ class Sending:
     wire: float
     degree: int
     tensor: int
+    world: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,7 +145,7 @@ def _products(
 ) -> Work:
     """A product from the shape of its weight, which its accumulator shares."""
     done = flops(task, n)
-    weight = next(v for v in task.inputs if v.startswith(("w.", "acc.w.")))
+    weight = next(v for v in task.inputs if "w" in v.split("."))  # `acc.a.w.up` of a woven segment
     *groups, out, width = n.shape(program.values[weight].dims)
     rows = done // (2 * out * width) // (3 if task.phase == "fused" else 1)
     if out < NARROW:  # the router: bound by reading its tokens
@@ -185,6 +188,7 @@ def _sending(task: Task, program: Program, n: Sizes, widths: Mapping[str, int]) 
         wire=wire,
         degree=_degree(task, n, given, made),
         tensor=max(given, made),
+        world=n.ranks.get("world", 1),
     )
 
 

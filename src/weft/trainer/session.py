@@ -129,31 +129,43 @@ def connect(config: RunConfig, place: Place) -> Transport:
     """This rank's transport: NCCL on CUDA, with peer memory beside it, gloo on CPU, none of them
     for a rank alone.
     """
-    parallel = config.parallel
-    mesh = Mesh(pp=parallel.pp, dp=parallel.dp, sp=parallel.sp, ep=parallel.ep, node=parallel.node)
-    links = LINKS if parallel.chunks > 1 else LINKS[:2]  # the way round is for chunks
-    if place.world == 1:
-        return StackedWorld(mesh).transport(0)
-    cuda = place.device.type == "cuda"
-    wanted = config.kernels.transport
-    if wanted == "symmetric" and not cuda:
+    if place.world > 1:
+        _check_transport(config.kernels.transport, place.device)
+        join(place)
+    return open_transport(config, place)
+
+
+def _check_transport(wanted: str, device: torch.device) -> None:
+    if wanted == "symmetric" and device.type != "cuda":
         raise ConfigError(
-            f"kernels.transport = 'symmetric': needs CUDA devices, found {place.device.type}; "
-            "try 'auto'"
+            f"kernels.transport = 'symmetric': needs CUDA devices, found {device.type}; try 'auto'"
         )
+
+
+def join(place: Place) -> None:
+    """Meets the other ranks: what every transport of this process stands on."""
     dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if cuda else "gloo",
+        "cpu:gloo,cuda:nccl" if place.device.type == "cuda" else "gloo",
         init_method=place.meeting,
         rank=place.rank,
         world_size=place.world,
         timeout=datetime.timedelta(seconds=place.timeout_seconds),
     )
-    if cuda:
-        seconds = place.timeout_seconds
+
+
+def open_transport(config: RunConfig, place: Place) -> Transport:
+    """The groups of a layout, in a process that has joined the others."""
+    parallel = config.parallel
+    mesh = Mesh(pp=parallel.pp, dp=parallel.dp, sp=parallel.sp, ep=parallel.ep, node=parallel.node)
+    links = LINKS if parallel.chunks > 1 else LINKS[:2]  # the way round is for chunks
+    if place.world == 1:
+        return StackedWorld(mesh).transport(0)
+    seconds = place.timeout_seconds
+    if place.device.type == "cuda":
         nccl = NcclTransport(
             mesh, device=place.device, timeout_seconds=seconds, lanes=_LANES, links=links
         )
-        return peers.beside(nccl, wanted, place.device, timeout_seconds=seconds)
+        return peers.beside(nccl, config.kernels.transport, place.device, timeout_seconds=seconds)
     return GlooTransport(mesh, timeout_seconds=place.timeout_seconds, lanes=_LANES, links=links)
 
 
