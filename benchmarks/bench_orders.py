@@ -1,12 +1,15 @@
 """How much communication each order leaves exposed, in simulation at nominal prices.
 
     scripts/bench orders [--layers 24] [--micro-batches 3]
+    scripts/bench orders --machine H800 [--layers 24] [--micro-batches 3]
     scripts/bench orders --split [--machine H200]
 
 For each model, way to its experts and keep-set: microseconds of exposed communication a layer, of
 its forward and of its backward, for a rank of sp 8 ep 8 and one sequence of 8192. `across` posts
 the first collective of a backward in the segment before; `merge` runs a micro-batch's backward
 beside the next one's forward, and its figure is that of such a pair of layers.
+
+With a machine whole steps are played at its prices, the order by hand beside the one that is found.
 
 `--split` asks instead what pairs in chunks gain, for all models of the paper's Table 2: a layer's
 time and its exposed communication, nominal and at the prices of a machine, where every kernel and
@@ -17,16 +20,18 @@ import argparse
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from weft.compose.order import named_order
 from weft.compose.plan import Plan, Update, sizes
 from weft.compose.price import Nominal, Pricing, nominal_pricing
 from weft.compose.recipe import arithmetic, shape
-from weft.compose.step import Step, named_order, training_step
+from weft.compose.step import Step, training_step
 from weft.compose.timeline import place_step
 from weft.config.presets import preset
 from weft.parallel.layout import Dispatch, Layout
-from weft.planner.cost import pricing, rates
-from weft.planner.figures import TABLE_2
-from weft.planner.machine import machine as find_machine
+from weft.planner.cost import Rates, pricing, rates
+from weft.planner.machine import machine
+from weft.planner.systems import TABLE_2
+from weft.planner.whole import play_step
 from weft.schedule.action import is_collective
 from weft.schedule.decompose import BACKWARD, FORWARD
 from weft.schedule.render import place
@@ -115,6 +120,24 @@ def lines(layers: int, micro_batches: int) -> Iterator[str]:
             yield ""
 
 
+def steps_on(found: Rates, layers: int, micro_batches: int) -> Iterator[str]:
+    """A step of each model of Table 2 by hand and by search: milliseconds, and what is exposed."""
+    names = ("serial", "paper", "overlapped", "auto")
+    yield f"{found.machine.name}, n = 8, all-gather, selective: ms a step (exposed)"
+    yield f"{'':<15}" + "".join(f"{name:>17}" for name in names) + f"{'auto to hand':>14}"
+    for model in TABLE_2:
+        base = replace(plan(model, Dispatch.ALL_GATHER, layers, micro_batches), remat="selective")
+        took = {}
+        for name in names:
+            made = replace(base, order=name)
+            took[name] = play_step(training_step(made, named_order(made, pricing(found))), found)
+        cells = (
+            f"{w.seconds * 1e3:.1f} ({sum(w.exposed.values()) * 1e3:.1f})" for w in took.values()
+        )
+        gain = took["auto"].seconds / took["paper"].seconds - 1
+        yield f"{model:<15}" + "".join(f"{cell:>17}" for cell in cells) + f"{gain:>14.1%}"
+
+
 def _cell(name: str, value: Exposed) -> str:
     if "merge" in name:
         return f"{value.pair:.0f}"
@@ -133,11 +156,11 @@ CUTS: Mapping[str, tuple[tuple[str, ...], int]] = {
 }
 
 
-def split_lines(machine: str) -> Iterator[str]:
+def split_lines(on: str) -> Iterator[str]:
     """A table for each way to the experts and each way of pricing."""
-    known = pricing(rates(find_machine(machine)))
+    known = pricing(rates(machine(on)))
     for dispatch in (Dispatch.ALL_GATHER, Dispatch.ALL_TO_ALL):
-        for title, asked in (("nominal", nominal_pricing()), (machine, known)):
+        for title, asked in (("nominal", nominal_pricing()), (on, known)):
             yield f"{dispatch.value}, {title}: us of a layer (exposed), forward and backward"
             yield f"{'':<15}" + "".join(f"{name:>19}" for name in CUTS)
             for model in TABLE_2:
@@ -168,15 +191,23 @@ def _split_cell(asked: Plan, prices: Pricing) -> tuple[str, str]:
     return forward, backward
 
 
+def told(options: argparse.Namespace) -> Iterator[str]:
+    """The lines that were asked for."""
+    if options.split:
+        return split_lines(options.machine or "H200")
+    if options.machine is None:
+        return lines(options.layers, options.micro_batches)
+    return steps_on(rates(machine(options.machine)), options.layers, options.micro_batches)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--split", action="store_true")
-    parser.add_argument("--machine", default="H200")
+    parser.add_argument("--split", action="store_true", help="layers with pairs in chunks")
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--micro-batches", type=int, default=3)
+    parser.add_argument("--machine", help="whole steps, or chunks, at its prices")
     options = parser.parse_args()
-    cut = split_lines(options.machine)
-    for line in cut if options.split else lines(options.layers, options.micro_batches):
+    for line in told(options):
         print(line, flush=True)
 
 

@@ -1,0 +1,308 @@
+"""Does the planner foretell what this machine does? Predicted beside measured, time and memory.
+
+    python benchmarks/bench_predict.py measure FILE [--nproc 2] [--only TEXT]
+    python benchmarks/bench_predict.py report FILE --machine MACHINE.toml
+
+`measure` runs every configuration a few steps and appends its record to FILE: ranks are started
+once and run one configuration after the other, those of one GPU side by side. `report` needs no
+GPU: it simulates each record's recipe at the rates of a machine file (`weft bench calibrate`, whose
+layers have none of these shapes) and prints errors and how many pairs are ranked rightly.
+"""
+
+import argparse
+import gc
+import json
+import statistics
+import tempfile
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import spawn
+
+from weft.bench.record import append, entry
+from weft.bench.rig import assemble
+from weft.bench.spread import spread
+from weft.bench.tap import Tap
+from weft.compose.recipe import plan
+from weft.compose.step import training_step
+from weft.config.load import build, dump
+from weft.config.run import RunConfig
+from weft.planner.cost import rates
+from weft.planner.machine import machine
+from weft.planner.memory import memory
+from weft.planner.whole import play_step
+from weft.runtime.backends import pick_device, prepare
+from weft.trainer.record import Stopwatch
+from weft.trainer.session import Place, join, open_transport
+
+STEPS, WARM_UP = 5, 3
+MODELS: dict[str, dict[str, Any]] = {
+    "Q": {"preset": "qwen3-30b-a3b", "layers": 4},
+    "M": {"preset": "mixtral-8x7b", "layers": 2},
+    "D": {"preset": "deepseekmoe", "layers": 4},
+    "I": {"preset": "internal-352b", "layers": 1, "experts": 16},
+}
+SP, DP = ("parallel.sp=2",), ("parallel.dp=2",)
+ROWS = ("parallel.ep=2", "parallel.dispatch=all_to_all")
+GATHER = ("parallel.ep=2", "parallel.dispatch=all_gather")
+TENSOR = ("parallel.attention=tp", "parallel.ffn=tp")
+MIXED = ("parallel.attention=tp", *GATHER)
+SERIAL = ("overlap.order=serial",)
+BF16 = ("compression.gradients=bf16",)
+SELECTIVE, FULL = ("overlap.remat=selective",), ("overlap.remat=full",)
+TWO, FOUR = ("train.global_batch=4",), ("train.global_batch=8",)  # micro-batches of one rank of dp
+WIDE = ("train.micro_batch=4",)
+LONG = ("data.sequence=8192", "train.micro_batch=1")
+
+CONFIGURATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
+    # ---- one GPU
+    "Q one": ("Q", TWO),
+    "Q one selective": ("Q", (*TWO, *SELECTIVE)),
+    "Q one full": ("Q", (*TWO, *FULL)),
+    "Q one micro-batch": ("Q", (*TWO, *WIDE)),
+    "Q one of 8192": ("Q", (*TWO, *LONG)),
+    "Q one of 8192 full": ("Q", (*TWO, *LONG, *FULL)),
+    "Q one serial": ("Q", (*TWO, *SERIAL)),
+    "M one": ("M", TWO),
+    "M one selective": ("M", (*TWO, *SELECTIVE)),
+    "M one full": ("M", (*TWO, *FULL)),
+    "M one micro-batch": ("M", (*TWO, *WIDE)),
+    "M one of 8192": ("M", (*TWO, *LONG)),
+    "M one four micro-batches": ("M", FOUR),
+    "D one": ("D", TWO),
+    "D one selective": ("D", (*TWO, *SELECTIVE)),
+    "D one full": ("D", (*TWO, *FULL)),
+    "D one micro-batch": ("D", (*TWO, *WIDE)),
+    "D one of 8192": ("D", (*TWO, *LONG)),
+    "D one four micro-batches": ("D", FOUR),
+    "I one": ("I", TWO),
+    "I one selective": ("I", (*TWO, *SELECTIVE)),
+    "I one full": ("I", (*TWO, *FULL)),
+    "I one micro-batch": ("I", (*TWO, *WIDE)),
+    "I one of 8192": ("I", (*TWO, *LONG)),
+    # ---- two
+    "Q sp2 ep2 rows": ("Q", (*TWO, *SP, *ROWS)),
+    "Q sp2 ep2 gather": ("Q", (*TWO, *SP, *GATHER)),
+    "Q sp2 ep2 gather serial": ("Q", (*TWO, *SP, *GATHER, *SERIAL)),
+    "Q sp2 ep2 gather selective": ("Q", (*TWO, *SP, *GATHER, *SELECTIVE)),
+    "Q dp2": ("Q", (*FOUR, *DP, *BF16)),
+    "Q dp2 ep2 gather": ("Q", (*FOUR, *DP, *GATHER)),
+    "Q tp2": ("Q", (*TWO, *SP, *TENSOR)),
+    "M sp2 ep2 rows": ("M", (*TWO, *SP, *ROWS)),
+    "M sp2 ep2 gather": ("M", (*TWO, *SP, *GATHER)),
+    "M sp2 ep2 gather serial": ("M", (*TWO, *SP, *GATHER, *SERIAL)),
+    "M sp2 ep2 gather selective": ("M", (*TWO, *SP, *GATHER, *SELECTIVE)),
+    "M dp2 ep2 rows": ("M", (*FOUR, *DP, *ROWS)),
+    "M tp2": ("M", (*TWO, *SP, *TENSOR)),
+    "M tp2 ep2": ("M", (*TWO, *SP, *MIXED)),
+    "D sp2 ep2 rows": ("D", (*TWO, *SP, *ROWS)),
+    "D sp2 ep2 gather": ("D", (*TWO, *SP, *GATHER)),
+    "D dp2 ep2 gather full": ("D", (*FOUR, *DP, *GATHER, *FULL)),
+    "D dp2": ("D", (*FOUR, *DP)),
+    "I sp2 ep2 gather": ("I", (*TWO, *SP, *GATHER)),
+    "I sp2 ep2 rows": ("I", (*TWO, *SP, *ROWS)),
+    "I tp2": ("I", (*TWO, *SP, *TENSOR)),
+}
+
+
+def recipe(name: str) -> RunConfig:
+    """The recipe of a configuration."""
+    model, sets = CONFIGURATIONS[name]
+    tree = {
+        "name": name.replace(" ", "-"),
+        "model": {"vocab": 32768, **MODELS[model]},
+        "data": {"source": "stdlib", "sequence": 4096},
+        "optim": {"lr": 1e-4, "warmup_steps": 0},
+        "train": {
+            "steps": 1, "global_batch": 4, "micro_batch": 2, "precision": "bfloat16",
+            "eval_every": 1, "checkpoint_every": 0, "device": "cuda",
+        },
+    }  # fmt: skip
+    return build(tree, sets)
+
+
+# ---- measured ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Errand:
+    """What the ranks are sent for."""
+
+    names: tuple[str, ...]
+    file: Path
+    world: int
+
+
+def measure(errand: Errand) -> None:
+    """Starts a rank a GPU; the first appends the records."""
+    if errand.world == 1:
+        run_rank(0, None, errand)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        spawn(run_rank, (f"file://{folder}/meeting", errand), nprocs=errand.world)
+
+
+def run_rank(rank: int, meeting: str | None, errand: Errand) -> None:
+    """Every configuration that this rank has a part in."""
+    device = pick_device("cuda", rank)
+    place = Place(rank=rank, world=errand.world, device=device, meeting=meeting, neighbours=2)
+    prepare(device, threads=None, neighbours=errand.world)
+    if errand.world > 1:
+        join(place)
+    configs = {name: recipe(name) for name in errand.names}
+    alone = [name for name, config in configs.items() if config.parallel.ranks == 1]
+    own = replace(place, rank=0, world=1)
+    found = {name: one(configs[name], own) for name in alone[rank :: errand.world]}
+    if errand.world > 1:
+        shares: list[dict[str, Any]] = [{} for _ in range(errand.world)]
+        dist.all_gather_object(shares, found)
+        found = {name: figures for share in shares for name, figures in share.items()}
+        for name in (n for n, c in configs.items() if c.parallel.ranks == errand.world):
+            found[name] = one(configs[name], place)
+    if rank == 0:
+        for name, figures in found.items():
+            line = {"name": name, "config": dump(configs[name]), **figures}
+            append(errand.file, entry("predict", device, line))
+
+
+def one(config: RunConfig, place: Place) -> dict[str, Any]:
+    """Step time, exposed communication and peak memory of one recipe on this rank."""
+    begun = time.perf_counter()
+    torch.cuda.reset_peak_memory_stats(place.device)
+    transport = open_transport(config, place)
+    rig = assemble(config, place, transport)
+    tap = Tap(place.device)
+    watches = []
+    for _ in range(WARM_UP):
+        rig.stage.bound.run(rig.environment())
+    transport.barrier()
+    for _ in range(STEPS):
+        watch = Stopwatch(place.device)
+        rig.stage.bound.run(rig.environment())
+        watch.stop()
+        watches.append(watch)
+    step = spread([watch.milliseconds() for watch in watches])
+    peak = torch.cuda.max_memory_allocated(place.device)
+    issue = []
+    for _ in range(2):
+        torch.cuda.synchronize(place.device)
+        started = time.perf_counter()
+        rig.stage.bound.run(rig.environment())
+        issue.append((time.perf_counter() - started) * 1e3)
+    tapped = rig.bound(lambda bodies: bodies, tap.lanes)
+    waits: list[dict[str, float]] = []
+    for _ in range(2):
+        transport.barrier()
+        tapped.run(rig.environment())
+        waits.append({})
+        for call in tap.empty():
+            waits[-1][call.name] = waits[-1].get(call.name, 0.0) + call.watch.milliseconds()
+    transport.close()
+    del rig, tap, tapped
+    gc.collect()
+    torch.cuda.empty_cache()
+    if place.rank == 0:
+        print(f"{config.name}: {step.text()} ms, {peak / 1e9:.2f} GB, "
+              f"{time.perf_counter() - begun:.1f} s", flush=True)  # fmt: skip
+    return {
+        "step_ms": step.record(), "peak_bytes": peak, "issue_ms": min(issue), "waits_ms": waits[-1],
+    }  # fmt: skip
+
+
+# ---- predicted -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """One configuration measured and predicted: milliseconds and bytes."""
+
+    name: str
+    gpus: int
+    step_ms: float
+    predicted_ms: float
+    peak: int
+    predicted_peak: int
+
+    @property
+    def error(self) -> float:
+        return self.predicted_ms / self.step_ms - 1
+
+    @property
+    def memory_error(self) -> float:
+        return self.predicted_peak / self.peak - 1
+
+
+def pairs(file: Path, machine_file: str) -> Iterator[Pair]:
+    """Every record with its prediction."""
+    found = rates(machine(machine_file))
+    for line in file.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        made = plan(build(tomllib.loads(record["config"])), 0)
+        step = training_step(made)  # in the order in which it ran
+        done, held = play_step(step, found), memory(step, made)
+        yield Pair(
+            name=record["name"],
+            gpus=made.layout.world,
+            step_ms=record["step_ms"]["median"],
+            predicted_ms=done.seconds * 1e3,
+            peak=record["peak_bytes"],
+            predicted_peak=held.all,
+        )
+
+
+def report(found: Sequence[Pair]) -> Iterator[str]:
+    """The table, and what it comes to."""
+    heads = (("configuration", "<28"), ("measured", ">10"), ("predicted", ">10"), ("error", ">7"))
+    yield " ".join(f"{text:{width}}" for text, width in (*heads, ("GB", ">7"), ("error", ">7")))
+    for pair in found:
+        yield (
+            f"{pair.name:<28} {pair.step_ms:>7.1f} ms {pair.predicted_ms:>7.1f} ms "
+            f"{pair.error:>+7.1%} {pair.peak / 1e9:>7.2f} {pair.memory_error:>+7.1%}"
+        )
+    for gpus in sorted({pair.gpus for pair in found}):
+        own = [pair for pair in found if pair.gpus == gpus]
+        yield _summary(f"time on {gpus}", own, lambda pair: abs(pair.error))
+        yield _summary(f"memory on {gpus}", own, lambda pair: abs(pair.memory_error))
+    apart = [
+        (a, b)
+        for a, b in combinations(found, 2)
+        if a.name[0] == b.name[0] and abs(a.step_ms / b.step_ms - 1) > RANKED
+    ]
+    right = sum((a.step_ms < b.step_ms) == (a.predicted_ms < b.predicted_ms) for a, b in apart)
+    share = right / max(len(apart), 1)
+    told = f"{right} of {len(apart)} ranked rightly, {share:.1%}"
+    yield f"pairs of one model over {RANKED:.0%} apart: {told}"
+
+
+RANKED = 0.03  # measured times closer than this are not ranked
+
+
+def _summary(what: str, found: Sequence[Pair], error: Callable[[Pair], float]) -> str:
+    errors = [error(pair) for pair in found]
+    return f"{what}: median error {statistics.median(errors):.1%}, largest {max(errors):.1%}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("verb", choices=("measure", "report"))
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--nproc", type=int, default=2)
+    parser.add_argument("--only", default="", help="names that contain this")
+    parser.add_argument("--machine", default="H200")
+    options = parser.parse_args()
+    if options.verb == "report":
+        print("\n".join(report(list(pairs(options.file, options.machine)))))
+        return
+    names = tuple(name for name in CONFIGURATIONS if options.only in name)
+    measure(Errand(names=names, file=options.file, world=options.nproc))
+
+
+if __name__ == "__main__":
+    main()
