@@ -16,7 +16,7 @@ Paper: 2.2, 2.3.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -146,13 +146,15 @@ def _unified(part: Part, task: Task, bound: Mapping[str, str]) -> dict[str, str]
 
 def _agree(tasks: Sequence[Task]) -> bool:
     """Whether no two of the tasks give an attribute or a letter another meaning."""
-    for said in ("attributes", "renames"):
-        together: dict[str, Attribute] = {}
-        for task in tasks:
-            for key, value in getattr(task, said).items():
-                if together.setdefault(key, value) != value:
-                    return False
-    return True
+    attributes, renames = (task.attributes for task in tasks), (task.renames for task in tasks)
+    return _consistent(attributes) and _consistent(renames)
+
+
+def _consistent(said: Iterable[Mapping[str, Attribute]]) -> bool:
+    together: dict[str, Attribute] = {}
+    return all(
+        together.setdefault(key, value) == value for one in said for key, value in one.items()
+    )
 
 
 # ---- choosing ------------------------------------------------------------------------------------
