@@ -137,11 +137,10 @@ class _Cutter:
         self.chunks = chunks
         self.crossing = crossing
         self.values = dict(program.values)
-        self.makers = program.producer()
         behind = _reached(program, crossing, pair.behind)
         self.ahead = _origin(program, [crossing], pair.before)
-        names = self.ahead | behind | _origin(program, _named(program, behind), pair.before)
-        self.tasks = _named(program, names)
+        self.names = self.ahead | _origin(program, _named(program, behind), pair.before)
+        self.tasks = _named(program, self.names)
         self.made = {value: task for task in self.tasks for value in task.outputs}
         if not any(t.op.tolerance is Tolerance.MATMUL for t in self.tasks):
             raise ProgramError(
@@ -153,11 +152,10 @@ class _Cutter:
         joined, whole = self._wanted()
         cut = [*self._maps(whole), *self._chunks(ahead=True), *self._chunks(ahead=False)]
         new = [*self._parts(), *cut, *self._joins(joined)]
-        names = {task.name for task in self.tasks}
         last = self.tasks[-1].name
         tasks: list[Task] = []
         for task in self.program.tasks:
-            if task.name not in names or (task.name in whole and task.lane is not Lane.HOST):
+            if task.name not in self.names or (task.name in whole and task.lane is not Lane.HOST):
                 tasks.append(task)
             if task.name == last:
                 tasks += new
@@ -172,7 +170,7 @@ class _Cutter:
         """The values that others read, which chunks are joined to, and the tasks that run whole
         because chunks of what they make cannot be joined.
         """
-        outside = {v for t in self.program.tasks if t.name not in self._names() for v in t.inputs}
+        outside = {v for t in self.program.tasks if t.name not in self.names for v in t.inputs}
         outside.update(self.program.outputs, self.program.kept)
         frontier = [value for value in self.made if value in outside]
         if any(self._is_merged(value) for value in frontier):
@@ -187,9 +185,6 @@ class _Cutter:
                 whole.add(self.made[value].name)
                 frontier += [v for v in self.made[value].inputs if v in self.made]
         return list(joined), whole
-
-    def _names(self) -> set[str]:
-        return {task.name for task in self.tasks}
 
     def _is_joined(self, value: str) -> bool:
         """Whether chunks of a value make the whole: not those of a map, whose numbers are their
@@ -255,16 +250,13 @@ class _Cutter:
         self.values[name] = Value(name=name, dims=self._divided(known.dims), kind=known.kind)
 
     def _divided(self, dims: str) -> str:
-        """The dims of a chunk.
-
-        Example: of two chunks of tokens, `T D` has `T/2 D`.
-        """
+        """The dims of a chunk: of `T D`, cut into two by tokens, `T/2 D`."""
         count = self.chunks.count
         terms = (f"{t}/{count}" if t in self.pair.cut else t for t in dims.split())
         return " ".join(terms)
 
     def _renames(self, task: Task) -> dict[str, str]:
-        here = {letter: self._divided(letter) for letter in self.pair.cut}
+        here = {letter: self._divided(letter) for letter in sorted(self.pair.cut)}
         return {**here, **{old: self._divided(new) for old, new in task.renames.items()}}
 
     # ---- the edges -------------------------------------------------------------------------------
