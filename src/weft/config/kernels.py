@@ -16,9 +16,9 @@ class KernelsConfig(Branch):
         default="fast", description="the bodies that run the operators; `weft doctor` lists them"
     )
     fuse: Literal["auto", "all", "none"] = Field(
-        default="auto",
-        description="fused operators in place of the sequences they are defined by: where this "
-        "machine has a faster body for one, all of them, or none; `weft doctor` lists them",
+        default="none",  # no whole step has been timed with them yet
+        description="fused operators in place of the sequences they are defined by: none, those "
+        "for which this machine has a faster body (auto), or all; `weft doctor` lists them",
     )
     attention: Literal["repeatable", "flash", "cudnn"] = Field(
         default="repeatable",
