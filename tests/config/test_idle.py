@@ -18,6 +18,7 @@ TWO = {"sp": 2, "ep": 2}
         ({"parallel": {"attention": "cp"}}, r'parallel.attention = "cp": .*parallel.sp = 1.*"sp"$'),
         ({"parallel": {"dp": 2, "ffn": "tp"}}, r'parallel.ffn = "tp": .*parallel.sp = 1; .*"ep"$'),
         ({"parallel": {"dp": 2, "pipeline": "zero_bubble"}}, r"parallel.pp = 1; .*\"1f1b\"$"),
+        ({"parallel": {"pp": 2, "pipeline": "interleaved"}}, r"is 1f1b with .*\"1f1b\"$"),
         ({"parallel": {"pp": 2, "zero": 2}}, r"parallel.zero = 2: .*parallel.zero = 1$"),
         (
             {"parallel": {"sp": 2, "dispatch": "all_gather"}},
@@ -60,7 +61,7 @@ def test_what_nobody_reads_is_refused(branches: dict[str, Any], message: str) ->
         {"parallel": TWO, "compression": {"dispatch": "fp8", "scales": "block"}},
         {"parallel": TWO, "overlap": {"across": True, "merge": True}},
         {"parallel": {"sp": 2, "ffn": "tp", "attention": "tp"}, "overlap": {"across": True}},
-        {"parallel": {"pp": 2, "pipeline": "interleaved"}},
+        {"parallel": {"pp": 2, "pipeline": "zero_bubble"}},
         {"overlap": {"order": "paper"}},
     ],
 )

@@ -5,7 +5,7 @@
     parallel.dispatch                       parallel.ep = 1: every expert is here
     parallel.zero, compression.gradients    parallel.dp * parallel.sp = 1: there are no replicas
     parallel.node                           its blocks are of one rank, or hold the whole stage
-    parallel.pipeline                       parallel.pp = 1
+    parallel.pipeline                       parallel.pp = 1; interleaved with parallel.chunks = 1
     compression.dispatch and its like       parallel.ep = 1: nothing crosses
     compression.scales                      nothing is in eight bits
     overlap.across                          a layer's backward starts with no collective, or no two
@@ -64,6 +64,9 @@ def _idle_degrees(parallel: ParallelConfig) -> Iterator[Idle]:
         if degree == 1 and value != plain:
             rule = f"has no meaning with {axis} = 1"
             yield Idle(key=f"parallel.{name}", value=value, rule=rule, legal=plain)
+    if parallel.pipeline == "interleaved" and parallel.pp > 1 and parallel.chunks == 1:
+        rule = "is 1f1b with parallel.chunks = 1, which leaves nothing to go round"
+        yield Idle(key="parallel.pipeline", value="interleaved", rule=rule, legal="1f1b")
     if parallel.ep == 1 and parallel.dispatch not in ("all_to_all", "auto"):
         rule = "has no meaning with parallel.ep = 1, where every rank has every expert"
         yield Idle(key="parallel.dispatch", value=parallel.dispatch, rule=rule, legal="all_to_all")

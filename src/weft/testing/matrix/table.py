@@ -141,6 +141,7 @@ dp4 node4
 dp2 interleaved
 dp2 across
 pp2 merge
+pp2 interleaved
 deep: pp16
 deep: pp4 v4 interleaved
 v2
