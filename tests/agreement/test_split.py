@@ -115,7 +115,7 @@ def test_chunks_agree_under_any_routing(generator, at):
 
 
 @pytest.mark.parametrize("at", LAYOUTS)
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_random_orders_of_chunks_give_the_same_bits(seed, at):
     found = run("mixtral", LAYOUTS[at], by=partial(shuffled, seed=seed), split=PAIRS)
     assert first_difference(found, in_turn("mixtral", at)) is None
@@ -179,8 +179,7 @@ def test_chunks_agree_where_weight_gradients_are_put_off(at):
 
 @AT
 @pytest.mark.parametrize("overlap", [{}, {"across": True}, {"merge": True}], ids=str)
-@pytest.mark.parametrize("generator", ["skewed", "idle_half"])
-def test_every_rank_receives_the_bytes_that_its_chunks_predict(generator, overlap, at):
+def test_every_rank_receives_the_bytes_that_its_chunks_predict(overlap, at):
     counters: list[CountingTransport] = []
 
     def counted(transport: Transport) -> CountingTransport:
@@ -189,7 +188,7 @@ def test_every_rank_receives_the_bytes_that_its_chunks_predict(generator, overla
 
     plan_of = plans("mixtral", split=PAIRS, chunks=4, replay=True, **overlap)
     ranks = stack(plan_of, LAYOUTS[at], bodies=BODIES, wire=counted)
-    choices = forced(generator)
+    choices = forced("skewed")
     work = Work(batches=partial(models.batches, MODELS["mixtral"]), steps=1, routing=choices)
     train_step(ranks, work, 1)
     for stage, counter in zip(ranks.stages, counters, strict=True):
