@@ -8,30 +8,15 @@ A program has some columns of its rows, so it leaves a part of the last sum; the
 added in order of their columns.
 """
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from weft.kernels.fused.tiles import Gather, operand, place, row_tiles
+from weft.kernels.fused.tiles import Gather, Tile, operand, place, row_tiles
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Tile:
-    """Rows, columns, the depth of a step, row tiles of a group, warps and stages."""
-
-    rows: int = 128
-    columns: int = 256
-    depth: int = 64
-    group: int = 16
-    warps: int = 8
-    stages: int = 4
-
-
-DEFAULT = Tile()
+DEFAULT = Tile(columns=256)
 
 
 def swiglu_down_gather_dgrad(

@@ -16,6 +16,18 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tile:
+    """Rows and columns of a program, the depth of a step, row tiles of a group, warps, stages."""
+
+    columns: int
+    rows: int = 128
+    depth: int = 64
+    group: int = 16
+    warps: int = 8
+    stages: int = 4
+
+
 @dataclass(frozen=True, slots=True)
 class Gather:
     """Row i is row `order[i] // divisor` of what it is read from."""

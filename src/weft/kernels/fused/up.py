@@ -7,29 +7,14 @@ in its registers. Rows are read where their tokens lie, and nothing of their siz
 written; where they lie by expert already, the copy engine brings them.
 """
 
-from dataclasses import dataclass
-
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from weft.kernels.fused.tiles import Gather, operand, place, row_tiles
+from weft.kernels.fused.tiles import Gather, Tile, operand, place, row_tiles
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Tile:
-    """Rows, columns of each half, the depth of a step, row tiles of a group, warps and stages."""
-
-    rows: int = 128
-    columns: int = 128
-    depth: int = 64
-    group: int = 16
-    warps: int = 8
-    stages: int = 4
-
-
-DEFAULT = Tile()
+DEFAULT = Tile(columns=128)  # of each half
 
 
 def permute_up_swiglu(
