@@ -181,7 +181,9 @@ def follow_all(rank: int, work: Work, device: torch.device) -> None:
     if rank == 0:
         one, other = (torch.load(work.folder / f"alone-{r}") for r in (0, 1))
         for name, found in chain([(ONE, one), (HALVED, other)], runs.items()):
-            config = build(SMALL, (*common, *work.settings, *work.layouts.get(name, ())))
+            own = (f"train.micro_batch={halved}",) if name == HALVED else ()
+            shared = (*work.settings, *work.layouts[name]) if name in work.layouts else own
+            config = build(SMALL, (*common, *shared))
             say(work, device, config, {"what": "follows", "layout": name, **apart(found, one)})
 
 
