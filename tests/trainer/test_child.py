@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -22,6 +24,7 @@ from weft.errors import (
 )
 from weft.testing.kill import Forked
 from weft.trainer import child
+from weft.trainer.stop import STOPPED
 
 
 def run(tmp_path: Path, recipe: Recipe, rank: Callable[..., None]) -> tuple[int, str]:
@@ -77,6 +80,40 @@ def test_a_rank_gets_the_recipe_its_place_and_its_checkpoint(
         assert checkpoint is None
 
     assert run(tmp_path, recipe, check) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "said", "tidied"),
+    [
+        ("pass", 0, "", True),
+        (f"raise StoppedError('enough', code={STOPPED})", STOPPED, "", True),
+        ("raise CommunicationError('a rank is gone')", 1, "a rank is gone\n", False),
+        ("1 / 0", 1, "ZeroDivisionError: division by zero\n", False),
+    ],
+    ids=["done", "stopped", "failed on purpose", "failed"],
+)
+def test_a_rank_that_failed_is_not_taken_down_in_order(
+    tmp_path: Path, recipe: Recipe, end: str, code: int, said: str, *, tidied: bool
+) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(dump(recipe("run")), encoding="utf-8")
+    program = f"""
+import atexit, sys
+from weft.errors import CommunicationError, StoppedError
+from weft.trainer import child
+def rank(*_): {end}
+child.run_rank = rank
+atexit.register(lambda: open(sys.argv[1], "w").close())
+child.run(sys.argv[2:])
+"""
+    left = tmp_path / "tidied"
+    arguments = [str(left), str(path), str(tmp_path), "0", "1", "", str(os.getpid())]
+    ended = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == code
+    assert ended.stderr.endswith(said)
+    assert left.exists() is tidied
 
 
 @pytest.mark.parametrize("stop_code", [75, 143])

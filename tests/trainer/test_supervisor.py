@@ -95,8 +95,21 @@ def test_ranks_that_all_end_well_are_a_run_that_ended_well(recipe: Recipe) -> No
         (((1, 2, "a victim"), (-9, 3, "the reason")), "rank 1 of 2 ended with signal 9"),
         (((1, 3, "a victim"), (1, 2, "the reason")), "rank 1 of 2 ended with exit code 1"),
         (((2, 2, "the reason"), (1, 2, "a victim")), "rank 0 of 2 ended with exit code 2"),
+        (((-6, 2, "a victim"), (-9, 3, "the reason")), "rank 1 of 2 ended with signal 9"),
+        (((-6, 3, "a victim"), (1, 2, "the reason")), "rank 1 of 2 ended with exit code 1"),
+        (((-6, 2, "the reason"), (1, 3, "a victim")), "rank 0 of 2 ended with signal 6"),
+        (((-11, 3, "a victim"), (-9, 2, "the reason")), "rank 1 of 2 ended with signal 9"),
     ],
-    ids=["one hangs", "one is killed", "second first", "first first"],
+    ids=[
+        "one hangs",
+        "one is killed",
+        "second first",
+        "first first",
+        "killed, the other aborts",
+        "failed, the other aborts",
+        "aborted, the other fails",
+        "two are killed",
+    ],
 )
 def test_the_culprit_is_named_and_the_others_are_ended(
     recipe: Recipe, ends: tuple[tuple[int, float, str], ...], culprit: str

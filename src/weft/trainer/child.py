@@ -4,7 +4,7 @@
 
 SCRATCH is a folder that the ranks and their supervisor share: where they meet, what each shows of
 itself, and the stack it writes when it gets SIGUSR1. A rank ends when its parent does, however that
-ended.
+ended; one that failed ends as soon as it has said why.
 """
 
 import faulthandler
@@ -13,8 +13,10 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from weft.config.load import load
 from weft.errors import ConfigError, DataError, LayoutError, StoppedError, WeftError
@@ -22,7 +24,7 @@ from weft.runtime.backends import pick_device
 from weft.trainer.pulse import Pulse, no_fail
 from weft.trainer.rank import run_rank
 from weft.trainer.session import Place
-from weft.trainer.stop import listening
+from weft.trainer.stop import ENDED, STOPPED, listening
 
 LOOK_SECONDS = 0.5  # how long a rank may outlive a parent that was killed
 WIRE_PATIENCE = 2.0  # a wire gives up after the supervisor, who knows whose fault it is
@@ -71,5 +73,23 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=look, name="parent", daemon=True).start()
 
 
+def run(arguments: Sequence[str]) -> NoReturn:
+    """Ends this process as `main` says.
+
+    After a failure at once: an interpreter that is taken down while threads wait inside a
+    collective that never ends is aborted, and an abort looks like another failure.
+    """
+    try:
+        code = main(arguments)
+    except BaseException:  # noqa: BLE001 - whatever it was, it is told and this process ends
+        traceback.print_exc()
+        code = 1
+    if code in (0, STOPPED, ENDED):
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run(sys.argv[1:])

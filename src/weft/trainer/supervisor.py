@@ -256,15 +256,16 @@ def _let_end(crew: Crew) -> None:
 def _raise_first_failure(crew: Crew, stop: Stop) -> None:
     """Raises the error of the rank that failed first.
 
-    One that a signal ended, if there is one: the others are its victims. Else the one whose log
-    was the first to end: a rank writes down its error before the others can miss it.
+    One that was killed, if there is one: the others are its victims. Else the one whose log was the
+    first to end: a rank writes down its error before the others can miss it. An abort is no kill:
+    libraries end a process so after an error of theirs, a victim's too.
     """
     codes = {rank: process.returncode or 0 for rank, process in enumerate(crew.processes)}
     failed = [rank for rank, code in codes.items() if code not in (0, STOPPED)]
-    killed = [rank for rank in failed if codes[rank] < 0]
+    killed = [rank for rank in failed if codes[rank] < 0 and codes[rank] != -signal.SIGABRT]
     if stop.asked and any(codes[rank] == -signal.SIGTERM for rank in killed):
         raise StoppedError("asked to stop before the first step: nothing to save", code=ENDED)
-    rank = killed[0] if killed else min(failed, key=lambda r: crew.log(r).stat().st_mtime_ns)
+    rank = min(killed or failed, key=lambda r: crew.log(r).stat().st_mtime_ns)
     how = f"signal {-codes[rank]}" if codes[rank] < 0 else f"exit code {codes[rank]}"
     lines = _text(crew.log(rank)).splitlines()
     words = "\n".join(lines[-TAIL_LINES:]) or "(it wrote nothing)"
