@@ -12,6 +12,7 @@ from weft.compose.plan import (
     sizes,
     statistics_size,
     validate,
+    without_bound,
     without_limit,
 )
 from weft.errors import LayoutError
@@ -77,7 +78,7 @@ def test_statistics_hold_their_sums_the_load_of_every_expert_and_what_each_layer
     shape = plan().shape
     assert load_places(shape) == slice(LOADS, LOADS + 2 * 8)
     assert drop_places(shape) == slice(LOADS + 2 * 8, LOADS + 2 * 8 + 2)
-    assert statistics_size(shape) == LOADS + 2 * 8 + 2
+    assert statistics_size(shape) == LOADS + 2 * 8 + 2 + 1  # and what overflowed
 
 
 @pytest.mark.parametrize(
@@ -88,6 +89,25 @@ def test_a_group_of_experts_takes_so_many_even_shares_of_64_choices(capacity, gr
     limited = replace(plan(), arithmetic=replace(plan().arithmetic, balance=balance))
     assert limited.group_capacity == choices
     assert without_limit(limited).group_capacity == 0
+
+
+@pytest.mark.parametrize(
+    ("layout", "bound", "rows"),
+    [
+        (Layout(sp=2, ep=2, dispatch=Dispatch.ALL_GATHER), 1.0, 32),
+        (Layout(sp=2, ep=2, dispatch=Dispatch.ALL_GATHER), 1.1, 36),
+        (Layout(sp=2, ep=2, dispatch=Dispatch.ALL_GATHER), 9.0, 64),
+        (Layout(dp=4, ep=4, dispatch=Dispatch.ALL_GATHER), 1.5, 96),
+        (Layout(sp=2, ep=2), 1.5, 0),
+        (Layout(sp=2, dispatch=Dispatch.ALL_GATHER), 1.5, 0),
+        (Layout(sp=2, ep=2, dispatch=Dispatch.ALL_GATHER), 0.0, 0),
+    ],
+    ids=str,
+)
+def test_room_is_so_many_even_shares_of_rows_and_no_more_than_there_can_be(layout, bound, rows):
+    bounded = replace(plan(layout), row_bound=bound)
+    assert bounded.bounded_rows == rows
+    assert without_bound(bounded).bounded_rows == 0
 
 
 @pytest.mark.parametrize(

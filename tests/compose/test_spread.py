@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import pytest
 
 from weft.compose.spread import attention_of, feed_forward_of
 from weft.parallel.context import Zigzag
 from weft.parallel.deduplicate import ByVisits
-from weft.parallel.expert import ByExchange, ByGathering, EveryExpert
+from weft.parallel.expert import ByExchange, ByGathering, ByGatheringWithin, EveryExpert
 from weft.parallel.layout import Attention, Dispatch, FeedForward, Layout
 from weft.parallel.sequence import Together, Ulysses
 from weft.parallel.strategy import InPlace
@@ -31,6 +33,13 @@ def test_a_layout_means_one_strategy_of_each_sort(layout, attention, experts, de
     found = feed_forward_of(plan)
     assert isinstance(found[0], experts)
     assert isinstance(found[1], dense)
+
+
+def test_a_bound_on_rows_means_a_strategy_of_its_own():
+    plan = models.plan(models.mixtral_like(), Layout(sp=2, ep=2, dispatch=Dispatch.ALL_GATHER))
+    experts, _ = feed_forward_of(replace(plan, row_bound=1.5))
+    assert isinstance(experts, ByGatheringWithin)
+    assert experts.rows == replace(plan, row_bound=1.5).bounded_rows
 
 
 def test_routed_and_dense_slices_are_one_so_that_tokens_are_gathered_once():

@@ -24,6 +24,10 @@ TWO = {"sp": 2, "ep": 2}
             {"parallel": {"sp": 2, "dispatch": "all_gather"}},
             r"has no meaning with parallel.ep = 1, .*parallel.dispatch = \"all_to_all\"$",
         ),
+        (
+            {"parallel": {**TWO, "row_bound": 1.5}},
+            r"parallel.row_bound = 1.5: needs .*all_gather.*parallel.row_bound = 0.0$",
+        ),
         ({"parallel": {"sp": 2, "node": 2}}, r"parallel.node = 2: changes nothing: .*node = 0$"),
         ({"parallel": {"sp": 2, "node": 1}}, r"parallel.node = 1: changes nothing: .*node = 0$"),
         (
@@ -57,6 +61,7 @@ def test_what_nobody_reads_is_refused(branches: dict[str, Any], message: str) ->
     [
         {"parallel": {"dispatch": "auto"}},
         {"parallel": {"bucket_elements": 1000}},
+        {"parallel": {**TWO, "dispatch": "all_gather", "row_bound": 1.25}},
         {"parallel": {**TWO, "dp": 2, "node": 2, "zero": 2, "dispatch": "deduplicated"}},
         {"parallel": TWO, "compression": {"dispatch": "fp8", "scales": "block"}},
         {"parallel": TWO, "overlap": {"across": True, "merge": True}},

@@ -47,6 +47,10 @@ def tree(**branches: dict[str, Any]) -> dict[str, Any]:
             r"must divide model.kv_heads \(4\) or be a multiple of it; .*parallel.sp = 4$",
         ),
         (
+            {"parallel": {"row_bound": 0.5}},
+            r"parallel.row_bound = 0.5: must be 0 or at least 1.*parallel.row_bound = 1.0$",
+        ),
+        (
             {"parallel": {"zero": 2}, "overlap": {"merge": True}},
             r"parallel.zero = 2: must be 1 with overlap.merge = true.*parallel.zero = 1$",
         ),

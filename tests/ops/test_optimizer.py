@@ -67,7 +67,7 @@ def test_square_sums_of_shards_add_up():
 
 @pytest.mark.parametrize(("norm", "factor"), [(4.0, 0.25), (1.0, 1.0), (0.5, 1.0), (0.0, 1.0)])
 def test_only_long_gradients_are_clipped(norm, factor):
-    stats = torch.tensor([1.0, 0.0, 0.0, norm * norm, 0.0, 0.0, 0.0, 7.0])
+    stats = torch.tensor([1.0, 0.0, 0.0, norm * norm, 0.0, 0.0, 0.0, 7.0, 0.0])
     verdict = decide(stats, clip_norm=1.0)
     torch.testing.assert_close(verdict, torch.tensor([factor, 0.0]), rtol=1e-5, atol=0)
 
@@ -76,12 +76,20 @@ def test_only_long_gradients_are_clipped(norm, factor):
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_a_loss_or_norm_that_is_not_finite_refuses_the_step(place, poison):
     stats = torch.ones(9)
-    stats[4:7] = 0
+    stats[4:7] = stats[-1] = 0
+    assert decide(stats, clip_norm=1.0)[1] == 0
     stats[place] = poison
+    assert decide(stats, clip_norm=1.0)[1] == 1
+
+
+def test_a_row_without_room_refuses_the_step():
+    stats = torch.zeros(9)
+    assert decide(stats, clip_norm=1.0)[1] == 0
+    stats[-1] = 1
     assert decide(stats, clip_norm=1.0)[1] == 1
 
 
 @pytest.mark.parametrize(("loss", "norm2", "refused"), [(2, 9, 0), (2.1, 9, 1), (2, 9.1, 1)])
 def test_a_loss_or_norm_above_its_bound_refuses_the_step(loss, norm2, refused):
-    stats = torch.tensor([loss, 0.0, 0.0, norm2, 0.0, 1 / 2, 1 / 9, 7.0])
+    stats = torch.tensor([loss, 0.0, 0.0, norm2, 0.0, 1 / 2, 1 / 9, 7.0, 0.0])
     assert decide(stats, clip_norm=1.0)[1] == refused

@@ -12,6 +12,7 @@ from weft.ops.rows import (
     plan_local,
     plan_received,
     plan_rows,
+    plan_within,
     reorder,
     reorder_dgrad,
     splits_to_host,
@@ -66,6 +67,40 @@ def test_summing_permuted_rows_gives_k_times_each_token(label):
     order, slot_row, *_ = plan_rows(chosen, experts=E)
     rows = permute(h, order, slot_row, top_k=top_k)
     torch.testing.assert_close(gather_sum(rows, slot_row, order, top_k=top_k), top_k * h)
+
+
+@pytest.mark.parametrize("spare", [0, 1, 5])
+@pytest.mark.parametrize("label", ROUTINGS)
+def test_room_for_more_rows_changes_no_row(label, spare):
+    chosen = chosen_of(label)
+    count = int(((chosen >= 1) & (chosen < 3)).sum())
+    rows = min(count + spare, chosen.numel())
+    order, slot_row, ends = plan_local(chosen, count, first=1, local=2)
+    found = plan_within(chosen, rows=rows, first=1, local=2)
+    assert torch.equal(found[0], torch.cat((order, order.new_zeros(rows - count))))
+    assert torch.equal(found[1], slot_row)
+    assert torch.equal(found[2], ends)
+    assert found[3].tolist() == [0]
+
+
+@pytest.mark.parametrize("label", ROUTINGS)
+def test_rows_without_room_are_counted_and_in_no_slot(label):
+    chosen = chosen_of(label)
+    count = int(((chosen >= 1) & (chosen < 3)).sum())
+    order, slot_row, ends = plan_local(chosen, count, first=1, local=2)
+    for rows in range(1, count):
+        found = plan_within(chosen, rows=rows, first=1, local=2)
+        assert torch.equal(found[0], order[:rows])
+        assert torch.equal(found[1], slot_row.masked_fill(slot_row >= rows, -1))
+        assert torch.equal(found[2], ends.clamp_max(rows))
+        assert found[3].tolist() == [count - rows]
+
+
+def test_a_rank_with_room_and_no_rows_gives_zeros_whatever_lies_there():
+    chosen = torch.full((3, 2), 7)
+    order, slot_row, _, _ = plan_within(chosen, rows=4, first=1, local=2)
+    rows = torch.full((4, 8), float("nan"))
+    assert torch.equal(gather_sum(rows, slot_row, order, top_k=2), torch.zeros(3, 8))
 
 
 def test_received_rows_come_back_where_they_were():

@@ -23,6 +23,11 @@ class Layer:
             case "all_gather":
                 e = expert.dispatch_all_gather(o, h, weights, experts, first=4, local=4, top_k=2)
                 z = expert.combine_all_gather(o, e.rows, e, top_k=2)
+            case "within":
+                e = expert.dispatch_within(
+                    o, h, weights, experts, rows=9, first=4, local=4, top_k=2
+                )
+                z = expert.combine_all_gather(o, e.rows, e, top_k=2)
         self.z, self.program = z, o.finish(z)
 
     def on(self, lane: Lane) -> list[str]:
@@ -33,7 +38,7 @@ class Layer:
         return [task.body for task in backward.tasks if task.lane is lane]
 
 
-WAYS = pytest.mark.parametrize("way", ["local", "all_to_all", "all_gather"])
+WAYS = pytest.mark.parametrize("way", ["local", "all_to_all", "all_gather", "within"])
 
 
 @WAYS
@@ -55,6 +60,12 @@ def test_all_gather_reduces_and_scatters_the_outputs():
     assert Layer("all_gather").on(Lane.COMM) == [
         "all_gather_experts", "all_gather_weights", "all_gather", "reduce_scatter",
     ]  # fmt: skip
+
+
+def test_room_for_a_number_of_rows_takes_the_same_wire_and_no_host():
+    assert Layer("within").on(Lane.COMM) == Layer("all_gather").on(Lane.COMM)
+    assert Layer("within").back_on(Lane.COMM) == Layer("all_gather").back_on(Lane.COMM)
+    assert Layer("within").on(Lane.HOST) == Layer("within").back_on(Lane.HOST) == []
 
 
 @pytest.mark.parametrize("way", ["all_to_all", "all_gather"])

@@ -9,7 +9,7 @@ from weft.compose.plan import Plan, sizes
 from weft.compose.recipe import plan as make_plan
 from weft.compose.step import training_step
 from weft.config.load import build
-from weft.parallel.layout import Layout
+from weft.parallel.layout import Dispatch, Layout
 from weft.planner.memory import Memory, kept_bytes, memory
 from weft.testing import models
 
@@ -61,6 +61,13 @@ def test_imbalance_fills_dispatch_and_what_is_kept_and_nothing_else():
     assert skewed.dispatch > even.dispatch
     assert skewed.activations > even.activations
     assert (skewed.weights, skewed.optimizer) == (even.weights, even.optimizer)
+
+
+def test_a_bound_on_rows_takes_its_room_whatever_comes():
+    plan = planned(Layout(sp=2, ep=2, dispatch=Dispatch.ALL_GATHER))
+    bounded = replace(plan, row_bound=1.5)
+    assert held(bounded).activations == held(bounded, 1.2).activations
+    assert held(bounded).activations == held(plan, 1.5).activations
 
 
 def test_rematerialisation_keeps_less_step_by_step():

@@ -89,7 +89,9 @@ def _gloo_rank(rank: int, layout: Layout) -> list[float]:
     step = cut_step(
         training_step(plan), partial(after_collective, which=1), partial(shuffled, seed=3)
     )
-    stage = build(plan, bodies=BODIES, transport=transport, device=torch.device("cpu"), step=step)
+    stage = build(
+        plan, bodies=BODIES, transport=transport, device=torch.device("cpu"), compose=lambda _: step
+    )
     initialise(stage.state, seed=0)
     losses = []
     for number in (1, 2):

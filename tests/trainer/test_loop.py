@@ -5,13 +5,15 @@ from pathlib import Path
 import pytest
 from tests.trainer.conftest import ALONE
 
+from weft.compose.plan import OVERFLOW
 from weft.config.run import RunConfig
 from weft.errors import CheckpointError
 from weft.optim.lr import learning_rate
 from weft.runtime.state import initialise
+from weft.telemetry import events
 from weft.telemetry.metrics import FILE, Metrics, read
 from weft.trainer import loop, saver
-from weft.trainer.session import open_session
+from weft.trainer.session import Session, open_session
 
 
 class Heard:
@@ -44,7 +46,7 @@ def run(config: RunConfig, *, start: int = 0) -> tuple[list[dict], Heard]:
     return read(path), heard
 
 
-def changed(config: RunConfig, **train: int) -> RunConfig:
+def changed(config: RunConfig, **train: int | str) -> RunConfig:
     return config.model_copy(update={"train": config.train.model_copy(update=train)})
 
 
@@ -87,6 +89,65 @@ def test_rates_follow_the_schedule_from_its_first_step(few_steps: RunConfig) -> 
         for step in range(4)
     ]
     assert [r["lr"] for r in records if "lr" in r] == expected
+
+
+class Crowded(loop.Loop):
+    """A loop whose second step has no room for a row, read so many steps late."""
+
+    def __init__(self, session: Session, metrics: Metrics, heard: Heard, behind: int) -> None:
+        super().__init__(session, metrics, heard)
+        self.behind, self.full = behind, True
+
+    def _step(self, step: int) -> None:
+        if step == 2 and self.full:
+            self.session.stage.state.stats[OVERFLOW], self.full = 1, False
+        super()._step(step)
+
+
+def run_crowded(config: RunConfig, behind: int) -> tuple[list[dict], Heard]:
+    """The metrics of a run whose second step overflows, and what was said."""
+    session = open_session(config, ALONE)
+    initialise(session.stage.state, seed=0)
+    path = Path(config.train.run_dir) / FILE
+    metrics, heard = Metrics(path, {}, first_step=0), Heard()
+    Crowded(session, metrics, heard, behind).run(start=0)
+    metrics.close()
+    return read(path), heard
+
+
+def losses(records: list[dict]) -> list[str]:
+    return [r["loss_hex"] for r in records if "loss" in r]
+
+
+@pytest.mark.parametrize("behind", [0, 1, 2])
+def test_a_step_that_overflows_and_those_behind_it_are_taken_in_their_order(
+    few_steps: RunConfig, tmp_path: Path, behind: int
+) -> None:
+    (tmp_path / "clean").mkdir()
+    clean, _ = run(changed(few_steps, run_dir=str(tmp_path / "clean")))
+    config = changed(few_steps, checkpoint_every=4)
+    records, heard = run_crowded(config, behind)
+    assert heard.steps == [1, 2, 3, 4]
+    assert losses(records) == losses(clean)
+    told = [e for e in events.read(Path(config.train.run_dir)) if e["event"] == "overflow"]
+    assert [event["step"] for event in told] == [2]
+    assert any(text.startswith("step 2: run again") for text in heard.said)
+
+
+def test_a_step_behind_one_that_overflowed_would_be_missed_if_it_were_taken(
+    few_steps: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "clean").mkdir()
+    clean, _ = run(changed(few_steps, run_dir=str(tmp_path / "clean")))
+    honest = Crowded._step
+
+    def forgetful(crowded: Crowded, step: int) -> None:
+        honest(crowded, step)
+        crowded.session.stage.state.forgive()
+
+    monkeypatch.setattr(Crowded, "_step", forgetful)
+    records, _ = run_crowded(changed(few_steps, checkpoint_every=4), 1)
+    assert losses(records) != losses(clean)
 
 
 def test_a_save_that_fails_is_said_and_the_run_goes_on(

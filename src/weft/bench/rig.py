@@ -9,11 +9,12 @@ import torch
 import torch.distributed as dist
 
 from weft.comm.transport import Transport
-from weft.compose.plan import Plan
+from weft.compose.plan import OVERFLOW, Plan
 from weft.compose.recipe import plan as make_plan
 from weft.config.run import RunConfig
 from weft.data.batches import MicroBatch
 from weft.data.order import micro_batches
+from weft.errors import LayoutError
 from weft.runtime import backends, stage, state
 from weft.runtime.batch import Batch
 from weft.runtime.batch import stage as stage_batch
@@ -68,7 +69,9 @@ def rigged(config: RunConfig, place: Place, *, documents: int = 1) -> Iterator[R
     backends.prepare(place.device, threads=config.train.threads, neighbours=place.neighbours)
     transport = connect(config, place)
     try:
-        yield assemble(config, place, transport, documents=documents)
+        rig = assemble(config, place, transport, documents=documents)
+        yield rig
+        _require_room(rig)
     finally:
         transport.close()
         if place.world > 1:
@@ -92,6 +95,16 @@ def assemble(config: RunConfig, place: Place, transport: Transport, *, documents
         stage=built,
         batches=tuple(_batches(plan, config.train.seed, documents, place.device)),
     )
+
+
+def _require_room(rig: Rig) -> None:
+    """Passes where every step that was measured had room for its rows."""
+    over = int(rig.stage.state.stats[OVERFLOW])
+    if over:
+        raise LayoutError(
+            f"parallel.row_bound = {rig.plan.row_bound}: {over} rows of rank {rig.place.rank} "
+            "found no room, expected all of them; try a higher one"
+        )
 
 
 def _batches(plan: Plan, seed: int, documents: int, device: torch.device) -> Iterator[Batch]:

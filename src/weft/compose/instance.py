@@ -59,7 +59,7 @@ def static_key(name: str, at: str) -> str:
             return f"stats:{what}.{at}"
         case ["s", "boundary"]:
             return "shape:boundary"
-        case ["s", ("loss" | "losses" | "norm2" | "stats") as what]:
+        case ["s", ("loss" | "losses" | "norm2" | "overflow" | "stats") as what]:
             return f"stats:{what}"
         case ["s", ("master" | "mean" | "square" | "own" | "decay" | "shard") as what, *bucket]:
             return f"{what}:{'.'.join(bucket)}"

@@ -26,6 +26,7 @@ class Context:
     losses: Any = None
     tally: Any = None
     dropped: Any = None
+    overflow: Any = None
     bias: Any = None
     past: Any = None
     forced: Any = None
@@ -45,8 +46,8 @@ class Routing:
 class Lowering:
     """The algebra that `model.layer` and `model.lm` are written over.
 
-    It holds, beside the plan, the running sums of one recording: `losses`, `tally`, `dropped` and
-    `loss` move on at each call.
+    It holds, beside the plan, the running sums of one recording: `losses`, `tally`, `dropped`,
+    `overflow` and `loss` move on at each call.
     """
 
     def __init__(self, algebra: Any, plan: Plan, context: Context) -> None:
@@ -56,6 +57,7 @@ class Lowering:
         self.losses = context.losses
         self.tally = context.tally
         self.dropped = context.dropped
+        self.overflow = context.overflow
         self.routing: Routing | None = None
         self.spread = attention_of(plan)
         self.experts, self.dense = feed_forward_of(plan)
@@ -205,7 +207,10 @@ class Lowering:
         return self.algebra.call(op, logits, bias, *forced, **rules[op])
 
     def dispatch(self, h: Any, r: Routing) -> Any:
-        return self.experts.dispatch(self.algebra, h, r.weights, r.kept)
+        e = self.experts.dispatch(self.algebra, h, r.weights, r.kept)
+        if self.plan.bounded_rows:
+            (self.overflow,) = self.algebra.call("add_dropped", e.overflow, self.overflow)
+        return e
 
     def expert_up(self, e: Any, w: Any) -> Any:
         (u,) = self.algebra.call("expert_up", e.rows, w.up, e.ends)

@@ -122,6 +122,7 @@ class Plan:
     fused: tuple[str, ...] = ()
     split: tuple[str, ...] = ()
     chunks: int = 2
+    row_bound: float = 0.0
 
     @property
     def fuses(self) -> tuple[str, ...]:
@@ -174,6 +175,15 @@ class Plan:
         return ceil(Fraction(str(balance.capacity)) * even)
 
     @property
+    def bounded_rows(self) -> int:
+        """Rows that this rank makes room for, whatever comes; 0 where it waits for their number."""
+        if self.layout.ep == 1 or not is_all_gather(self.layout):
+            return 0
+        even = self.local_tokens * self.shape.top_k
+        worst = self.local_tokens * self.layout.ep * min(self.shape.top_k, self.local_experts)
+        return min(ceil(Fraction(str(self.row_bound)) * even), worst)
+
+    @property
     def share(self) -> Share:
         """The tokens of a micro-batch that this rank holds."""
         return share_of(self.layout, self.rank, sequences=self.micro_batch, sequence=self.sequence)
@@ -213,6 +223,11 @@ def without_limit(plan: Plan) -> Plan:
     """The plan with groups of experts that take whatever chooses them."""
     balance = replace(plan.arithmetic.balance, capacity=0.0)
     return replace(plan, arithmetic=replace(plan.arithmetic, balance=balance))
+
+
+def without_bound(plan: Plan) -> Plan:
+    """The plan with room for every row, which its ranks wait to know."""
+    return replace(plan, row_bound=0.0)
 
 
 def validate(plan: Plan) -> Plan:
@@ -377,9 +392,10 @@ def _packets(plan: Plan, n: Mapping[str, int]) -> Mapping[str, int]:
 
 # The statistics vector: four sums, how many ranks were asked to stop, the reciprocals of the
 # largest loss and squared norm of a step (0: any), the choices of each expert of each layer, then
-# the choices that each layer dropped.
+# the choices that each layer dropped, last the rows that found no room.
 # What ranks have to agree on travels with the one sum that every step makes anyway.
 LOSS, AUX, Z, NORM2, STOP, LOSS_BOUND, NORM2_BOUND, LOADS = range(8)
+OVERFLOW = -1
 
 
 def load_places(shape: Shape) -> slice:
@@ -395,7 +411,7 @@ def drop_places(shape: Shape) -> slice:
 
 def statistics_size(shape: Shape) -> int:
     """Elements of the vector that one all-reduce sums at the end of a step."""
-    return drop_places(shape).stop
+    return drop_places(shape).stop + 1
 
 
 # Elements of a chunk's logits: 256 MiB in bfloat16, where the accumulator of the head's weight is

@@ -53,6 +53,7 @@ def plan(config: RunConfig, rank: int, *, replay: bool = False) -> Plan:
         fused=tuple(FUSED) if config.kernels.fuse == "all" else (),
         split=config.overlap.split,
         chunks=config.overlap.chunks,
+        row_bound=config.parallel.row_bound,
     )
     return _cut(made)
 

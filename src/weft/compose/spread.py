@@ -3,7 +3,14 @@
 from weft.compose.plan import Plan, is_all_gather
 from weft.parallel.context import Zigzag
 from weft.parallel.deduplicate import ByVisits
-from weft.parallel.expert import ByExchange, ByGathering, EveryExpert, plan_all, plan_kept
+from weft.parallel.expert import (
+    ByExchange,
+    ByGathering,
+    ByGatheringWithin,
+    EveryExpert,
+    plan_all,
+    plan_kept,
+)
 from weft.parallel.layout import Attention, Dispatch, FeedForward
 from weft.parallel.sequence import Together, Ulysses
 from weft.parallel.strategy import AttentionStrategy, DenseStrategy, ExpertStrategy, InPlace
@@ -42,8 +49,11 @@ def feed_forward_of(plan: Plan) -> tuple[ExpertStrategy, DenseStrategy]:
     if layout.ep == 1:
         return EveryExpert(num_experts=count, top_k=top_k, plan=rows), InPlace()
     if is_all_gather(layout):
-        gathering = ByGathering(first=plan.first_expert, local=plan.local_experts, top_k=top_k)
-        return gathering, InPlace()
+        held: dict[str, int] = {"first": plan.first_expert, "local": plan.local_experts}
+        within = plan.bounded_rows
+        if within:
+            return ByGatheringWithin(rows=within, top_k=top_k, **held), InPlace()
+        return ByGathering(top_k=top_k, **held), InPlace()
     if layout.dispatch is Dispatch.DEDUPLICATED:
         visits = ByVisits(ranks=layout.ep, local=plan.local_experts, top_k=top_k)
         return visits, InPlace()

@@ -15,7 +15,7 @@ from weft.compose.check import check_edges
 from weft.compose.instance import Instance, with_drops
 from weft.compose.order import Order as Order
 from weft.compose.order import named_order as named_order
-from weft.compose.plan import Plan, validate, without_limit
+from weft.compose.plan import Plan, validate, without_bound, without_limit
 from weft.compose.weave import woven
 from weft.graph.program import Program
 from weft.model.families import Kind
@@ -55,7 +55,7 @@ def training_step(plan: Plan, order: Order | None = None, *, record_routing: boo
 
 def evaluation_step(plan: Plan, order: Order | None = None) -> Step:
     """The forward of one micro-batch, its loss added to the statistics; nothing is dropped."""
-    plan = replace(without_limit(plan), replay=False)
+    plan = replace(without_bound(without_limit(plan)), replay=False)
     programs = templates.evaluation_programs(plan)
     instances = _instances(plan, programs, stage.forward_pieces_of(plan))
     return _checked(plan, programs, instances, (), order)

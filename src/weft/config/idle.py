@@ -3,6 +3,7 @@
     key                                     read by nobody where
     parallel.attention, parallel.ffn        parallel.sp = 1: nothing is cut over one rank
     parallel.dispatch                       parallel.ep = 1: every expert is here
+    parallel.row_bound                      the number of rows is known, or asked for anyway
     parallel.zero, compression.gradients    parallel.dp * parallel.sp = 1: there are no replicas
     parallel.node                           its blocks are of one rank, or hold the whole stage
     parallel.pipeline                       parallel.pp = 1; interleaved with parallel.chunks = 1
@@ -67,6 +68,9 @@ def _idle_degrees(parallel: ParallelConfig) -> Iterator[Idle]:
     if parallel.pipeline == "interleaved" and parallel.pp > 1 and parallel.chunks == 1:
         rule = "is 1f1b with parallel.chunks = 1, which leaves nothing to go round"
         yield Idle(key="parallel.pipeline", value="interleaved", rule=rule, legal="1f1b")
+    if parallel.row_bound and (parallel.ep == 1 or parallel.dispatch != "all_gather"):
+        rule = 'needs parallel.ep above 1 and parallel.dispatch = "all_gather": no other waits so'
+        yield Idle(key="parallel.row_bound", value=parallel.row_bound, rule=rule, legal=0.0)
     if parallel.ep == 1 and parallel.dispatch not in ("all_to_all", "auto"):
         rule = "has no meaning with parallel.ep = 1, where every rank has every expert"
         yield Idle(key="parallel.dispatch", value=parallel.dispatch, rule=rule, legal="all_to_all")

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from weft.config.branch import Branch, Count, Size, as_tuple
+from weft.config.branch import Branch, Count, NonNegative, Size, as_tuple
 
 
 class ParallelConfig(Branch):
@@ -29,6 +29,12 @@ class ParallelConfig(Branch):
     dispatch: Literal["all_to_all", "all_gather", "deduplicated", "auto"] = Field(
         default="all_to_all",
         description="how tokens reach their experts; auto: as the machine's prices say",
+    )
+    row_bound: NonNegative = Field(
+        default=0.0,
+        examples=[1.25],
+        description="the even shares of rows an expert rank makes room for, so that the host waits "
+        "for no count; a step that needs more is run again; 0: as many as come",
     )
     zero: Literal[1, 2] = Field(
         default=1, description="1 shards the optimizer's state, 2 sums of gradients as well"

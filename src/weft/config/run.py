@@ -84,6 +84,7 @@ class RunConfig(Branch):
         _check_compression(self)
         _check_capacity(self)
         _check_zero(self)
+        _check_row_bound(self)
         _check_split(self)
         _check_batch(self)
         _check_pipeline(self)
@@ -196,6 +197,13 @@ def _spreads(node: int, apart: int) -> bool:
     return node % apart == 0 or apart % node == 0
 
 
+def _check_row_bound(run: RunConfig) -> None:
+    bound = run.parallel.row_bound
+    if 0 < bound < 1:
+        rule = "must be 0 or at least 1: below, every step needs more and is run twice"
+        raise LayoutError(refusal("parallel.row_bound", bound, rule, 1.0))
+
+
 def _check_zero(run: RunConfig) -> None:
     if run.parallel.zero > 1 and run.overlap.merge:
         rule = (
@@ -234,6 +242,8 @@ def _uncut_pair(run: RunConfig, pair: str) -> str | None:
         return 'needs parallel.ffn = "ep", found "tp"'
     if parallel.ep > 1 and pair == "dispatch" and parallel.dispatch == "deduplicated":
         return 'needs parallel.dispatch = "all_to_all" or "all_gather", found "deduplicated"'
+    if pair == "dispatch" and parallel.row_bound:
+        return f"needs parallel.row_bound = 0, found {parallel.row_bound}: chunks are counted"
     if getattr(compression, pair) != "none":
         return f'needs compression.{pair} = "none": what travels in eight bits travels whole'
     return None

@@ -320,6 +320,10 @@ _TABLE = (
         "plan_local", "experts~@i64:U k, rows~@host: -> order~@i64:R, slot_row~@i64:U k, ends~@i32:L",
         tolerance=Tolerance.EXACT, paper="1.3",
     ),
+    _op(
+        "plan_within", "experts~@i64:U k -> order~@i64:R, slot_row~@i64:U k, ends~@i32:L, overflow~@i64:1",
+        tolerance=Tolerance.EXACT, paper="1.3",
+    ),
     _op("permute", "h:T D, order~@i64:R, slot_row~@i64:T k -> rows:R D", dgrad="slot_row", tolerance=Tolerance.EXACT, paper="5"),
     _op(
         "permute_weights", "weights@acc:T k, order~@i64:R, slot_row~@i64:T k -> row_weights@acc:R",

@@ -158,7 +158,7 @@ def keep_choices(
 
 
 def add_dropped(dropped: Tensor, tally: Tensor) -> Tensor:
-    """Adds the dropped choices to their running tally."""
+    """Adds the choices that got no row to their running tally."""
     return tally.add_(dropped)
 
 

@@ -82,7 +82,8 @@ def add_weighted_bias_wgrad(acc: Tensor, dy: Tensor, row_weights: Tensor, ends: 
 def _of_rows(b: Tensor, ends: Tensor, rows: int) -> Tensor:
     """The bias of each row's expert."""
     place = torch.arange(rows, dtype=ends.dtype, device=ends.device)
-    return b.index_select(0, torch.searchsorted(ends, place, right=True))
+    expert = torch.searchsorted(ends, place, right=True)
+    return b.index_select(0, expert.clamp_max(len(b) - 1))  # behind the last end is room alone
 
 
 def _add_sums(acc: Tensor, rows: Tensor, ends: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """The end of a step: the gradient's norm, the verdict over all ranks, AdamW on a rank's shard.
 
     norm2 += sum(g^2)
-    verdict = (min(1, clip / (norm + 1e-6)), 1 if loss or norm2 is not finite or too large else 0)
+    verdict = (min(1, clip / (norm + 1e-6)), 1 if loss or norm2 is not finite or too large, or a
+                                             row found no room, else 0)
 
     g    = verdict[0] shard
     mean = b1 mean + (1 - b1) g        square = b2 square + (1 - b2) g^2
@@ -17,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_LOSS, _NORM2, _LOSS_BOUND, _NORM2_BOUND = 0, 3, 5, 6  # places, from compose.plan
+_LOSS, _NORM2, _LOSS_BOUND, _NORM2_BOUND, _OVERFLOW = 0, 3, 5, 6, -1  # places, from compose.plan
 _CLIP_GUARD = 1e-6  # keeps a zero norm from dividing, the value of torch.nn.utils.clip_grad_norm_
 
 
@@ -43,13 +44,14 @@ def decide(stats: Tensor, *, clip_norm: float) -> Tensor:
     """Returns the factor that clips the gradient, and 1 where the step must be refused.
 
     A bound is the reciprocal of the largest value allowed, so that 0 allows any; what is not finite
-    is above all of them.
+    is above all of them. A step is refused as well if any rank had no room for a row.
     """
     loss, norm2 = stats[_LOSS], stats[_NORM2]
     factor = (clip_norm / (norm2.sqrt() + _CLIP_GUARD)).clamp_max(1)
     finite = loss.isfinite() & norm2.isfinite()
     allowed = (loss * stats[_LOSS_BOUND] <= 1) & (norm2 * stats[_NORM2_BOUND] <= 1)
-    return torch.stack((factor, (~(finite & allowed)).to(stats.dtype)))
+    whole = stats[_OVERFLOW] == 0
+    return torch.stack((factor, (~(finite & allowed & whole)).to(stats.dtype)))
 
 
 def adamw(

@@ -131,6 +131,7 @@ def reference_bodies() -> Bodies:
             "permute_gates": rows.permute,
             "permute_gates.dgrad": rows.permute_dgrad,
             "plan_local": rows.plan_local,
+            "plan_within": rows.plan_within,
             "permute": rows.permute,
             "permute.dgrad": rows.permute_dgrad,
             "permute_weights": rows.permute_weights,

@@ -6,6 +6,8 @@ source rank):
     order[row] = choice        slot_row[t, j] = row, or -1 where the row is not on this rank
     ends[e] = end row
 
+There may be room for more rows than there are; what lies behind the last end is not read.
+
 Every movement is a gather through one of the two; the sum of a token's rows runs over its slots in
 order. Nothing is scattered into a sum, so no bit depends on the order of threads. All of it holds
 for no rows at all.
@@ -79,6 +81,27 @@ def plan_local(
     return order, slot_row.view(chosen.shape), _ends(by_expert, local).to(torch.int32)
 
 
+def plan_within(
+    chosen: Tensor, *, rows: int, first: int, local: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns the same map where there is room for so many rows: order, slot_row, ends, overflow.
+
+    Choices that find no room are those of the last rows, and have none; `overflow` [1] counts them.
+    `order` is filled up with the first choice. Nothing is read by the host.
+    """
+    expert = chosen.flatten() - first
+    elsewhere = (expert < 0) | (expert >= local)
+    by_expert, order = expert.masked_fill(elsewhere, local).sort(stable=True)
+    ends = _ends(by_expert, local)
+    held = ends[-1:].clamp_max(rows)
+    row = _inverse(order)
+    slot_row = row.masked_fill_(row >= held, -1)
+    spare = torch.arange(rows, device=chosen.device) >= held
+    order = order[:rows].masked_fill(spare, 0)
+    overflow = ends[-1:] - held
+    return order, slot_row.view(chosen.shape), ends.clamp_max(rows).to(torch.int32), overflow
+
+
 # ---- movement ----
 
 
@@ -119,7 +142,7 @@ def gather_sum(rows: Tensor, slot_row: Tensor, order: Tensor, *, top_k: int) -> 
 
     Numerics:
         k terms in slot order in the accumulation dtype, rounded once. An absent slot adds 0 times
-        some row, so it adds nothing as long as all rows are finite.
+        some row, so it adds nothing as long as all rows are finite; without any row, all is zero.
     """
     return _sum_slots(rows, slot_row)
 
@@ -174,4 +197,4 @@ def _sum_slots(rows: Tensor, slot_row: Tensor) -> Tensor:
     for j in range(1, slot_row.shape[1]):
         term = rows.index_select(0, row[:, j]).to(wide)
         total.addcmul_(term, present[:, j : j + 1])
-    return total.to(rows.dtype)
+    return total.masked_fill_(~present.any(), 0).to(rows.dtype)

@@ -12,7 +12,7 @@ reduce-scatter 2 b s h (n - 1) / n.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 from weft.parallel.strategy import ExpertStrategy
@@ -45,13 +45,16 @@ class Exchanged:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gathered:
-    """Rows kept from an all-gather, and where they belong in it."""
+    """Rows kept from an all-gather, where they belong in it, and the number of those for which
+    there was no room, if there is a bound.
+    """
 
     rows: Any
     row_weights: Any
     ends: Any
     order: Any
     slot_row: Any
+    overflow: Any = None
 
 
 Dispatched = Local | Exchanged | Gathered
@@ -154,16 +157,42 @@ def _exchange(o: Any, rows: Any, splits: Any, label: str, *, reverse: bool) -> A
 def dispatch_all_gather(
     o: Any, h: Any, weights: Any, experts: Any, *, first: int, local: int, top_k: int
 ) -> Gathered:
-    """Every token of the group, then the rows of this rank's experts: scatter and drop."""
-    (all_experts,) = o.call("all_gather_experts", experts, axis="ep", label="experts")
-    (all_weights,) = o.call("all_gather_weights", weights, axis="ep", label="weights")
+    """Every token of the group, then the rows of this rank's experts: scatter and drop; one named
+    host synchronisation for their number.
+    """
+    all_experts, all_weights = _gather_choices(o, weights, experts)
     (counts,) = o.call("count_local", all_experts, first=first, local=local)
     (tokens,) = o.call("all_gather", h, axis="ep", label="tokens")
     (count,) = o.call("rows_to_host", counts)
-    order, slot_row, ends = o.call("plan_local", all_experts, count, first=first, local=local)
+    maps = o.call("plan_local", all_experts, count, first=first, local=local)
+    return _kept_rows(o, tokens, all_weights, *maps, top_k=top_k)
+
+
+def dispatch_within(
+    o: Any, h: Any, weights: Any, experts: Any, *, rows: int, first: int, local: int, top_k: int
+) -> Gathered:
+    """The same with room for so many rows, whatever comes: the host waits for nothing."""
+    all_experts, all_weights = _gather_choices(o, weights, experts)
+    (tokens,) = o.call("all_gather", h, axis="ep", label="tokens")
+    *maps, overflow = o.call("plan_within", all_experts, rows=rows, first=first, local=local)
+    kept = _kept_rows(o, tokens, all_weights, *maps, top_k=top_k)
+    return replace(kept, overflow=overflow)
+
+
+def _gather_choices(o: Any, weights: Any, experts: Any) -> tuple[Any, Any]:
+    """The choices of the group and their gate weights."""
+    (all_experts,) = o.call("all_gather_experts", experts, axis="ep", label="experts")
+    (all_weights,) = o.call("all_gather_weights", weights, axis="ep", label="weights")
+    return all_experts, all_weights
+
+
+def _kept_rows(
+    o: Any, tokens: Any, weights: Any, order: Any, slot_row: Any, ends: Any, *, top_k: int
+) -> Gathered:
+    """The rows of gathered tokens that a map keeps."""
     group = {"T": "U"}
     (rows,) = o.call("permute", tokens, order, slot_row, top_k=top_k, renames=group)
-    (scales,) = o.call("permute_weights", all_weights, order, slot_row, top_k=top_k, renames=group)
+    (scales,) = o.call("permute_weights", weights, order, slot_row, top_k=top_k, renames=group)
     return Gathered(rows=rows, row_weights=scales, ends=ends, order=order, slot_row=slot_row)
 
 
@@ -227,6 +256,26 @@ class ByGathering(ExpertStrategy):
         return dispatch_all_gather(
             o, h, weights, experts, first=self.first, local=self.local, top_k=self.top_k
         )
+
+    def combine(self, o: Any, d: Any, e: Gathered) -> Any:
+        return combine_all_gather(o, d, e, top_k=self.top_k)
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ByGatheringWithin(ExpertStrategy):
+    """The same with room for a number of rows that the host knows beforehand."""
+
+    rows: int
+    first: int
+    local: int
+    top_k: int
+
+    def dispatch(self, o: Any, h: Any, weights: Any, experts: Any) -> Gathered:
+        return dispatch_within(
+            o, h, weights, experts,
+            rows=self.rows, first=self.first, local=self.local, top_k=self.top_k,
+        )  # fmt: skip
 
     def combine(self, o: Any, d: Any, e: Gathered) -> Any:
         return combine_all_gather(o, d, e, top_k=self.top_k)

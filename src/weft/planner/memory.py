@@ -12,7 +12,7 @@ order of the pipeline: nothing here repeats a formula. Views are counted with wh
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from weft.compose.plan import Plan, sizes
 from weft.compose.price import BYTES, value_bytes
@@ -55,7 +55,7 @@ class Memory:
 
 def memory(step: Step, plan: Plan, *, imbalance: float = 1.0) -> Memory:
     """The parts of one rank: `step` has its templates, `plan` its micro-batches."""
-    n = imbalanced(sizes(plan), imbalance)
+    n = _with_room(imbalanced(sizes(plan), imbalance), plan.bounded_rows)
     elements = sum(bucket.numel for bucket in step.buckets)
     shards = sum(bucket.shard for bucket in step.buckets)
     peaks = [_peak(ordered, n) for name, ordered in step.templates.items() if not is_end(name)]
@@ -68,6 +68,11 @@ def memory(step: Step, plan: Plan, *, imbalance: float = 1.0) -> Memory:
         dispatch=dispatch,
         workspace=workspace,
     )
+
+
+def _with_room(n: Sizes, rows: int) -> Sizes:
+    """Rows take what there is room for, if that is fixed, and else as much as they are."""
+    return replace(n, numbers={**n.numbers, "R": rows}) if rows else n
 
 
 def kept_bytes(program: Program, n: Sizes) -> int:

@@ -198,6 +198,8 @@ def _told(event: Record) -> str:
             return f"step {step:,}: NOT FINITE: {event['error']}"
         case "rollback":
             return f"back to step {step:,}; batches left out so far: {event['batches_skipped']}"
+        case "overflow":
+            return f"step {step:,}: run again, a rank had no room for its rows"
         case "restart":
             return f"restart {event['number']}, from {event['origin']}"
         case "stop":

@@ -145,6 +145,7 @@ def _draw_events(run: Run) -> Figure:
         ("resumed", _steps_of(run, "resume"), "o", INK),
         ("not saved", _steps_of(run, "no_checkpoint"), "X", ORANGE),
         ("skipped", run.skipped, "x", ORANGE),
+        ("run again", _steps_of(run, "overflow"), "x", INK),
     ]
     rows = [row for row in rows if row[1]]
     figure = new_figure(1.1 + 0.25 * len(rows))

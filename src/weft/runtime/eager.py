@@ -78,6 +78,7 @@ class Oracle:
                 losses=losses,
                 tally=torch.zeros(shape.experts, dtype=cos.dtype, device=x.device),
                 dropped=torch.zeros(1, dtype=cos.dtype, device=x.device),
+                overflow=torch.zeros(1, dtype=cos.dtype, device=x.device),
                 bias=self.weights[f"layers.{i}.router_bias"],
                 past=self.weights[f"layers.{i}.past_load"],
             )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from weft.comm.transport import Transport
-from weft.compose.plan import Plan
+from weft.compose.plan import Plan, without_bound
 from weft.compose.step import Step, evaluation_step, gathering_step, training_step
 from weft.ops.optimizer import Rates as Rates
 from weft.runtime.batch import Batch
@@ -22,13 +22,14 @@ from weft.runtime.wire import wired
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stage:
-    """A bound training step over its state; `gathers` brings its parameters up to date with the
-    master weights of all ranks.
+    """A bound training step over its state; `exact` is the same with room for every row, `gathers`
+    brings its parameters up to date with the master weights of all ranks.
     """
 
     step: Step
     state: State
     bound: BoundStep
+    exact: BoundStep
     gathers: BoundStep
     transport: Transport
 
@@ -73,6 +74,19 @@ class Stage:
         made = self.environment(batches, divisor=divisor, rates=rates, notes=notes)
         return self.bound.run(made)
 
+    def train_again(
+        self,
+        batches: Sequence[Batch],
+        *,
+        divisor: float,
+        rates: Rates,
+        notes: Mapping[int, float] = MappingProxyType({}),
+    ) -> Environment:
+        """The same for a step that overflowed and was refused: with room for every row."""
+        self.state.forgive()
+        made = self.environment(batches, divisor=divisor, rates=rates, notes=notes)
+        return self.exact.run(made)
+
 
 def build(
     plan: Plan,
@@ -80,7 +94,7 @@ def build(
     bodies: Mapping[str, Body],
     transport: Transport,
     device: torch.device,
-    step: Step | None = None,
+    compose: Callable[[Plan], Step] = training_step,
     lanes: Lanes | None = None,
 ) -> Stage:
     """Composes, allocates and binds one rank's training step.
@@ -88,12 +102,18 @@ def build(
     Without `lanes` collectives run beside compute, as the device has it. Ranks that share a process
     and its GPU (`stacked`) share one stream too: they take `HostLanes`.
     """
-    step = step or training_step(plan)
+    step = compose(plan)
     state = allocate(step, device=device)
     lanes = lanes or lanes_of(device)
     bound = _bind(step, state.statics, bodies, transport, lanes)
+    exact = bound
+    if plan.bounded_rows:
+        whole = compose(without_bound(plan))
+        exact = _bind(whole, state.statics, bodies, transport, lanes)
     gathers = _bind(gathering_step(plan), state.statics, bodies, transport, lanes)
-    return Stage(step=step, state=state, bound=bound, gathers=gathers, transport=transport)
+    return Stage(
+        step=step, state=state, bound=bound, exact=exact, gathers=gathers, transport=transport
+    )
 
 
 def rebind(
@@ -103,11 +123,14 @@ def rebind(
     device: torch.device,
     wrap: Callable[[Body], Body],
 ) -> BoundStep:
-    """The step of a stage over the same state, each of its bodies wrapped."""
+    """The step of a stage over the same state, with room for every row, each of its bodies wrapped:
+    what they return can be looked at.
+    """
     wired_bodies = wired(bodies, stage.transport, stage.plan.sync.gradients)
     lanes: Lanes = CudaLanes(device) if device.type == "cuda" else HostLanes()
     wrapped = {name: wrap(body) for name, body in wired_bodies.items()}
-    return bind(stage.step, bodies=wrapped, statics=stage.state.statics, lanes=lanes)
+    whole = training_step(without_bound(stage.plan)) if stage.plan.bounded_rows else stage.step
+    return bind(whole, bodies=wrapped, statics=stage.state.statics, lanes=lanes)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

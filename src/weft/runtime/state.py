@@ -17,7 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weft.compose.plan import AUX, LOSS, NORM2, drop_places, load_places, sizes, statistics_size
+from weft.compose.plan import (
+    AUX,
+    LOSS,
+    NORM2,
+    OVERFLOW,
+    drop_places,
+    load_places,
+    sizes,
+    statistics_size,
+)
 from weft.compose.stage import is_copy
 from weft.compose.step import Step
 from weft.model.families import Shape
@@ -54,6 +63,10 @@ class State:
         """Clears what a step accumulates."""
         for tensor in self.zeroed:
             tensor.zero_()
+
+    def forgive(self) -> None:
+        """Clears what overflowed: until then every step is refused, on all ranks."""
+        self.stats[OVERFLOW] = 0
 
     def shards(self) -> Iterator[tuple[str, Piece, Tensor]]:
         """Every piece of optimizer state this rank answers for: kind, logical range, elements."""
@@ -95,7 +108,7 @@ def allocate(step: Step, *, device: torch.device) -> State:
             statics[f"shard:{bucket.name}"] = grads.new_zeros(bucket.shard)
     zeroed = [*memories.values(), *(v for k, v in statics.items() if k.startswith("shard:"))]
     stats = torch.zeros(statistics_size(plan.shape), dtype=dtypes.acc, device=device)
-    zeroed.append(stats)
+    zeroed.append(stats[:OVERFLOW])
     statics.update(_statistics(stats, plan.shape))
     statics.update(_balance(plan.shape, dtypes.acc, device))
     # what a stage receives, its shape and dtype alone: one element seen as all
@@ -151,6 +164,7 @@ def _statistics(stats: Tensor, shape: Shape) -> dict[str, Tensor]:
     named["stats:loss"] = stats[LOSS : LOSS + 1]
     named["stats:losses"] = stats[AUX : AUX + 2]
     named["stats:norm2"] = stats[NORM2 : NORM2 + 1]
+    named["stats:overflow"] = stats[OVERFLOW:]
     return named
 
 

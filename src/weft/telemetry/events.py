@@ -20,6 +20,7 @@ Kind = Literal[
     "no_checkpoint",
     "not_finite",
     "rollback",
+    "overflow",
     "failure",
     "restart",
     "stop",

@@ -12,6 +12,7 @@ compared: there a bug cannot be mistaken for a token that rounding sent to anoth
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import inf, isnan, prod
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import Tensor
 from weft.comm.mesh import Mesh
 from weft.comm.transport import Transport
 from weft.comm.transports.stacked import StackedWorld
-from weft.compose.plan import Plan, drop_places, load_places
+from weft.compose.plan import OVERFLOW, Plan, drop_places, load_places
 from weft.compose.step import Order, training_step
 from weft.data.batches import MicroBatch
 from weft.errors import VerificationError
@@ -120,9 +121,9 @@ def stack(
     stages = []
     for rank in range(layout.world):
         plan = plan_of(layout, rank)
-        step = training_step(plan, order)
         transport = wire(world.transport(rank))
-        stages.append(build(plan, bodies=bodies, transport=transport, device=_CPU, step=step))
+        compose = partial(training_step, order=order)
+        stages.append(build(plan, bodies=bodies, transport=transport, device=_CPU, compose=compose))
         initialise(stages[-1].state, seed=seed)
     return Stack(stages=tuple(stages), world=world)
 
@@ -154,20 +155,19 @@ def train(ranks: Stack, work: Work) -> Trace:
 
 
 def train_step(ranks: Stack, work: Work, step: int) -> Tensor:
-    """Trains one step on every rank and returns its statistics, summed over ranks.
+    """Trains one step on every rank and returns its statistics, summed over ranks; one that
+    overflows once more, with room for every row.
 
     Raises:
         VerificationError: the sums of two ranks are not the same bits.
     """
-    micro_batches = work.batches(step)
-    divisor = count_targets(micro_batches)
-    rates = Rates(lr=work.lr, weight_decay=work.weight_decay, step=step)
-    environments: list[Environment] = []
-    for stage in ranks.stages:
-        batches = [share(stage.plan, micro_batches[m]) for m in local_micro_batches(stage.plan)]
-        forced = _forced(stage.plan, work.routing, step) if work.routing else {}
-        environments.append(stage.environment(batches, divisor=divisor, rates=rates, forced=forced))
+    environments = _environments(ranks, work, step)
     run_together([stage.bound for stage in ranks.stages], environments, ranks.world.pending)
+    if environments[0]["stats"][OVERFLOW] > 0:
+        for stage in ranks.stages:
+            stage.state.forgive()
+        environments = _environments(ranks, work, step)
+        run_together([stage.exact for stage in ranks.stages], environments, ranks.world.pending)
     first, *others = (environment["stats"] for environment in environments)
     for rank, other in enumerate(others, 1):
         if not torch.equal(first.view(torch.uint8), other.view(torch.uint8)):
@@ -176,6 +176,19 @@ def train_step(ranks: Stack, work: Work, step: int) -> Tensor:
                 "the same bits; an all-reduce must give every member one and the same sum"
             )
     return first.clone()
+
+
+def _environments(ranks: Stack, work: Work, step: int) -> list[Environment]:
+    """What the ranks read in a step."""
+    micro_batches = work.batches(step)
+    divisor = count_targets(micro_batches)
+    rates = Rates(lr=work.lr, weight_decay=work.weight_decay, step=step)
+    made: list[Environment] = []
+    for stage in ranks.stages:
+        batches = [share(stage.plan, micro_batches[m]) for m in local_micro_batches(stage.plan)]
+        forced = _forced(stage.plan, work.routing, step) if work.routing else {}
+        made.append(stage.environment(batches, divisor=divisor, rates=rates, forced=forced))
+    return made
 
 
 def run_oracle(

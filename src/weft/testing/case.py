@@ -459,6 +459,11 @@ def _maps() -> Table:
             label: Case(inputs=(chosen, len(rows_of(chosen, 1, 2))), attrs=local)
             for label, chosen in routings(m).items()
         },
+        "plan_within": lambda m: {
+            f"{label}, room for {rows}": Case(inputs=(chosen,), attrs={**local, "rows": rows})
+            for label, chosen in routings(m).items()
+            for rows in {min(n, chosen.numel()) for n in (1, len(rows_of(chosen, 1, 2)), E * T)}
+        },
         "plan_received": lambda m: {
             label: _received(counts)
             for label, counts in {

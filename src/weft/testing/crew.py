@@ -8,6 +8,7 @@ Both run the same code, so that a check is written once: a `Run` is what one ran
 moment is (1 - beta1) clip g, so a missing synchronisation shows as well as a wrong backward.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -24,7 +25,7 @@ from weft.comm.transport import Transport
 from weft.comm.transports.counting import CountingTransport
 from weft.comm.transports.gloo import GlooTransport
 from weft.comm.transports.stacked import StackedWorld
-from weft.compose.plan import Plan, without_limit
+from weft.compose.plan import OVERFLOW, Plan, without_limit
 from weft.compose.recipe import plan as make_plan
 from weft.compose.stage import chunks_of
 from weft.compose.step import Step, training_step
@@ -131,6 +132,7 @@ class _Diary:
     gradients: tuple[Piece, ...] = ()
     choices: dict[Place, Tensor] = field(default_factory=dict)
     batches: dict[tuple[int, int], Batch] = field(default_factory=dict)
+    received: Counter[Key] = field(default_factory=Counter)
 
 
 def mesh_of(layout: Layout) -> Mesh:
@@ -175,15 +177,19 @@ def run(crew: Crew, course: Course, trial: Trial) -> tuple[Run, ...]:
     load = course.sabotage.feed(course.feed, course.config)
     diaries = [_Diary() for _ in stages]
     for step in range(trial.steps):
-        environments = []
-        for stage, diary in zip(stages, diaries, strict=True):
-            batches = load(stage.plan, step)
-            for m, batch in zip(own_micro_batches(stage.plan), batches, strict=True):
-                diary.batches[step, m] = batch
-            environments.append(_environment(stage, course, trial, step, batches))
-        crew.together([stage.bound for stage in stages], environments)
-        for stage, diary, environment in zip(stages, diaries, environments, strict=True):
-            _write_down(diary, stage, environment, step)
+        batches = [load(stage.plan, step) for stage in stages]
+        fresh = partial(_environments, stages, batches, course, trial, step)
+        crew.together([stage.bound for stage in stages], environments := fresh())
+        if environments[0]["stats"][OVERFLOW] > 0:  # refused, and as if it had not been
+            for stage, counter in zip(stages, counters, strict=True):
+                stage.state.forgive()
+                counter.reset()
+            crew.together([stage.exact for stage in stages], environments := fresh())
+        for number, environment in enumerate(environments):
+            _write_down(diaries[number], stages[number], environment, step)
+            diaries[number].batches.update(_numbered(stages[number].plan, step, batches[number]))
+            diaries[number].received.update(counters[number].counts())
+            counters[number].reset()
     return tuple(
         Run(
             step=stage.step,
@@ -193,9 +199,9 @@ def run(crew: Crew, course: Course, trial: Trial) -> tuple[Run, ...]:
             gradients=diary.gradients,
             choices=diary.choices,
             batches=diary.batches,
-            received=counter.counts(),
+            received=diary.received,
         )
-        for stage, start, diary, counter in zip(stages, starts, diaries, counters, strict=True)
+        for stage, start, diary in zip(stages, starts, diaries, strict=True)
     )
 
 
@@ -260,7 +266,7 @@ def _stage(crew: Crew, rank: int, transport: Transport, course: Course, trial: T
         bodies=course.sabotage.bodies(_bodies(trial.precision), rank),
         transport=course.sabotage.wire(transport, rank),
         device=_CPU,
-        step=crew.compose(plan),
+        compose=crew.compose,
     )
     initialise(stage.state, seed=course.config.train.seed)
     course.sabotage.start(stage)
@@ -282,6 +288,27 @@ def _environment(
         rates=Rates(lr=lr, weight_decay=optim.weight_decay, step=step + 1),
         forced=_forced(plan, trial.routing, step) if trial.routing else None,
     )
+
+
+def _environments(
+    stages: Sequence[Stage],
+    batches: Sequence[Sequence[Batch]],
+    course: Course,
+    trial: Trial,
+    step: int,
+) -> list[Environment]:
+    return [
+        _environment(stage, course, trial, step, own)
+        for stage, own in zip(stages, batches, strict=True)
+    ]
+
+
+def _numbered(
+    plan: Plan, step: int, batches: Sequence[Batch]
+) -> Iterator[tuple[tuple[int, int], Batch]]:
+    """A rank's micro-batches of a step with their numbers in the step."""
+    for m, batch in zip(own_micro_batches(plan), batches, strict=True):
+        yield (step, m), batch
 
 
 def _forced(plan: Plan, routing: Routing, step: int) -> Mapping[str, Tensor]:

@@ -34,12 +34,15 @@ class Loop:
         self.sink = sink
         self.display = display
         self.readings: deque[record.Reading] = deque()
+        self.behind = 1 if session.place.device.type == "cuda" else 0  # steps the host runs ahead
         self.saver = Saver(session)
         self.prefetch = Prefetch(partial(session.feed.read, session.stage.plan))
         self.last = session.config.train.steps
         # What follows is known to all ranks after the same step.
         self.asked = False  # to stop
         self.troubles: list[int] = []  # steps that were not finite
+        self.overflowed: list[int] = []  # steps refused since a row found no room
+        self.again = 0  # the step that is run again, with room for all
         self.skipped = 0  # batches left out
         self.restored = -1  # the step that was last gone back to, and how often in a row
         self.rollbacks = 0
@@ -56,7 +59,14 @@ class Loop:
             self._step(step)
             pulse.pass_by("after_step")
             last = step == train.steps
-            if last or step % train.eval_every == 0:
+            due = step % max(train.checkpoint_every, 1) == 0
+            evaluates = last or step % train.eval_every == 0
+            if evaluates or due or self.asked:
+                self._drain(keep=0)
+            if self.overflowed:
+                step = self._make_room()
+                continue
+            if evaluates:
                 pulse.enter("evaluate", step)
                 self._evaluate(step)
             if self.troubles:
@@ -66,14 +76,25 @@ class Loop:
             stopping = self.asked and not last
             if stopping or last:
                 self.last = step
-            due = last or stopping or step % max(train.checkpoint_every, 1) == 0
             self._settle(self.saver.look())
-            if due and train.checkpoint_every and step > self.restored:
+            if (due or last or stopping) and train.checkpoint_every and step > self.restored:
                 pulse.enter("save", step)
                 self._save(step)
             if stopping:
                 self._leave(step)
         self._finish()
+
+    def _make_room(self) -> int:
+        """The step before the first that overflowed; that one is next, with room for every row."""
+        self._drain(keep=0)
+        self.again = self.overflowed[0]
+        self.overflowed.clear()
+        self._tell("overflow", step=self.again)
+        self.display.say(
+            f"step {self.again}: run again, a rank had no room for its rows; "
+            "if this happens often, raise parallel.row_bound"
+        )
+        return self.again - 1
 
     def _answer(self, step: int) -> int:
         """Names what was not finite and does as the recipe says; the step to go on from."""
@@ -109,6 +130,7 @@ class Loop:
         self.skipped += bad - step
         self.restored = step
         self.troubles.clear()
+        self.overflowed.clear()
         if self.sink is not None:
             self.sink.cut(step)
             self.remember()
@@ -157,7 +179,8 @@ class Loop:
         notes = dict(self.window.bounds(step)) if session.leads else {}
         if session.place.stop.asked:
             notes[STOP] = 1.0
-        results = session.stage.train(batches, divisor=read.divisor, rates=rates, notes=notes)
+        run = session.stage.train_again if step == self.again else session.stage.train
+        results = run(batches, divisor=read.divisor, rates=rates, notes=notes)
         self.readings.append(
             record.read(
                 results,
@@ -169,7 +192,7 @@ class Loop:
                 starved_seconds=starved_seconds,
             )
         )
-        self._drain(keep=1 if device.type == "cuda" else 0)
+        self._drain(keep=self.behind)
 
     def _rates(self, step: int) -> Rates:
         optim = self.session.config.optim
@@ -177,9 +200,15 @@ class Loop:
         return Rates(lr=lr, weight_decay=optim.weight_decay, step=step)
 
     def _drain(self, *, keep: int) -> None:
-        """Records what has arrived; on CUDA one step stays behind so that the host runs ahead."""
+        """Records what has arrived, all but the last few steps.
+
+        A step that overflowed was refused, and so was the one behind it: neither has happened.
+        """
         while len(self.readings) > keep:
             reading = self.readings.popleft()
+            if reading.overflow:
+                self.overflowed.append(reading.step)
+                continue
             line = record.record(reading, self.session.stage.plan, self.session.place.device)
             self.asked = self.asked or bool(reading.stats[STOP] > 0)
             if line["loss"] is None or line["grad_norm"] is None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weft.compose.plan import AUX, LOSS, NORM2, Plan, Z, drop_places, load_places
+from weft.compose.plan import AUX, LOSS, NORM2, OVERFLOW, Plan, Z, drop_places, load_places
 from weft.model.count import token_flops
 from weft.model.families import Kind
 from weft.runtime.backends import peak_flops
@@ -61,6 +61,12 @@ class Reading:
     watch: Stopwatch
     exposed_seconds: float
     starved_seconds: float  # before it could begin: waiting for its batches
+
+    @property
+    def overflow(self) -> bool:
+        """Whether a rank had no room for a row; on CUDA waits for the step."""
+        self.watch.milliseconds()
+        return bool(self.stats[OVERFLOW] > 0)
 
 
 def read(

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from weft.checkpoint.format import step_name
+from weft.compose.plan import without_bound
 from weft.compose.step import training_step
 from weft.data.order import micro_batches
 from weft.errors import NonFiniteError
@@ -61,7 +62,7 @@ def find(session: Session, *, index: int, rates: Rates) -> Finding:
 
 def _describe(session: Session, rank: int, number: int) -> Finding:
     plan = replace(session.stage.plan, rank=rank)
-    place = locate(training_step(plan), number)
+    place = locate(training_step(without_bound(plan)), number)
     own = micro_batches(plan.micro_batches, dp_rank=plan.layout.dp_rank(rank), dp=plan.layout.dp)
     micro_batch = None if place.micro_batch is None else list(own)[place.micro_batch]
     where = "" if place.layer is None else f" of layer {place.layer}"

@@ -48,6 +48,20 @@ def plan_local(
     return order, slot_row, ends
 
 
+def plan_within(
+    chosen: Tensor, *, rows: int, first: int, local: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns the same map where there is room for so many rows, and how many choices found none.
+
+    `order` is filled up with the first choice.
+    """
+    order, slot_row, _, ends = _plan(chosen, rows, first, local)
+    held = ends[-1:].clamp_max(rows)
+    spare = torch.arange(rows, device=order.device) >= held
+    overflow = (ends[-1:] - held).to(torch.int64)
+    return order.masked_fill_(spare, 0), slot_row, ends.clamp_max(rows), overflow
+
+
 def _plan(
     chosen: Tensor, rows: int, first: int, experts: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -60,7 +74,7 @@ def _plan(
     slot_row = torch.empty_like(chosen)
     if partial.shape[0]:
         _place[partial.shape[0],](
-            chosen, start, order, slot_row, chosen.numel(), first, experts,
+            chosen, start, order, slot_row, chosen.numel(), rows, first, experts,
             PART=_PART, STEP=_STEP, COLUMNS=triton.next_power_of_2(experts), num_warps=4,
         )  # fmt: skip
     return order, slot_row, counts, ends.to(torch.int32)
@@ -102,7 +116,7 @@ def _count(
 
 @triton.jit
 def _place(
-    chosen, start, order, slot_row, choices, first, experts,
+    chosen, start, order, slot_row, choices, rows, first, experts,
     PART: tl.constexpr, STEP: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     part = tl.program_id(0)
@@ -116,6 +130,7 @@ def _place(
         here = ((expert[:, None] == c[None, :]) & local[:, None]).to(tl.int32)
         before = tl.cumsum(here, axis=0) - 1 + row[None, :]
         place = tl.sum(before * here, axis=1)
-        tl.store(order + place, at.to(tl.int64), mask=local)
-        tl.store(slot_row + at, tl.where(local, place, -1).to(tl.int64), mask=inside)
+        held = local & (place < rows)
+        tl.store(order + place, at.to(tl.int64), mask=held)
+        tl.store(slot_row + at, tl.where(held, place, -1).to(tl.int64), mask=inside)
         row += tl.sum(here, axis=0)

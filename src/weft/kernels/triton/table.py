@@ -32,6 +32,7 @@ def triton_bodies() -> Mapping[str, Callable]:
             "count_local": maps.count_local,
             "plan_rows": maps.plan_rows,
             "plan_local": maps.plan_local,
+            "plan_within": maps.plan_within,
             "permute": rows.permute,
             "permute.dgrad": rows.permute_dgrad,
             "reorder": rows.reorder,

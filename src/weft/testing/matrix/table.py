@@ -93,6 +93,10 @@ cp2 dp2 ep2 zero2
 tp4 dp4 ep8 node4
 capacity: sp2 ep2
 capacity: dp2 sp2 ep4 all_gather
+sp2 ep2 all_gather bounded
+sp4 dp2 ep4 all_gather tight
+capacity: dp2 sp2 ep4 all_gather tight
+cp2 ep2 all_gather tight fp8
 """
 
 GLOO = """
@@ -133,6 +137,7 @@ tp2 dp3 node3
 sp4 dp3 ffn-tp node6
 tp1 ep1
 ep1 all_gather
+sp2 ep2 bounded
 dp1 zero2
 dp1 bf16
 sp2 fp8
@@ -164,6 +169,8 @@ WORDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "all_gather": ("parallel.dispatch=all_gather",),
         "deduplicated": ("parallel.dispatch=deduplicated",),
+        "bounded": ("parallel.row_bound=1.5",),
+        "tight": ("parallel.row_bound=1",),
         "ffn-tp": ("parallel.ffn=tp",),
         "interleaved": ("parallel.pipeline=interleaved",),
         "zero_bubble": ("parallel.pipeline=zero_bubble",),
