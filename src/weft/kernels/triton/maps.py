@@ -1,9 +1,9 @@
 """The map between choices and rows by a counting sort: a few launches, no atomics.
 
-Choices are cut into parts of `_PART`. Each part counts its choices an expert; the sums before it,
-in order of expert and then of part, say where its first row of each expert lies; then it places its
-choices one after another. So rows lie by expert and within an expert by choice, whatever runs
-first.
+Choices are cut into parts of `_PART`. Each part counts its choices an expert; one program sums what
+lies before it, in order of expert and then of part, which says where its first row of each expert
+lies; then it places its choices one after another. So rows lie by expert and within an expert by
+choice, whatever runs first.
 """
 
 import torch
@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 _PART, _STEP = 1024, 64  # choices of a program, and of one step: 64 x 128 cells for 128 experts
+_CELLS = 8192  # counts that the one program which sums them holds at a time
 
 
 def count_load(chosen: Tensor, *, experts: int, first: int, stretch: int, rows: int) -> Tensor:
@@ -37,14 +38,17 @@ def count_local(chosen: Tensor, *, first: int, local: int) -> Tensor:
 
 def plan_rows(chosen: Tensor, *, experts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns the map of all choices sorted by expert: order, slot_row, counts and ends."""
-    return _plan(chosen, chosen.numel(), 0, experts)
+    order = torch.empty(chosen.numel(), dtype=torch.int64, device=chosen.device)
+    slot_row, counts, ends, _ = _place_all(chosen, order, 0, experts)
+    return order, slot_row, counts, ends
 
 
 def plan_local(
     chosen: Tensor, rows: int, *, first: int, local: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the map of the choices on this rank's experts: order, slot_row and ends."""
-    order, slot_row, _, ends = _plan(chosen, rows, first, local)
+    order = torch.empty(rows, dtype=torch.int64, device=chosen.device)
+    slot_row, _, ends, _ = _place_all(chosen, order, first, local)
     return order, slot_row, ends
 
 
@@ -55,29 +59,32 @@ def plan_within(
 
     `order` is filled up with the first choice.
     """
-    order, slot_row, _, ends = _plan(chosen, rows, first, local)
-    held = ends[-1:].clamp_max(rows)
-    spare = torch.arange(rows, device=order.device) >= held
-    overflow = (ends[-1:] - held).to(torch.int64)
-    return order.masked_fill_(spare, 0), slot_row, ends.clamp_max(rows), overflow
+    order = torch.zeros(rows, dtype=torch.int64, device=chosen.device)
+    slot_row, _, ends, overflow = _place_all(chosen, order, first, local)
+    return order, slot_row, ends, overflow
 
 
-def _plan(
-    chosen: Tensor, rows: int, first: int, experts: int
+def _place_all(
+    chosen: Tensor, order: Tensor, first: int, experts: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Writes each row's choice as far as there is room: slot_row, counts, ends and overflow."""
+    device, parts = chosen.device, triton.cdiv(chosen.numel(), _PART)
     partial = _counts(chosen, first, experts)
-    through = partial.cumsum(0)  # int64: this part's and those before it
-    counts = through[-1] if partial.shape[0] else through.new_zeros(experts)
-    ends = counts.cumsum(0)
-    start = through - partial + (ends - counts)
-    order = torch.empty(rows, dtype=torch.int64, device=chosen.device)
-    slot_row = torch.empty_like(chosen)
-    if partial.shape[0]:
-        _place[partial.shape[0],](
+    start, slot_row = torch.empty_like(partial), torch.empty_like(chosen)
+    counts = torch.empty(experts, dtype=torch.int64, device=device)
+    ends = torch.empty(experts, dtype=torch.int32, device=device)
+    overflow = torch.empty(1, dtype=torch.int64, device=device)
+    rows, columns = order.shape[0], triton.next_power_of_2(experts)
+    _start[1,](
+        partial, start, counts, ends, overflow, parts, experts, rows,
+        PARTS=max(_CELLS // columns, 1), COLUMNS=columns, num_warps=4,
+    )  # fmt: skip
+    if parts:
+        _place[parts,](
             chosen, start, order, slot_row, chosen.numel(), rows, first, experts,
-            PART=_PART, STEP=_STEP, COLUMNS=triton.next_power_of_2(experts), num_warps=4,
+            PART=_PART, STEP=_STEP, COLUMNS=columns, num_warps=4,
         )  # fmt: skip
-    return order, slot_row, counts, ends.to(torch.int32)
+    return slot_row, counts, ends, overflow
 
 
 def _counts(chosen: Tensor, first: int, experts: int) -> Tensor:
@@ -112,6 +119,37 @@ def _count(
         total += tl.sum((inside[:, None] & (expert[:, None] == c[None, :])).to(tl.int32), axis=0)
     out = (row * tl.num_programs(1) + part) * experts
     tl.store(partial + out + c, total, mask=c < experts)
+
+
+@triton.jit
+def _start(
+    partial, start, counts, ends, overflow, parts, experts, rows,
+    PARTS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Sums counts [parts, experts]: what lies before each, the rows of each expert, and those
+    without room.
+    """
+    c = tl.arange(0, COLUMNS)
+    inside = c < experts
+    total = tl.zeros((COLUMNS,), tl.int32)
+    for begin in range(0, parts, PARTS):
+        p = begin + tl.arange(0, PARTS)
+        at = p[:, None] * experts + c[None, :]
+        total += tl.sum(
+            tl.load(partial + at, mask=(p < parts)[:, None] & inside[None, :], other=0), 0
+        )
+    through = tl.cumsum(total, axis=0)
+    tl.store(counts + c, total.to(tl.int64), mask=inside)
+    tl.store(ends + c, tl.minimum(through, rows), mask=inside)
+    tl.store(overflow, tl.maximum(tl.sum(total, axis=0) - rows, 0).to(tl.int64))
+    row = through - total
+    for begin in range(0, parts, PARTS):
+        p = begin + tl.arange(0, PARTS)
+        at = p[:, None] * experts + c[None, :]
+        own = (p < parts)[:, None] & inside[None, :]
+        here = tl.load(partial + at, mask=own, other=0)
+        tl.store(start + at, row[None, :] + tl.cumsum(here, axis=0) - here, mask=own)
+        row += tl.sum(here, axis=0)
 
 
 @triton.jit

@@ -19,7 +19,7 @@ def select_experts(
     tokens, experts = logits.shape
     weights = logits.new_empty(tokens, top_k)
     chosen = torch.empty(tokens, top_k, dtype=torch.int64, device=logits.device)
-    columns, rows = _tile(experts)
+    columns, rows = tile(experts)
     if tokens:
         _select[triton.cdiv(tokens, rows),](
             logits, bias, weights, chosen, tokens, experts, scaling,
@@ -42,7 +42,7 @@ def select_experts_dgrad(
     """Returns the gradient of the logits, of chosen and replayed experts alike."""
     dlogits = torch.empty_like(logits)
     tokens, width = logits.shape
-    columns, rows = _tile(width)
+    columns, rows = tile(width)
     if tokens:
         _select_dgrad[triton.cdiv(tokens, rows),](
             dweights, logits, experts, dlogits, tokens, width, scaling,
@@ -52,13 +52,14 @@ def select_experts_dgrad(
     return dlogits
 
 
-def _tile(experts: int) -> tuple[int, int]:
+def tile(experts: int) -> tuple[int, int]:
+    """The columns and the rows of a program."""
     columns = triton.next_power_of_2(experts)
     return columns, max(_CELLS // columns, 1)
 
 
 @triton.jit
-def _scores(x, inside, SOFTMAX: tl.constexpr):
+def scores_of(x, inside, SOFTMAX: tl.constexpr):
     """Scores of rows of logits; 0 outside."""
     if SOFTMAX:
         top = tl.max(tl.where(inside, x, float("-inf")), axis=1)[:, None]
@@ -80,7 +81,7 @@ def _select(
     inside = (r < tokens)[:, None] & present
     at = r.to(tl.int64)[:, None] * experts + c[None, :]
     x = tl.load(logits + at, mask=inside, other=0.0)
-    score = _scores(x, present, SOFTMAX)
+    score = scores_of(x, present, SOFTMAX)
     key = score + tl.load(bias + c, mask=c < experts, other=0.0)[None, :]
     key = tl.where(present & (key == key), key, float("-inf"))  # NaN is never the largest
     slot = tl.arange(0, SLOTS)[None, :]
@@ -114,7 +115,7 @@ def _select_dgrad(
     present = (c < width)[None, :]
     inside = (r < tokens)[:, None] & present
     at = r.to(tl.int64)[:, None] * width + c[None, :]
-    score = _scores(tl.load(logits + at, mask=inside, other=0.0), present, SOFTMAX)
+    score = scores_of(tl.load(logits + at, mask=inside, other=0.0), present, SOFTMAX)
     total = tl.zeros((ROWS,), tl.float32)
     dot = tl.zeros((ROWS,), tl.float32)
     grad = tl.zeros((ROWS, COLUMNS), tl.float32)

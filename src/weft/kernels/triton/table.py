@@ -3,7 +3,18 @@
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from weft.kernels.triton import grouped, loss, maps, norm, optimizer, rope, router, rows, swiglu
+from weft.kernels.triton import (
+    balance,
+    grouped,
+    loss,
+    maps,
+    norm,
+    optimizer,
+    rope,
+    router,
+    rows,
+    swiglu,
+)
 
 
 def triton_bodies() -> Mapping[str, Callable]:
@@ -28,6 +39,8 @@ def triton_bodies() -> Mapping[str, Callable]:
             "select_experts": router.select_experts,
             "select_experts.dgrad": router.select_experts_dgrad,
             "replay_experts.dgrad": router.select_experts_dgrad,
+            "router_losses": balance.router_losses,
+            "router_losses.dgrad": balance.router_losses_dgrad,
             "count_load": maps.count_load,
             "count_local": maps.count_local,
             "plan_rows": maps.plan_rows,
