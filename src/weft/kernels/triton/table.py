@@ -5,6 +5,7 @@ from types import MappingProxyType
 
 from weft.kernels.triton import (
     balance,
+    embedding,
     grouped,
     loss,
     maps,
@@ -25,6 +26,7 @@ def triton_bodies() -> Mapping[str, Callable]:
     """
     return MappingProxyType(
         {
+            "embed.wgrad": embedding.embed_wgrad,
             "rms_norm": norm.rms_norm,
             "rms_norm.dgrad": norm.rms_norm_dgrad,
             "rms_norm.wgrad": norm.rms_norm_wgrad,
