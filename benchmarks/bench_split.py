@@ -109,7 +109,7 @@ def cut(rig: Rig, changes: Mapping[str, object], *, order: str = "") -> Rig:
         step,
         bodies={**rig.bodies, **collective_bodies(rig.transport)},
         statics=rig.stage.state.statics,
-        lanes=lanes_of(rig.place.device),
+        lanes=lanes_of(rig.place.device, rig.transport),
     )
     return replace(rig, plan=plan, stage=replace(rig.stage, step=step, bound=bound))
 

@@ -25,6 +25,14 @@ def test_a_cuda_lane_waits_for_compute_and_compute_for_it():
 
 
 @pytest.mark.gpu
+def test_a_rank_alone_on_an_axis_needs_no_stream():
+    device = torch.device("cuda", torch.cuda.current_device())
+    lanes = CudaLanes(device, alone=lambda axis: axis == "edp")
+    assert lanes.posting(Finished, "edp/sync") is Finished
+    assert lanes.posting(Finished, "dense/sync") is not Finished
+
+
+@pytest.mark.gpu
 def test_an_axis_has_one_stream():
     lanes = CudaLanes(torch.device("cuda", torch.cuda.current_device()))
     for axis in ("sp", "ep", "sp"):

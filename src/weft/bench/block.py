@@ -28,7 +28,7 @@ from weft.graph.dims import Sizes
 from weft.graph.program import Program, Task, verify
 from weft.model.families import Kind
 from weft.runtime.executor import bind_template
-from weft.runtime.lanes import CudaLanes, HostLanes, Lanes
+from weft.runtime.stage import lanes_of
 from weft.runtime.state import precision
 from weft.runtime.wire import collective_bodies
 from weft.schedule.fuse import fuse
@@ -197,7 +197,7 @@ class _Runner:
         device = rig.place.device
         self.device = device
         self.program = program
-        lanes: Lanes = CudaLanes(device) if device.type == "cuda" else HostLanes()
+        lanes = lanes_of(device, rig.transport)
         bodies = {**rig.bodies, **collective_bodies(rig.transport)}
         self.bound = bind_template(serial(program), bodies=bodies, lanes=lanes)
         wanted = _own_inputs(program)

@@ -20,8 +20,8 @@ from weft.runtime.batch import Batch
 from weft.runtime.batch import stage as stage_batch
 from weft.runtime.closures import Body
 from weft.runtime.executor import BoundStep, Environment, bind
-from weft.runtime.lanes import CudaLanes, HostLanes, Lanes
-from weft.runtime.stage import Rates, Stage
+from weft.runtime.lanes import Lanes
+from weft.runtime.stage import Rates, Stage, lanes_of
 from weft.runtime.wire import wired
 from weft.trainer.session import Place, connect
 
@@ -53,8 +53,7 @@ class Rig:
 
     def bound(self, wrap: Wrap, wrap_lanes: Callable[[Lanes], Lanes]) -> BoundStep:
         """The step bound once more to the same state, with wrapped bodies and lanes."""
-        device = self.place.device
-        lanes: Lanes = CudaLanes(device) if device.type == "cuda" else HostLanes()
+        lanes = lanes_of(self.place.device, self.transport)
         return bind(
             self.stage.step,
             bodies=wrap(wired(self.bodies, self.transport, self.plan.sync.gradients)),

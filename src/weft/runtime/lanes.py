@@ -36,10 +36,15 @@ class HostLanes:
 
 
 class CudaLanes:
-    """A high-priority stream for each channel beside the stream that is current at bind time."""
+    """A high-priority stream for each channel beside the stream that is current at bind time; none
+    for an axis on which a rank is `alone`, where nothing travels.
+    """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(
+        self, device: torch.device, alone: Callable[[str], bool] = lambda _axis: False
+    ) -> None:
         self.device = device
+        self.alone = alone
         self.compute = torch.cuda.current_stream(device)
         self.streams: dict[str, torch.cuda.Stream] = {}
 
@@ -49,6 +54,8 @@ class CudaLanes:
         The first is recorded anew each time, since the lane waits for it at once. The second
         belongs to a flight until that is waited for: a template may post again before.
         """
+        if self.alone(channel.partition("/")[0]):
+            return body
         compute, lane, set_stream = self.compute, self._stream(channel), torch.cuda.set_stream
         issued = torch.cuda.Event()
         spare: list[torch.cuda.Event] = []

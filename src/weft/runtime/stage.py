@@ -104,7 +104,7 @@ def build(
     """
     step = compose(plan)
     state = allocate(step, device=device)
-    lanes = lanes or lanes_of(device)
+    lanes = lanes or lanes_of(device, transport)
     bound = _bind(step, state.statics, bodies, transport, lanes)
     exact = bound
     if plan.bounded_rows:
@@ -127,7 +127,7 @@ def rebind(
     what they return can be looked at.
     """
     wired_bodies = wired(bodies, stage.transport, stage.plan.sync.gradients)
-    lanes: Lanes = CudaLanes(device) if device.type == "cuda" else HostLanes()
+    lanes = lanes_of(device, stage.transport)
     wrapped = {name: wrap(body) for name, body in wired_bodies.items()}
     whole = training_step(without_bound(stage.plan)) if stage.plan.bounded_rows else stage.step
     return bind(whole, bodies=wrapped, statics=stage.state.statics, lanes=lanes)
@@ -162,13 +162,16 @@ def evaluator(
     """Binds the evaluation step to the parameters of a stage."""
     step = evaluation_step(stage.plan)
     own = with_own_statistics(stage.state)
-    bound = _bind(step, own.statics, bodies, stage.transport, lanes or lanes_of(device))
+    lanes = lanes or lanes_of(device, stage.transport)
+    bound = _bind(step, own.statics, bodies, stage.transport, lanes)
     return Evaluator(bound=bound, stats=own.stats, transport=stage.transport)
 
 
-def lanes_of(device: torch.device) -> Lanes:
+def lanes_of(device: torch.device, transport: Transport) -> Lanes:
     """How a rank with a device to itself runs its collectives."""
-    return CudaLanes(device) if device.type == "cuda" else HostLanes()
+    if device.type != "cuda":
+        return HostLanes()
+    return CudaLanes(device, alone=lambda axis: transport.group_size(axis) == 1)
 
 
 def _bind(
