@@ -77,6 +77,7 @@ def layouts(draw: st.DrawFn) -> dict[str, object]:
         "parallel.ffn": ffn,
         "parallel.ep": ep,
         "parallel.dispatch": dispatch if ep > 1 else "all_to_all",
+        "parallel.row_bound": draw(bounds()) if ep > 1 and dispatch == "all_gather" else 0.0,
         **draw(pipelines(pp)),
         **draw(replicas(dp * sp)),
         "overlap.remat": draw(st.sampled_from(("none", "none", "full", "selective"))),
@@ -84,6 +85,11 @@ def layouts(draw: st.DrawFn) -> dict[str, object]:
         "overlap.merge": draw(st.sampled_from(("false", "true"))) if own > pp == 1 else "false",
         "overlap.order": draw(st.sampled_from(("overlapped", "overlapped", "paper"))),
     }
+
+
+def bounds() -> st.SearchStrategy[float]:
+    """Room for rows: as many as come, or so many even shares."""
+    return st.sampled_from((0.0, 0.0, 1.0, 1.5))
 
 
 @st.composite

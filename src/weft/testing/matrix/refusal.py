@@ -34,6 +34,7 @@ _CHOICES = {
     "parallel.attention": ("sp", "tp", "cp"),
     "parallel.ffn": ("ep", "tp"),
     "parallel.dispatch": ("all_to_all", "all_gather", "deduplicated", "auto"),
+    "parallel.row_bound": (0.0, 0.0, 0.5, 1.5),
     "parallel.pipeline": ("1f1b", "interleaved", "zero_bubble"),
     "parallel.zero": (1, 2),
     "parallel.node": (0, 0, 1, 2, 3, 4, 8),
