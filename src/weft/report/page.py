@@ -199,7 +199,7 @@ def _told(event: Record) -> str:
         case "rollback":
             return f"back to step {step:,}; batches left out so far: {event['batches_skipped']}"
         case "overflow":
-            return f"step {step:,}: run again, a rank had no room for its rows"
+            return f"step {step:,}: run again with room for all its rows"
         case "restart":
             return f"restart {event['number']}, from {event['origin']}"
         case "stop":

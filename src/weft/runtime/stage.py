@@ -74,7 +74,7 @@ class Stage:
         made = self.environment(batches, divisor=divisor, rates=rates, notes=notes)
         return self.bound.run(made)
 
-    def train_again(
+    def train_exactly(
         self,
         batches: Sequence[Batch],
         *,
@@ -82,8 +82,7 @@ class Stage:
         rates: Rates,
         notes: Mapping[int, float] = MappingProxyType({}),
     ) -> Environment:
-        """The same for a step that overflowed and was refused: with room for every row."""
-        self.state.forgive()
+        """The same with room for every row, whose number the host waits for."""
         made = self.environment(batches, divisor=divisor, rates=rates, notes=notes)
         return self.exact.run(made)
 

@@ -18,6 +18,7 @@ from weft.telemetry.progress import Display
 from weft.telemetry.trackers import Sink
 from weft.trainer import record, trouble
 from weft.trainer.prefetch import Prefetch
+from weft.trainer.room import Room
 from weft.trainer.saver import Outcome, Saver
 from weft.trainer.session import Session
 from weft.trainer.spike import Window
@@ -42,7 +43,7 @@ class Loop:
         self.asked = False  # to stop
         self.troubles: list[int] = []  # steps that were not finite
         self.overflowed: list[int] = []  # steps refused since a row found no room
-        self.again = 0  # the step that is run again, with room for all
+        self.room = Room()
         self.skipped = 0  # batches left out
         self.restored = -1  # the step that was last gone back to, and how often in a row
         self.rollbacks = 0
@@ -87,14 +88,16 @@ class Loop:
     def _make_room(self) -> int:
         """The step before the first that overflowed; that one is next, with room for every row."""
         self._drain(keep=0)
-        self.again = self.overflowed[0]
+        step = self.overflowed[0]
         self.overflowed.clear()
-        self._tell("overflow", step=self.again)
+        last = self.room.overflowed(step)
+        self.session.stage.state.forgive()
+        self._tell("overflow", step=step, until=last)
         self.display.say(
-            f"step {self.again}: run again, a rank had no room for its rows; "
-            "if this happens often, raise parallel.row_bound"
+            f"step {step}: run again with room for all its rows, and so are the steps to {last}; "
+            "if this goes on, raise parallel.row_bound"
         )
-        return self.again - 1
+        return step - 1
 
     def _answer(self, step: int) -> int:
         """Names what was not finite and does as the recipe says; the step to go on from."""
@@ -179,7 +182,7 @@ class Loop:
         notes = dict(self.window.bounds(step)) if session.leads else {}
         if session.place.stop.asked:
             notes[STOP] = 1.0
-        run = session.stage.train_again if step == self.again else session.stage.train
+        run = session.stage.train_exactly if self.room.is_exact(step) else session.stage.train
         results = run(batches, divisor=read.divisor, rates=rates, notes=notes)
         self.readings.append(
             record.read(
