@@ -1,11 +1,13 @@
 """A fused operator says what its parts say: ports, work, and where it stands in a backward."""
 
+from dataclasses import replace
+
 import pytest
 
 from weft.errors import ProgramError
 from weft.graph.dims import Sizes
 from weft.graph.fused import COPIES, FUSED, lookup, signature
-from weft.graph.opset import OPS, Lane, body_names
+from weft.graph.opset import FIRST, OPS, Lane, body_names
 
 NUMBERS = Sizes(numbers={"T": 5, "R": 10, "D": 3, "F": 7, "L": 2, "k": 2}, bounds={})
 EVERY = pytest.mark.parametrize("fused", FUSED.values(), ids=lambda one: one.body)
@@ -20,7 +22,8 @@ def test_an_operator_is_of_the_vocabulary_or_fused():
 
 def test_no_fused_operator_takes_a_name_of_the_vocabulary():
     assert {one.op.name for one in FUSED.values()}.isdisjoint(OPS)
-    assert len({one.op.name for one in FUSED.values()}) == len(FUSED)
+    bodies = {one.op.name: one.body for one in FUSED.values() if not one.body.endswith(FIRST)}
+    assert len(bodies) == len(FUSED) - sum(one.endswith(FIRST) for one in FUSED)
 
 
 @EVERY
@@ -64,6 +67,15 @@ def test_a_port_that_two_parts_share_has_one_shape(fused):
             for name, port in zip(names, ports, strict=True):
                 shapes.setdefault(name, set()).add((port.dims, port.kind))
     assert all(len(found) == 1 for found in shapes.values()), shapes
+
+
+def test_a_weight_gradient_that_writes_is_the_one_that_adds_but_for_its_last_part():
+    adding = {name for name in FUSED if name.endswith(".wgrad")}
+    assert {name for name in FUSED if name.endswith(FIRST)} == {f"{n}_first" for n in adding}
+    for name in adding:
+        one, other = FUSED[name], FUSED[f"{name}_first"]
+        assert (other.op, other.parts[:-1]) == (one.op, one.parts[:-1])
+        assert other.parts[-1] == replace(one.parts[-1], body=f"{one.parts[-1].body}_first")
 
 
 def test_copies_are_moves_of_rows():

@@ -56,6 +56,12 @@ def test_every_differentiable_input_has_a_way_back(op: Op):
 
 
 @EVERY_OP
+def test_what_writes_its_gradient_can_add_it(op: Op):
+    assert not op.writes or (op.wgrad is not None and len(op.weights) == 1)
+    assert (f"{op.name}.wgrad_first" in body_names()) is op.writes
+
+
+@EVERY_OP
 def test_every_weight_has_a_gradient(op: Op):
     assert not op.weights or op.wgrad is not None or op.fused_backward
 

@@ -66,7 +66,8 @@ def test_a_sound_step_has_nothing_to_find_and_is_not_taken() -> None:
         ("qkv_project", 1, 1, 0),
         ("qkv_project", 2, 0, 1),
         ("expert_down", 3, 1, 1),
-        ("expert_up.wgrad", 0, 1, 0),  # the first backward is of the last layer
+        ("expert_up.wgrad_first", 0, 1, 0),  # the first backward is of the last layer
+        ("expert_up.wgrad", 0, 1, 1),
     ],
 )
 def test_the_task_its_layer_and_its_micro_batch_are_named(

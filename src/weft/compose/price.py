@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from weft.graph.dims import Sizes
+from weft.graph.opset import FIRST
 from weft.graph.program import Program, Task
 from weft.schedule.action import is_collective
 
@@ -43,7 +44,7 @@ def price(task: Task, program: Program, n: Sizes, nominal: Nominal) -> float:
         return 0.0
     if is_collective(task):
         return nominal.latency + wire_bytes(task, program, n, BYTES) / nominal.link
-    moved = sum(value_bytes(v, program, n, BYTES) for v in (*task.inputs, *task.outputs))
+    moved = moved_bytes(task, program, n, BYTES)
     return max(flops(task, n) / nominal.flops, moved / nominal.memory)
 
 
@@ -51,6 +52,13 @@ def value_bytes(name: str, program: Program, n: Sizes, widths: Mapping[str, int]
     """Bytes of one value at balanced routing."""
     value = program.values[name]
     return n.count(value.dims) * widths[value.kind]
+
+
+def moved_bytes(task: Task, program: Program, n: Sizes, widths: Mapping[str, int]) -> int:
+    """Bytes that a task reads and writes; of a sum that it writes first it reads nothing."""
+    unread = {v for v in task.inputs if v.startswith("acc.")} if task.phase == FIRST else set()
+    read = (value for value in task.inputs if value not in unread)
+    return sum(value_bytes(v, program, n, widths) for v in (*read, *task.outputs))
 
 
 def flops(task: Task, n: Sizes) -> int:

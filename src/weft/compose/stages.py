@@ -7,6 +7,7 @@ takes its price as a hop. What is received and sent beside that, and the update,
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from weft.compose.first import first_of
 from weft.compose.plan import Plan, sizes
 from weft.compose.price import Pricing
 from weft.compose.stage import chunks_of
@@ -25,15 +26,23 @@ class Priced:
     seconds: Mapping[str, float]
 
     def costs(self, order: Order) -> Mapping[Work, float]:
-        """The seconds of each piece of work; every micro-batch's are the same."""
-        alike = {Work(work.kind, work.chunk, 0) for work in order}
+        """The seconds of each piece of work; those of all micro-batches but the first are alike."""
+        alike = {Work(work.kind, work.chunk, 1) for work in order}
+        later = {work: self._names(work) for work in alike}
         first = {
-            (work.kind, work.chunk): sum(
-                self.seconds[instance.template] for instance in instances_of(self.parts, work)
-            )
-            for work in alike
+            replace(work, micro_batch=0): [first_of(name, self.seconds) for name in names]
+            for work, names in later.items()
         }
-        return {work: first[work.kind, work.chunk] for work in order}
+        seconds = {
+            work: sum(self.seconds[name] for name in names)
+            for work, names in {**first, **later}.items()
+        }
+        return {
+            work: seconds[replace(work, micro_batch=min(work.micro_batch, 1))] for work in order
+        }
+
+    def _names(self, work: Work) -> list[str]:
+        return [instance.template for instance in instances_of(self.parts, work)]
 
 
 def price_stages(plan: Plan, pricing: Pricing) -> tuple[Priced, ...]:

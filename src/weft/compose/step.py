@@ -4,7 +4,8 @@
     and around it what is received and sent (`compose.edge`)
     then: update
 
-One stage runs the forward and the backward of a micro-batch after one another.
+One stage runs the forward and the backward of a micro-batch after one another. The first addition
+to a gradient writes it (`compose.first`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,10 +13,12 @@ from dataclasses import dataclass, replace
 
 from weft.compose import edge, replicas, segment, split, stage, templates, work
 from weft.compose.check import check_edges
+from weft.compose.first import Zeroed, begun
 from weft.compose.instance import Instance, with_drops
 from weft.compose.order import Order as Order
 from weft.compose.order import named_order as named_order
 from weft.compose.plan import Plan, validate, without_bound, without_limit
+from weft.compose.sums import check_sums
 from weft.compose.weave import woven
 from weft.graph.program import Program
 from weft.model.families import Kind
@@ -29,7 +32,10 @@ from weft.schedule.transfer import Move, Piece
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
-    """A checked schedule of one rank: what the executor runs and the planner prices."""
+    """A checked schedule of one rank: what the executor runs and the planner prices.
+
+    `zeroed` are the elements of each memory of gradients that it does not write before it adds.
+    """
 
     plan: Plan
     parameters: tuple[Parameter, ...]
@@ -37,6 +43,7 @@ class Step:
     templates: Mapping[str, Ordered]
     instances: tuple[Instance, ...]
     results: tuple[str, ...]
+    zeroed: Zeroed
 
 
 def training_step(plan: Plan, order: Order | None = None, *, record_routing: bool = False) -> Step:
@@ -97,13 +104,19 @@ def _checked(
     order = order or named_order(plan)
     owned, flat = owned_parameters(plan)
     fabric = woven(plan, programs, instances)
+    ordered = {name: check(order(program)) for name, program in fabric.programs.items()}
+    made = begun(ordered, with_drops(fabric.instances, keep=results), flat)
+    used = {name: one.program for name, one in made.templates.items()}
     return Step(
         plan=plan,
         parameters=owned,
         buckets=flat,
-        templates={name: check(order(program)) for name, program in fabric.programs.items()},
-        instances=check_edges(with_drops(fabric.instances, keep=results), fabric.programs, flat),
+        templates=made.templates,
+        instances=check_sums(
+            check_edges(made.instances, used, flat), used, flat, zeroed=made.zeroed
+        ),
         results=results,
+        zeroed=made.zeroed,
     )
 
 

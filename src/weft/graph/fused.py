@@ -19,7 +19,7 @@ from types import MappingProxyType
 
 from weft.errors import ProgramError
 from weft.graph.dims import Sizes
-from weft.graph.opset import OPS, Op, Port, Tolerance
+from weft.graph.opset import FIRST, OPS, Op, Port, Tolerance
 
 # Bodies that move rows and change none: a sequence reads their operand in their place, so that one
 # of them may vanish into several.
@@ -90,7 +90,7 @@ def signature(body: str) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
             elsewhere = {name for name, _ in (*op.same_grad, *op.passes_grad)}
             returned = (p for p in op.differentiable_inputs if p.name not in elsewhere)
             return (*given, *(ports[n] for n in op.dgrad)), tuple(returned)
-        case "wgrad":
+        case "wgrad" | "wgrad_first":
             assert op.wgrad is not None, f"{body=}"
             sums = tuple(replace(port, kind="acc", weight=False) for port in op.weights)
             return (*sums, *given, *(ports[n] for n in op.wgrad)), sums
@@ -128,6 +128,7 @@ def _fused(body: str, sequence: str, *, gives: str) -> Fused:
         name=body.partition(".")[0],
         inputs=tuple(port for name, port in ports.items() if name not in made),
         outputs=tuple(ports[name] for name in gives.split()),
+        writes=body.endswith(".wgrad") and OPS[parts[-1].body.partition(".")[0]].writes,
         flops=lambda n: _flops(parts, n),
         tolerance=Tolerance.MATMUL,
         paper="2.3",
@@ -138,6 +139,14 @@ def _fused(body: str, sequence: str, *, gives: str) -> Fused:
 def _flops(parts: tuple[Part, ...], n: Sizes) -> int:
     """Those of the parts; a gradient of either kind costs one forward."""
     return sum(OPS[part.body.partition(".")[0]].flops(n) for part in parts)
+
+
+def _writing(fused: Fused) -> Fused:
+    """The sequence of a weight gradient that writes where that one adds."""
+    *before, last = fused.parts
+    op = last.body.removesuffix(".wgrad")
+    body = f"{fused.op.name}.{FIRST}"
+    return replace(fused, body=body, parts=(*before, replace(last, body=f"{op}.{FIRST}")))
 
 
 _TABLE = (
@@ -233,6 +242,8 @@ _TABLE = (
     ),
 )
 
-FUSED: Mapping[str, Fused] = MappingProxyType({one.body: one for one in _TABLE})
+_EVERY = (*_TABLE, *(_writing(one) for one in _TABLE if one.op.writes))
+
+FUSED: Mapping[str, Fused] = MappingProxyType({one.body: one for one in _EVERY})
 
 OPERATORS: Mapping[str, Op] = MappingProxyType({**OPS, **{one.op.name: one.op for one in _TABLE}})

@@ -15,6 +15,9 @@ The backward is derived (`graph.backward`) from three fields:
     wgrad  saved ports its weight-gradient body reads:  op.wgrad(*accs, *output_grads, *saved) -> accs
     adjoint  the operator that *is* the input gradient (collectives; `all_gather` and `reduce_scatter`)
 
+A weight gradient adds. Where its operator also `writes`, `op.wgrad_first` takes the same operands, writes the gradient
+over the accumulator and reads nothing of it (`compose.first` says who does).
+
 Two shortcuts keep gradients from being copied: `same_grad` pairs an input with another whose gradient is the same
 value, and `passes_grad` pairs an input with the output whose gradient it simply is.
 
@@ -28,6 +31,9 @@ from types import MappingProxyType
 
 from weft.errors import ProgramError
 from weft.graph.dims import Sizes
+
+
+FIRST = "wgrad_first"  # the phase of a weight gradient that writes where the others add
 
 
 class Lane(StrEnum):
@@ -81,6 +87,7 @@ class Op:
     passes_grad: tuple[tuple[str, str], ...] = ()
     is_loss: bool = False
     fused_backward: bool = False
+    writes: bool = False
     flops: Work = _no_work
     wire: str | None = None
     tolerance: Tolerance = Tolerance.ELEMENTWISE
@@ -126,6 +133,7 @@ def _op(
     passes_grad: tuple[tuple[str, str], ...] = (),
     is_loss: bool = False,
     fused_backward: bool = False,
+    writes: bool = False,
     flops: Work = _no_work,
     lane: Lane = Lane.COMPUTE,
     tolerance: Tolerance = Tolerance.ELEMENTWISE,
@@ -143,6 +151,7 @@ def _op(
         passes_grad=passes_grad,
         is_loss=is_loss,
         fused_backward=fused_backward,
+        writes=writes,
         flops=flops,
         tolerance=tolerance,
         paper=paper,
@@ -337,7 +346,7 @@ _TABLE = (
     ),
     # ---- feed-forward --------------------------------------------------------------------------------------
     _op(
-        "expert_up", "rows:R D, w*:L 2F D, ends~@i32:L -> u:R 2F", dgrad="w ends", wgrad="rows ends",
+        "expert_up", "rows:R D, w*:L 2F D, ends~@i32:L -> u:R 2F", dgrad="w ends", wgrad="rows ends", writes=True,
         flops=lambda n: 4 * n.R * n.D * n.F, tolerance=Tolerance.MATMUL, paper="2.2",
     ),
     _op(
@@ -345,12 +354,12 @@ _TABLE = (
         flops=lambda n: 6 * n.R * n.F, paper="2.3",
     ),
     _op(
-        "expert_down", "s:R F, w*:L D F, ends~@i32:L -> d:R D", dgrad="w ends", wgrad="s ends",
+        "expert_down", "s:R F, w*:L D F, ends~@i32:L -> d:R D", dgrad="w ends", wgrad="s ends", writes=True,
         flops=lambda n: 2 * n.R * n.D * n.F, tolerance=Tolerance.MATMUL, paper="2.2",
     ),
     _op(
         "weighted_down", "s:R F, w*:L D F, ends~@i32:L, row_weights@acc:R -> d:R D",
-        dgrad="w ends s row_weights", wgrad="s ends row_weights",
+        dgrad="w ends s row_weights", wgrad="s ends row_weights", writes=True,
         flops=lambda n: 2 * n.R * n.D * n.F, tolerance=Tolerance.MATMUL, paper="4.3",
     ),
     _op(
@@ -475,7 +484,9 @@ def lookup(name: str) -> Op:
 
 
 def body_names() -> tuple[str, ...]:
-    """Every body that an orchestra must supply: forwards, `.dgrad` and `.wgrad`, `.fused` for losses with one pass."""
+    """Every body that an orchestra must supply: forwards, `.dgrad`, `.wgrad` and `.wgrad_first`, `.fused` for losses with
+    one pass.
+    """
     names: list[str] = []
     for op in _TABLE:
         names.append(op.name)
@@ -483,6 +494,8 @@ def body_names() -> tuple[str, ...]:
             names.append(f"{op.name}.dgrad")
         if op.wgrad is not None:
             names.append(f"{op.name}.wgrad")
+        if op.writes:
+            names.append(f"{op.name}.{FIRST}")
         if op.fused_backward:
             names.append(f"{op.name}.fused")
     return tuple(names)

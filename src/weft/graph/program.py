@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from weft.errors import ProgramError
 from weft.graph.fused import lookup
-from weft.graph.opset import Lane, Op
+from weft.graph.opset import FIRST, Lane, Op
 
 USUAL_LANE = "comm"
 
@@ -47,8 +47,13 @@ class Task:
 
     @property
     def phase(self) -> str:
-        """`""` for a forward call, else `dgrad`, `wgrad` or `fused`."""
+        """`""` for a forward call, else `dgrad`, `wgrad`, `wgrad_first` or `fused`."""
         return self.body.partition(".")[2]
+
+    @property
+    def is_wgrad(self) -> bool:
+        """Whether it makes a weight gradient, added or written."""
+        return self.phase in ("wgrad", FIRST)
 
     @property
     def lane(self) -> Lane:

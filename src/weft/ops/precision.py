@@ -1,4 +1,4 @@
-"""Which dtype a sum is carried in, and the one product that adds into such a sum.
+"""Which dtype a sum is carried in, and the products that add into such a sum or begin it.
 
 Accumulation happens in promote(dtype, float32), derived from the operands and never written as a
 literal, so every body also runs in float64, where layouts are compared.
@@ -30,6 +30,18 @@ def add_product(acc: Tensor, a: Tensor, b: Tensor) -> Tensor:
         added.
     """
     return acc.addmm_(a.to(acc.dtype).T, b.to(acc.dtype))
+
+
+def write_product(acc: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Writes `a.T @ b` over `acc`, of which nothing is read.
+
+    Shapes:
+        acc [m, n], a [rows, m], b [rows, n]; zero rows write zeros.
+
+    Numerics:
+        The bits of `add_product` into zeros.
+    """
+    return acc.addmm_(a.to(acc.dtype).T, b.to(acc.dtype), beta=0)
 
 
 def add_narrow_product(acc: Tensor, a: Tensor, b: Tensor) -> Tensor:

@@ -145,11 +145,13 @@ def reference_bodies() -> Bodies:
             "expert_up": grouped.expert_up,
             "expert_up.dgrad": grouped.expert_up_dgrad,
             "expert_up.wgrad": grouped.expert_up_wgrad,
+            "expert_up.wgrad_first": grouped.expert_up_wgrad_first,
             "swiglu": grouped.swiglu,
             "swiglu.dgrad": grouped.swiglu_dgrad,
             "expert_down": grouped.expert_up,
             "expert_down.dgrad": grouped.expert_up_dgrad,
             "expert_down.wgrad": grouped.expert_up_wgrad,
+            "expert_down.wgrad_first": grouped.expert_up_wgrad_first,
             "add_expert_bias": bias.add_expert_bias,
             "add_expert_bias.wgrad": bias.add_expert_bias_wgrad,
             "clamped_swiglu": clamped.clamped_swiglu,
@@ -162,6 +164,7 @@ def reference_bodies() -> Bodies:
             "weighted_down": grouped.weighted_down,
             "weighted_down.dgrad": grouped.weighted_down_dgrad,
             "weighted_down.wgrad": grouped.weighted_down_wgrad,
+            "weighted_down.wgrad_first": grouped.weighted_down_wgrad_first,
             "encode_rows": fp8.encode_rows,
             "decode_rows": fp8.decode_rows,
             "decode_row_sums": fp8.decode_row_sums,
@@ -235,9 +238,11 @@ def cuda_bodies() -> Bodies:
             faster[name] = grouped.expert_up_grouped
             faster[f"{name}.dgrad"] = grouped.expert_up_dgrad_grouped
             faster[f"{name}.wgrad"] = grouped.expert_up_wgrad_grouped
+            faster[f"{name}.wgrad_first"] = grouped.expert_up_wgrad_first_grouped
         faster["weighted_down"] = grouped.weighted_down_grouped
         faster["weighted_down.dgrad"] = grouped.weighted_down_dgrad_grouped
         faster["weighted_down.wgrad"] = grouped.weighted_down_wgrad_grouped
+        faster["weighted_down.wgrad_first"] = grouped.weighted_down_wgrad_first_grouped
     if "dtype_out" in torch.ops.aten.addmm.overloads():
         faster["qkv_project.wgrad"] = linear.project_wgrad_narrow
         faster["project.wgrad"] = linear.project_wgrad_narrow

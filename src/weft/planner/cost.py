@@ -18,6 +18,7 @@ from math import ceil, exp, log, log2
 
 from weft.compose.price import BYTES
 from weft.graph.dims import Sizes
+from weft.graph.opset import FIRST
 from weft.graph.program import Program, Task
 from weft.planner.constants import Constants, constants
 from weft.planner.machine import Machine, Message, Product
@@ -120,6 +121,7 @@ def _tiled(asked: Products, phase: str, found: Rates, taken: float) -> float:
         "": (each, asked.n, asked.k),
         "dgrad": (each, asked.k, asked.n),
         "wgrad": (asked.n, asked.k, each),
+        FIRST: (asked.n, asked.k, each),
     }[phase]
     all_units = found.machine.device.multiprocessors
     units = max(int(all_units * (1 - taken)), 1)
@@ -136,7 +138,8 @@ def _measured_rate(asked: Products, products: Sequence[Product]) -> float:
     """FLOP/s from the measured shapes: their rates, the more a shape resembles the more it counts.
 
     Numerics: weights fall with the square of the distance in logarithms of rows a group, columns,
-    depth and groups; another phase counts as a factor of 16 in size.
+    depth and groups; another phase counts as a factor of 16 in size, one that writes a gradient
+    where the other adds as a factor of 2.
     """
     total = weight = 0.0
     for known in products:
@@ -145,11 +148,18 @@ def _measured_rate(asked: Products, products: Sequence[Product]) -> float:
             + log(asked.n / known.n) ** 2
             + log(asked.k / known.k) ** 2
             + log(asked.groups / known.groups) ** 2 / 4
-            + (log(16) ** 2 if asked.phase != known.phase else 0)
+            + _apart(asked.phase, known.phase)
         )
         near = 1 / (apart**2 + 1e-6)  # 1e-6: a shape that was measured counts alone
         total, weight = total + near * known.flops, weight + near
     return total / weight
+
+
+def _apart(phase: str, other: str) -> float:
+    """How unlike two phases are, as a squared logarithm of sizes."""
+    if phase == other:
+        return 0.0
+    return log(2 if {phase, other} == {"wgrad", FIRST} else 16) ** 2
 
 
 def _attend(asked: Attend, found: Rates) -> float:

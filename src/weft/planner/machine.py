@@ -23,7 +23,7 @@ class Product:
     n: int
     k: int
     groups: int
-    phase: str  # "", "dgrad" or "wgrad", as in a task
+    phase: str  # "", "dgrad", "wgrad" or "wgrad_first", as in a task
     flops: float
 
 

@@ -150,7 +150,7 @@ def _chain(task: Task, follow: Callable[[Task], list[Task]]) -> list[Task]:
     chain: list[Task] = []
     at = task
     while True:
-        near = [t for t in follow(at) if t.phase != "wgrad" and not is_collective(t)]
+        near = [t for t in follow(at) if not t.is_wgrad and not is_collective(t)]
         product = next((t for t in near if t.op.weights), None)
         if product is not None:
             return [*chain, product]

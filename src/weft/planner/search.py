@@ -239,7 +239,7 @@ def _play(choice: Choice, wanted: Wanted, found: Rates, studio: Studio) -> _Laye
     dp = max(choice.ep // choice.sp, 1)
     alone = replace(choice, pp=1, dp=dp, chunks=1)
     shape = replace(wanted.shape, layers=wanted.shape.dense_layers + 1)
-    few = replace(wanted, shape=shape, batch=dp * choice.micro_batch)
+    few = replace(wanted, shape=shape, batch=2 * dp * choice.micro_batch)  # the second one adds
     plan = plan_of(alone, few)
     plan = replace(plan, layout=replace(plan.layout, layers=()))
     step = studio.compose(plan, found)

@@ -13,12 +13,14 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from weft.compose.first import first_of
 from weft.compose.plan import Plan, sizes
 from weft.compose.replicas import is_end
 from weft.compose.stage import chunks_of
 from weft.compose.step import Step, named_order, training_step
 from weft.compose.work import Parts, instances_of
 from weft.graph.dims import Sizes
+from weft.graph.opset import FIRST
 from weft.graph.program import Program
 from weft.model.count import token_flops
 from weft.planner import pipeline
@@ -117,8 +119,7 @@ class Studio:
 
     def compose(self, plan: Plan, found: Rates) -> Step:
         """The step of one rank with the fewest micro-batches: its templates are those of any."""
-        rounds = plan.layout.pp if plan.layout.chunks > 1 else 1
-        few = replace(plan, micro_batches=plan.layout.dp * rounds)
+        few = replace(plan, micro_batches=plan.layout.dp * _rounds(plan))
         key = (few, found.machine.name)
         if key not in self._steps:
             self._steps[key] = training_step(few, named_order(few, pricing(found)))
@@ -143,6 +144,15 @@ class Studio:
         return self._asked[key]
 
 
+def _rounds(plan: Plan) -> int:
+    """Micro-batches of a rank until every template has run: a first one, and one that adds to its
+    gradients, unless those of each micro-batch are summed apart.
+    """
+    if plan.layout.chunks > 1:
+        return plan.layout.pp
+    return 1 if plan.sync.zero > 1 else min(plan.local_micro_batches, 2)
+
+
 def simulate(job: Job, found: Rates, studio: Studio) -> Simulated:
     """One step of a job on a machine."""
     plan, steps = job.plan, studio.ends(job.plan, found)
@@ -154,14 +164,20 @@ def simulate(job: Job, found: Rates, studio: Studio) -> Simulated:
         if not is_end(name)
     }
     pieces = _pieces(plan, templates)
-    cost = {p: sum(segments[name].seconds for name in names) for p, names in pieces.items()}
+    first = {p: tuple(first_of(name, templates) for name in names) for p, names in pieces.items()}
+    early, late = (
+        {p: sum(segments[name].seconds for name in names) for p, names in parts.items()}
+        for parts in (first, pieces)
+    )
+
+    def cost(rank: int, piece: Piecework) -> float:
+        return (late if piece.micro_batch else early)[rank, piece.kind, piece.chunk]
+
     run = pipeline.run(
-        plan.schedule,
-        lambda rank, piece: cost[rank, piece.kind, piece.chunk],
-        hop=_hop(plan, found) if plan.layout.pp > 1 else 0.0,
+        plan.schedule, cost, hop=_hop(plan, found) if plan.layout.pp > 1 else 0.0
     )
     ends = _ends(job, studio, run, segments, pieces, found)
-    return _summary(job, segments, run, pieces, cost, ends)
+    return _summary(job, segments, run, pieces, first, ends)
 
 
 # ---- segments ------------------------------------------------------------------------------------
@@ -210,10 +226,13 @@ def prices(asked: Mapping[str, Work], found: Rates, regime: Regime) -> Mapping[s
 
 
 def _added_inside(asked: Work) -> Work:
-    """A product that adds where the sum lies: it reads and writes 8 of the 12 bytes an element."""
+    """A product that adds where the sum lies: it reads and writes 8 of the 12 bytes an element; one
+    that writes there, 4 of 8.
+    """
     if not isinstance(asked, Products):
         return asked
-    return replace(asked, added=asked.added * 2 // 3)
+    inside = asked.added // 2 if asked.phase == FIRST else asked.added * 2 // 3
+    return replace(asked, added=inside)
 
 
 LARGE = 2**20  # bytes: smaller collectives follow a larger one, whose wait is theirs too
@@ -377,18 +396,20 @@ def _summary(
     segments: Mapping[str, Segment],
     run: pipeline.Run,
     pieces: Mapping[Piece, tuple[str, ...]],
-    cost: Mapping[Piece, float],
+    first: Mapping[Piece, tuple[str, ...]],
     ends: Ends,
 ) -> Simulated:
-    plan, micro = job.plan, job.plan.local_micro_batches
-    stages = range(plan.layout.pp)
-    busy = {s: micro * sum(time for (at, *_), time in cost.items() if at == s) for s in stages}
-    at = max(stages, key=lambda s: busy[s])
-    names = [name for (stage, *_), parts in pieces.items() if stage == at for name in parts]
+    plan = job.plan
+    runs = [Counter[str]() for _ in range(plan.layout.pp)]  # of each segment, on each stage
+    for parts, times in ((first, 1), (pieces, plan.local_micro_batches - 1)):
+        for (stage, *_), names in parts.items():
+            runs[stage].update({name: times * count for name, count in Counter(names).items()})
+    busy = [sum(segments[name].seconds * n for name, n in each.items()) for each in runs]
+    at = max(range(plan.layout.pp), key=lambda stage: busy[stage])
     exposed: dict[str, float] = {}
-    for name in names:
+    for name, count in runs[at].items():
         for cause, time in segments[name].exposed.items():
-            exposed[cause] = exposed.get(cause, 0.0) + time * micro
+            exposed[cause] = exposed.get(cause, 0.0) + time * count
     exposed |= {GRADIENTS: ends.gradients, PARAMETERS: ends.parameters}
     total = run.seconds + ends.gradients + ends.optimizer + ends.parameters
     flops = token_flops(plan.shape, sequence=plan.sequence) * plan.micro_batches * plan.tokens
@@ -398,7 +419,7 @@ def _summary(
         run=run,
         pieces=pieces,
         seconds=total,
-        products=sum(segments[name].products for name in names) * micro,
+        products=sum(segments[name].products * count for name, count in runs[at].items()),
         exposed=exposed,
         bubble=run.seconds - busy[at],
         flops=flops / total / job.ranks,

@@ -22,7 +22,6 @@ from weft.graph.dims import Sizes
 from weft.graph.opset import Lane
 from weft.graph.program import Program, Task
 from weft.model.count import token_flops
-from weft.parallel.zero import gradient_elements
 from weft.planner.cost import Rates, imbalanced, seconds
 from weft.planner.machine import Beside
 from weft.planner.play import COMPUTE, label
@@ -106,8 +105,10 @@ def _price(program: Program, n: Sizes, found: Rates) -> _Prices:
 
 
 def _cleared(step: Step) -> Work:
-    """The sums of gradients, filled with zeros."""
-    count = gradient_elements(step.buckets, zero=step.plan.sync.zero)
+    """The sums of gradients that are not written first, and of shards, filled with zeros."""
+    count = sum(len(r) for ranges in step.zeroed.values() for r in ranges)
+    if step.plan.sync.zero > 1:
+        count += sum(bucket.shard for bucket in step.buckets)
     return Passing(body=ZERO, moved=4 * count, way=Way.STREAM)
 
 

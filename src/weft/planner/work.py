@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 
-from weft.compose.price import BYTES, flops, value_bytes, wire_bytes
+from weft.compose.price import BYTES, flops, moved_bytes, value_bytes, wire_bytes
 from weft.graph.dims import Sizes
-from weft.graph.opset import Lane, Tolerance
+from weft.graph.opset import FIRST, Lane, Tolerance
 from weft.graph.program import Program, Task
 from weft.schedule.action import is_collective
 
@@ -57,7 +57,7 @@ class Products:
     phase: str
     flops: int
     moved: int
-    added: int = 0  # bytes of a pass of its own that adds a gradient to its sum
+    added: int = 0  # bytes of a pass of its own that adds a gradient to its sum, or begins it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,9 +119,9 @@ def work(task: Task, program: Program, n: Sizes, widths: Mapping[str, int] = BYT
         return Waiting(synchronises=True)
     if task.body in VIEWS or task.attributes.get("sp") == 1:
         return Waiting(synchronises=False)
-    if task.op.tolerance is Tolerance.ATTENTION and task.phase != "wgrad":
+    if task.op.tolerance is Tolerance.ATTENTION and not task.is_wgrad:
         return Attend(length=n.S, phase=task.phase, flops=flops(task, n))
-    moved = sum(value_bytes(v, program, n, widths) for v in (*task.inputs, *task.outputs))
+    moved = moved_bytes(task, program, n, widths)
     if task.op.tolerance is Tolerance.MATMUL:
         return _products(task, program, n, widths, moved)
     if task.op.name in ROWS:
@@ -165,12 +165,15 @@ def _products(
 def _added(
     groups: list[int], program: Program, n: Sizes, task: Task, widths: Mapping[str, int]
 ) -> int:
-    """Grouped products cannot add to a sum in FP32: they write, and a pass reads and adds."""
-    if task.phase != "wgrad" or not groups:
+    """Grouped products cannot add to a sum in FP32: they write, and a pass reads and adds; the
+    first of a step is read and widened.
+    """
+    if not task.is_wgrad or not groups:
         return 0
     (total,) = task.outputs
     count = n.count(program.values[total].dims)
-    return count * 2 * (widths["act"] + widths["acc"])
+    sums = 1 if task.phase == FIRST else 2
+    return count * (2 * widths["act"] + sums * widths["acc"])
 
 
 NARROW = 256  # columns: a tile is that wide, below it the tensor cores idle and memory decides

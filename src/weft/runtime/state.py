@@ -52,7 +52,9 @@ def precision(name: str) -> Precision:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class State:
-    """Every static tensor of one rank, by the key that instances use."""
+    """Every static tensor of one rank, by the key that instances use; `zeroed` are those that a
+    step adds to before it has written them.
+    """
 
     step: Step
     statics: Mapping[str, Any]
@@ -60,7 +62,7 @@ class State:
     zeroed: tuple[Tensor, ...]
 
     def begin(self) -> None:
-        """Clears what a step accumulates."""
+        """Clears what a step adds to; the other gradients hold what the last step left."""
         for tensor in self.zeroed:
             tensor.zero_()
 
@@ -106,7 +108,8 @@ def allocate(step: Step, *, device: torch.device) -> State:
         _allocate_shard(statics, bucket, place, flats[bucket.buffer.name], grads)
         if plan.sync.zero > 1:
             statics[f"shard:{bucket.name}"] = grads.new_zeros(bucket.shard)
-    zeroed = [*memories.values(), *(v for k, v in statics.items() if k.startswith("shard:"))]
+    zeroed = [memories[name][r.start : r.stop] for name, rs in step.zeroed.items() for r in rs]
+    zeroed += [v for k, v in statics.items() if k.startswith("shard:")]
     stats = torch.zeros(statistics_size(plan.shape), dtype=dtypes.acc, device=device)
     zeroed.append(stats[:OVERFLOW])
     statics.update(_statistics(stats, plan.shape))

@@ -308,14 +308,18 @@ def _squared(scales: Tensor) -> Tensor:
 
 
 def double_experts(bodies: Bodies, rank: int) -> Bodies:
-    """Bodies of which, on one rank, the one that adds to the gradient of `down` does so twice."""
-    honest = bodies["expert_down.wgrad"]
+    """Bodies of which, on one rank, those that make the gradient of `down` add it once more."""
+    names = ("expert_down.wgrad", "expert_down.wgrad_first")
+    again = bodies["expert_down.wgrad"]
 
-    def eager(*operands: Any, **attributes: Any) -> Any:
-        honest(*operands, **attributes)
-        return honest(*operands, **attributes)
+    def eager(honest: Callable[..., Any]) -> Callable[..., Any]:
+        def body(*operands: Any, **attributes: Any) -> Any:
+            honest(*operands, **attributes)
+            return again(*operands, **attributes)
 
-    return {**bodies, "expert_down.wgrad": eager} if rank == CULPRIT else bodies
+        return body
+
+    return {**bodies, **{n: eager(bodies[n]) for n in names}} if rank == CULPRIT else bodies
 
 
 SABOTAGES: Mapping[str, Sabotage] = MappingProxyType(

@@ -22,6 +22,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NARROW = torch.bfloat16 if DEVICE == "cuda" else torch.float32
 EXPERTS, D, F = 5, 72, 40  # neither a tile of columns nor a step of depth divides them
 BODIES = {name: offer.body for name, offer in fused_bodies().items()}
+FIRSTS = [name for name in FUSED if name.endswith("wgrad_first")]
 ROUTINGS = ("random", "skewed", "empty_expert", "all_to_one", "no_tokens")
 
 
@@ -89,6 +90,17 @@ def test_a_body_is_its_sequence(name, routing):
     fused = FUSED[name]
     values, attributes = operands(fused, routing)
     require_agreement(fused, values, attributes, expected(fused, values, attributes))
+
+
+@pytest.mark.parametrize("routing", ROUTINGS)
+@pytest.mark.parametrize("name", FIRSTS)
+def test_a_first_gradient_has_the_bits_of_one_added_to_zeros(name, routing):
+    values, attributes = operands(FUSED[name], routing)
+    zeros = {**values, "acc": torch.zeros_like(values["acc"])}
+    nothing = {**values, "acc": torch.full_like(values["acc"], torch.nan)}
+    (written,) = run(BODIES[name], nothing, attributes)
+    (added,) = run(BODIES[name.removesuffix("_first")], zeros, attributes)
+    assert torch.equal(written, added)
 
 
 @pytest.mark.parametrize("name", FUSED)

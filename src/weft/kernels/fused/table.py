@@ -37,8 +37,12 @@ def fused_bodies() -> Mapping[str, Offer]:
             "swiglu_down_reorder.dgrad": Offer(down.swiglu_down_reorder_dgrad, _FINE),
             "swiglu_down.dgrad": Offer(down.swiglu_down_dgrad, _NEVER),
             "permute_up.wgrad": Offer(wgrad.permute_up_wgrad, _FINE),
+            "permute_up.wgrad_first": Offer(wgrad.permute_up_wgrad_first, _FINE),
             "reorder_up.wgrad": Offer(wgrad.reorder_up_wgrad, _FINE),
+            "reorder_up.wgrad_first": Offer(wgrad.reorder_up_wgrad_first, _FINE),
             "down_gather.wgrad": Offer(wgrad.down_gather_wgrad, _FINE),
+            "down_gather.wgrad_first": Offer(wgrad.down_gather_wgrad_first, _FINE),
             "down_reorder.wgrad": Offer(wgrad.down_reorder_wgrad, _FINE),
+            "down_reorder.wgrad_first": Offer(wgrad.down_reorder_wgrad_first, _FINE),
         }
     )

@@ -35,7 +35,7 @@ PLACES = (
     "embed.wgrad",
     "swiglu.dgrad",
     "project.wgrad",
-    "expert_down.wgrad",
+    "expert_down.wgrad_first",
     "expert_up",
 )
 RANKS = (1, 0)
