@@ -39,6 +39,15 @@ def test_one_result_comes_alone_and_is_the_sum_it_was_given():
     assert torch.allclose(acc[0], dz[order].T @ s)
 
 
+def test_a_weight_gradient_that_writes_reads_nothing_of_what_was_there():
+    dz, order, s = torch.randn(3, 4), torch.tensor([1, 0, 2]), torch.randn(3, 6)
+    acc, ends = torch.full((2, 4, 6), torch.nan), torch.tensor([3, 3])
+    found = in_sequence(FUSED["down_gather.wgrad_first"], BODIES)(dz, order, acc, s, ends, top_k=1)
+    assert found is acc
+    assert torch.equal(acc[1], torch.zeros(4, 6))
+    assert torch.allclose(acc[0], dz[order].T @ s)
+
+
 def test_a_part_of_another_table_is_another_sequence():
     """Sabotage: a part that drops the weight of a row must show."""
     careless = {**BODIES, "swiglu": lambda u, _: BODIES["dense_swiglu"](u)}

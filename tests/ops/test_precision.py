@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from weft.ops.precision import accumulation_dtype, add_product
+from weft.ops.precision import accumulation_dtype, add_product, write_product
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,10 @@ def test_no_rows_add_nothing():
     acc = torch.randn(3, 2)
     before = acc.clone()
     assert torch.equal(add_product(acc, torch.zeros(0, 3), torch.zeros(0, 2)), before)
+
+
+def test_a_written_product_reads_nothing_and_zero_rows_write_zeros():
+    acc = torch.full((3, 2), torch.nan)
+    a, b = torch.randn(5, 3), torch.randn(5, 2)
+    assert torch.equal(write_product(acc, a, b), add_product(torch.zeros(3, 2), a, b))
+    assert not write_product(acc.fill_(torch.nan), a[:0], b[:0]).any()

@@ -200,6 +200,39 @@ def test_narrow_outputs_agree_with_float64_and_have_the_dtype_of_their_port(
             require_close(actual, expected, bound, f"{op.name} {port.name}")
 
 
+WRITING = [op for op in LOCAL if op.writes]
+DTYPES = [torch.float64, torch.float32, torch.bfloat16]
+
+
+def written(op, bodies, case):
+    """What the first of a step makes of what is no number, and the others of zeros."""
+    derivation = Derivation(op, bodies, case)
+    operands = [*derivation.given, *(derivation.value[name] for name in op.wgrad)]
+    (acc,) = derivation.accumulators()
+    nothing, zeros = torch.full_like(acc, torch.nan), torch.zeros_like(acc)
+    found = bodies[f"{op.name}.wgrad_first"](nothing, *operands, **case.attrs)
+    assert found is nothing, "not written in place"
+    return found, bodies[f"{op.name}.wgrad"](zeros, *operands, **case.attrs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize(("op", "label"), labelled(WRITING))
+def test_a_first_gradient_has_the_bits_of_one_added_to_zeros(op, label, table, dtype):
+    found, expected = written(op, TABLES[table], cases(op.name, dtype)[label])
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("op", WRITING, ids=lambda op: op.name)
+def test_a_first_gradient_that_is_added_is_caught(op):
+    """Sabotage: a body that adds where it should write keeps what is no number."""
+    bodies = reference_bodies()
+    careless = {**bodies, f"{op.name}.wgrad_first": bodies[f"{op.name}.wgrad"]}
+    label = next(iter(cases(op.name, torch.float64)))
+    found, expected = written(op, careless, cases(op.name, torch.float64)[label])
+    assert not torch.equal(found, expected)
+
+
 FUSED = [op for op in LOCAL if op.fused_backward]
 
 
@@ -310,3 +343,12 @@ def test_bodies_for_gpus_agree_with_float64(op, label):
     found = tuple_of(bodies[op.name](*copied(case), **case.attrs))
     wanted = tuple_of(reference_bodies()[op.name](*widened(case).inputs, **case.attrs))
     require_close(found[0], wanted[0], bound, op.name)  # a kernel keeps its log-sum-exp its own way
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs one CUDA device")
+@pytest.mark.parametrize(("op", "label"), labelled(WRITING))
+def test_first_gradients_on_gpus_have_the_bits_of_those_added_to_zeros(op, label):
+    bodies = {**reference_bodies(), **cuda_bodies()}
+    found, expected = written(op, bodies, cases(op.name, torch.bfloat16, "cuda")[label])
+    assert torch.equal(found, expected)

@@ -1,10 +1,13 @@
 import json
 import tomllib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.compose.test_first import added
 
+from weft.compose import step as step_module
 from weft.compose.plan import sizes
 from weft.compose.recipe import plan as make_plan
 from weft.compose.step import Step, training_step
@@ -137,18 +140,38 @@ RECORDS = Path(__file__).parents[2] / "benchmarks/results/h200/predict.jsonl"
 ALONE = [o for o in map(json.loads, RECORDS.read_text().splitlines()) if " one" in o["name"]]
 
 
-def errors(found: Machine) -> list[float]:
-    made = [training_step(make_plan(build(tomllib.loads(one["config"])), 0)) for one in ALONE]
+def recorded(monkeypatch) -> list[Step]:
+    """The steps of that day, which zeroed all gradients and added to them."""
+    monkeypatch.setattr(step_module, "begun", added)
+    return [training_step(make_plan(build(tomllib.loads(one["config"])), 0)) for one in ALONE]
+
+
+def errors(found: Machine, made: Sequence[Step]) -> list[float]:
     took = [one["step_ms"]["median"] * 1e-3 for one in ALONE]
     return [abs(played(step, found).seconds / t - 1) for step, t in zip(made, took, strict=True)]
 
 
-def test_recorded_steps_of_one_gpu_take_what_they_took():
+def test_recorded_steps_of_one_gpu_take_what_they_took(monkeypatch):
     assert len(ALONE) >= 12
-    assert max(errors(machine("H200"))) < 0.06
+    assert max(errors(machine("H200"), recorded(monkeypatch))) < 0.06
 
 
-def test_a_machine_with_slower_products_would_be_noticed():
+def test_a_step_that_writes_its_first_gradients_is_shorter(monkeypatch):
+    """By what is not zeroed, and by no more than that and what is not read."""
+    config = build(tomllib.loads(ALONE[0]["config"]))
+    writing = training_step(make_plan(config, 0))
+    monkeypatch.setattr(step_module, "begun", added)
+    adding = training_step(make_plan(config, 0))
+    spared = sum(len(r) for rs in adding.zeroed.values() for r in rs) - sum(
+        len(r) for rs in writing.zeroed.values() for r in rs
+    )
+    saved = played(adding, machine("H200")).seconds - played(writing, machine("H200")).seconds
+    bandwidth = machine("H200").device.memory_bandwidth
+    assert 4 * spared / (1.25 * bandwidth) < saved < 12 * spared / (0.5 * bandwidth)
+
+
+def test_a_machine_with_slower_products_would_be_noticed(monkeypatch):
     known = machine("H200")
     slow = tuple(replace(one, flops=one.flops / 1.5) for one in known.measured.products)
-    assert max(errors(replace(known, measured=replace(known.measured, products=slow)))) > 0.12
+    slower = replace(known, measured=replace(known.measured, products=slow))
+    assert max(errors(slower, recorded(monkeypatch))) > 0.12

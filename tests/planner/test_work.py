@@ -40,8 +40,8 @@ def test_products_know_their_shape_and_their_flops_follow_from_it():
 def test_experts_are_as_many_products_as_there_are_on_the_rank():
     found = works(LARGE)
     n = sizes(LARGE)
-    for body in ("expert_up", "expert_up.dgrad", "expert_up.wgrad"):
-        (asked,) = found[body]
+    for body in ("expert_up", "expert_up.dgrad", "expert_up.wgrad", "expert_up.wgrad_first"):
+        (asked,) = set(found[body])
         assert isinstance(asked, Products)
         assert (asked.groups, asked.rows, asked.n, asked.k) == (n.L, n.R, 2 * n.F, n.D)
 
@@ -126,3 +126,15 @@ def test_the_optimizer_is_a_pass_over_its_shard(body: str):
     shards = sum(bucket.shard for bucket in training_step(plan).buckets)
     moved = sum(w.moved for w in found if isinstance(w, Passing))
     assert moved >= shards * 4
+
+
+def test_a_gradient_that_is_written_is_not_read():
+    """Its accumulator counts once, and so does what a pass behind the product makes of it."""
+    found, n = works(LARGE), sizes(LARGE)
+    (adding,), (writing,) = (set(found[f"expert_up.{p}"]) for p in ("wgrad", "wgrad_first"))
+    elements = n.L * 2 * n.F * n.D
+    assert isinstance(adding, Products)
+    assert isinstance(writing, Products)
+    assert adding.moved - writing.moved == 4 * elements
+    assert (adding.added, writing.added) == (12 * elements, 8 * elements)
+    assert adding.flops == writing.flops

@@ -84,9 +84,11 @@ SMALL: Sequence[Tree] = tuple(  # seconds on a CPU, where nobody plans a cluster
 
 
 def singles(*, cuda: bool) -> Iterator[list[RunConfig]]:
-    """One rank of every stack; the narrow ones once more at another size."""
+    """One rank of every stack; the narrow ones once more at another size, in two micro-batches, of
+    which the second adds to gradients that the first has written.
+    """
     for tree in LARGE if cuda else SMALL:
-        short = [*_plain(cuda=cuda), "train.micro_batch=1", "train.global_batch=1"]
+        short = [*_plain(cuda=cuda), "train.micro_batch=1", "train.global_batch=2"]
         again = [build(tree, short)] if tree["model"]["hidden"] <= NARROW else []
         yield [build(tree, _plain(cuda=cuda)), *again]
 

@@ -1,6 +1,6 @@
 """Which weight gradients of a step write: the first one to each sum, where its body can.
 
-    micro-batch 0    acc -> [wgrad_first] -> acc'      over whatever is there, of which nothing is read
+    micro-batch 0    acc -> [wgrad_first] -> acc'      over what is there, none of it read
     micro-batch 1    acc -> [wgrad]       -> acc'      added
 
 What is written first is not zeroed before, all else in a gradient's memory is. A reduction that
@@ -113,7 +113,7 @@ def _writable(program: Program) -> dict[str, Task]:
 
 
 class _Sums:
-    """The gradients that a step has added to so far, and those whose sums all begin with a write."""
+    """The sums under way at a point of a step, and the gradients whose sums begin with a write."""
 
     def __init__(self, programs: Mapping[str, Program], buckets: Sequence[Bucket]) -> None:
         self.writable = {name: frozenset(_writable(p)) for name, p in programs.items()}

@@ -56,8 +56,8 @@ def value_bytes(name: str, program: Program, n: Sizes, widths: Mapping[str, int]
 
 def moved_bytes(task: Task, program: Program, n: Sizes, widths: Mapping[str, int]) -> int:
     """Bytes that a task reads and writes; of a sum that it writes first it reads nothing."""
-    unread = {v for v in task.inputs if v.startswith("acc.")} if task.phase == FIRST else set()
-    read = (value for value in task.inputs if value not in unread)
+    writes = task.phase == FIRST
+    read = (value for value in task.inputs if not (writes and value.startswith("acc.")))
     return sum(value_bytes(v, program, n, widths) for v in (*read, *task.outputs))
 
 

@@ -119,7 +119,9 @@ def _act(task: Task) -> _Act:
 def _places(buckets: Sequence[Bucket], zeroed: Zeroed) -> Mapping[str, tuple[Stretch, ...]]:
     """The stretches of each gradient, each bucket, and each range that is zeroed."""
     ranges = dict(_ranges(buckets))
-    ranges.update({_zeroed_key(memory, r): (memory, r) for memory, rs in zeroed.items() for r in rs})
+    ranges.update(
+        {_zeroed_key(memory, r): (memory, r) for memory, rs in zeroed.items() for r in rs}
+    )
     edges: dict[str, set[int]] = {}
     for memory, r in ranges.values():
         edges.setdefault(memory, set()).update((r.start, r.stop))

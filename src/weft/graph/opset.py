@@ -32,7 +32,6 @@ from types import MappingProxyType
 from weft.errors import ProgramError
 from weft.graph.dims import Sizes
 
-
 FIRST = "wgrad_first"  # the phase of a weight gradient that writes where the others add
 
 

@@ -173,9 +173,7 @@ def simulate(job: Job, found: Rates, studio: Studio) -> Simulated:
     def cost(rank: int, piece: Piecework) -> float:
         return (late if piece.micro_batch else early)[rank, piece.kind, piece.chunk]
 
-    run = pipeline.run(
-        plan.schedule, cost, hop=_hop(plan, found) if plan.layout.pp > 1 else 0.0
-    )
+    run = pipeline.run(plan.schedule, cost, hop=_hop(plan, found) if plan.layout.pp > 1 else 0.0)
     ends = _ends(job, studio, run, segments, pieces, found)
     return _summary(job, segments, run, pieces, first, ends)
 

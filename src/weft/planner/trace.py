@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from weft.compose.first import first_of
 from weft.errors import ConfigError
 from weft.planner.play import COMPUTE
 from weft.planner.simulate import Segment, Simulated
@@ -21,7 +22,8 @@ def spans(done: Simulated) -> Iterator[Span]:
     """Every segment, task and wait; the rank of a span is its stage."""
     for slot in done.run.slots:
         now = slot.start
-        for name in done.pieces[slot.rank, slot.work.kind, slot.work.chunk]:
+        names = done.pieces[slot.rank, slot.work.kind, slot.work.chunk]
+        for name in names if slot.work.micro_batch else [first_of(n, done.segments) for n in names]:
             segment = done.segments[name]
             piece = f"{name} {slot.work}"
             yield from _segment(slot.rank, piece, name, now, segment)

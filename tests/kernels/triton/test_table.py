@@ -4,12 +4,14 @@ import pytest
 import torch
 from tests.ops.test_registry import (
     DERIVED,
+    WRITING,
     check_narrow_gradients,
     copied,
     labelled,
     require_all,
     tuple_of,
     widened,
+    written,
 )
 
 from weft.graph.opset import OPS
@@ -81,3 +83,12 @@ def test_two_runs_give_the_same_bits(op, label):
     assert all(
         torch.equal(a.nan_to_num(7), b.nan_to_num(7)) for a, b in zip(first, second, strict=True)
     )
+
+
+# the interpreter has no addition by the copy engine, and takes the small tiles that need none
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("op", "label"), labelled([op for op in WRITING if op.name in NAMES]))
+def test_first_gradients_have_the_bits_of_those_added_to_zeros(op, label, dtype):
+    bodies = {**reference_bodies(), **triton_bodies()}
+    found, expected = written(op, bodies, cases(op.name, dtype, DEVICE)[label])
+    assert torch.equal(found, expected)

@@ -97,9 +97,7 @@ def expert_wgrad_first_tiled(
     return _launch(WRITTEN, acc, du, x, ends, tile)
 
 
-def _launch(
-    ending: Ending, acc: Tensor, du: Tensor, x: Tensor, ends: Tensor, tile: Tile
-) -> Tensor:
+def _launch(ending: Ending, acc: Tensor, du: Tensor, x: Tensor, ends: Tensor, tile: Tile) -> Tensor:
     experts, m, n = acc.shape
     if du.shape[0] == 0:
         return ending.without_rows(acc)
