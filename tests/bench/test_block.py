@@ -1,6 +1,7 @@
 """A block is cut out of the layer's own program, and both its directions run."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -35,12 +36,27 @@ def test_both_directions_are_timed(name, recipe, place, ceilings) -> None:
     with rigged(recipe(), place) as rig:
         found = measure(rig, name, ceilings, repeats=2)
         n = sizes(rig.plan)
-    assert found.forward.ms.repeats == found.backward.ms.repeats == 2
+    assert found.forward.ms.repeats == (4 if name == "moe-layer" else 2)
+    assert found.backward.ms.repeats == 2
     assert found.backward.flops > 1.9 * found.forward.flops > 0
     assert found.forward.floor_ms > 0
     assert found.tokens == n.T
     assert name in block.render(found)
     assert json.loads(json.dumps(block.record(found)))["kept"] == found.kept
+
+
+def test_a_backward_is_timed_adding_and_writing_where_it_can(recipe, place, ceilings) -> None:
+    with rigged(recipe(), place) as rig:
+        attention, experts = (measure(rig, name, ceilings, repeats=2) for name in BLOCKS)
+        n, wide = sizes(rig.plan), replace(ceilings, product=1e30)
+        bound = measure(rig, "moe-layer", wide, repeats=1)
+    assert attention.first is None
+    assert "first" not in block.render(attention)
+    assert experts.first.ms.repeats == 2
+    assert experts.first.flops == experts.backward.flops
+    assert {"backward", "first"} <= block.record(experts).keys()
+    read = 4 * n.L * 3 * n.F * n.D / ceilings.copy * 1e3  # what writing does not read, in ms
+    assert bound.backward.floor_ms - bound.first.floor_ms == pytest.approx(read)
 
 
 def test_experts_keep_their_tokens_and_what_their_products_made(recipe, place, ceilings) -> None:

@@ -3,7 +3,8 @@
 The block is cut out of the very program of the recipe's layer, differentiated again, and run
 serially on random hidden states by the bodies that training takes, fused where the plan fuses.
 FLOPs are those of its products and of attention, a fused one counted as its parts; what it keeps
-for its backward is counted from the tensors themselves.
+for its backward is counted from the tensors themselves. A backward that can write its weight
+gradients is run both ways: adding, and writing as the first micro-batch of a step does.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from weft.bench.profile import hold, is_product, widths
 from weft.bench.rig import Rig
 from weft.bench.spread import Spread, spread
 from weft.compose import segment
+from weft.compose.first import writing
 from weft.compose.instance import is_static, static_key
 from weft.compose.plan import sizes
 from weft.compose.price import flops
@@ -31,6 +33,7 @@ from weft.runtime.executor import bind_template
 from weft.runtime.stage import lanes_of
 from weft.runtime.state import precision
 from weft.runtime.wire import collective_bodies
+from weft.schedule.action import Ordered
 from weft.schedule.fuse import fuse
 from weft.schedule.layer import serial
 from weft.trainer.record import Stopwatch
@@ -54,12 +57,15 @@ class Pass:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measured:
-    """A block of one layer: both directions, and the bytes that wait for the backward."""
+    """A block of one layer: both directions, the backward that writes where it is another, and the
+    bytes that wait for the backward.
+    """
 
     block: str
     tokens: int
     forward: Pass
     backward: Pass
+    first: Pass | None
     kept: Mapping[str, int]
 
     @property
@@ -111,29 +117,44 @@ def _alone(program: Program, tasks: Sequence[Task], name: str) -> Program:
 
 
 def measure(rig: Rig, block: str, ceilings: Ceilings, *, repeats: int) -> Measured:
-    """Times a block of the first layer with experts; forward and backward in turn."""
+    """Times a block of the first layer with experts; its forward and its backwards in turn."""
     layer, program = _layer(rig)
     plain = cut(program, block)
     parts = fused(plain, rig.plan.fuses)
     draw = _Draw(rig, layer)
-    forward, backward = (_Runner(rig, one, draw) for one in (parts.forward, parts.backward))
-    ahead, back = [], []
+    forward, *backwards = (_Runner(rig, one, draw) for one in _ways(parts))
+    ahead: list[Stopwatch] = []
+    back: list[list[Stopwatch]] = [[] for _ in backwards]
     given = dict(forward.inputs)
     for _ in range(WARM_UP + repeats):
-        rig.transport.barrier()
-        hold(rig.place.device)  # the host runs ahead, as it does in a step
-        took, results = forward.run(given)
-        ahead.append(took)
-        took, _ = backward.run({**given, **results, **backward.inputs})
-        back.append(took)
+        for backward, watches in zip(backwards, back, strict=True):
+            rig.transport.barrier()
+            hold(rig.place.device)  # the host runs ahead, as it does in a step
+            took, results = forward.run(given)
+            ahead.append(took)
+            took, _ = backward.run({**given, **results, **backward.inputs})
+            watches.append(took)
     _, results = forward.run(given)
+    passes = [
+        _pass(watches[WARM_UP:], ordered.program, rig, ceilings)
+        for ordered, watches in zip(_ways(plain)[1:], back, strict=True)
+    ]
     return Measured(
         block=block,
         tokens=rig.plan.tokens // rig.plan.layout.sp,
-        forward=_pass(ahead, plain.forward, rig, ceilings),
-        backward=_pass(back, plain.backward, rig, ceilings),
+        forward=_pass(ahead[WARM_UP * len(back) :], plain.forward, rig, ceilings),
+        backward=passes[0],
+        first=passes[1] if len(passes) > 1 else None,
         kept=_kept(parts, given, results),
     )
+
+
+def _ways(parts: Cut) -> tuple[Ordered, ...]:
+    """The forward, the backward, and the one that writes its gradients where some can be."""
+    adding = serial(parts.backward)
+    first = writing(adding, adding.program.name)
+    others = () if first == adding else (first,)
+    return (serial(parts.forward), adding, *others)
 
 
 def _layer(rig: Rig) -> tuple[str, Program]:
@@ -163,7 +184,7 @@ def _pass(watches: Sequence[Stopwatch], program: Program, rig: Rig, ceilings: Ce
     n, bytes_of = sizes(rig.plan), widths(rig.plan.precision)
     products = [task for task in program.tasks if is_product(task.body)]
     return Pass(
-        ms=spread([watch.milliseconds() for watch in watches[WARM_UP:]]),
+        ms=spread([watch.milliseconds() for watch in watches]),
         flops=sum(flops(task, n) for task in products),
         floor_ms=sum(floor_ms(task, program, n, bytes_of, ceilings) for task in products),
     )
@@ -193,15 +214,15 @@ class _Draw:
 class _Runner:
     """A program bound by itself, and what it reads besides a forward's results."""
 
-    def __init__(self, rig: Rig, program: Program, draw: _Draw) -> None:
+    def __init__(self, rig: Rig, ordered: Ordered, draw: _Draw) -> None:
         device = rig.place.device
         self.device = device
-        self.program = program
+        self.program = ordered.program
         lanes = lanes_of(device, rig.transport)
         bodies = {**rig.bodies, **collective_bodies(rig.transport)}
-        self.bound = bind_template(serial(program), bodies=bodies, lanes=lanes)
-        wanted = _own_inputs(program)
-        self.inputs = {name: draw(program, name) for name in wanted}
+        self.bound = bind_template(ordered, bodies=bodies, lanes=lanes)
+        wanted = _own_inputs(self.program)
+        self.inputs = {name: draw(self.program, name) for name in wanted}
 
     def run(self, given: Mapping[str, Any]) -> tuple[Stopwatch, Mapping[str, Any]]:
         """The time of one run, and what it made that outlives it."""
@@ -224,10 +245,18 @@ def _own_inputs(program: Program) -> Iterator[str]:
             yield name
 
 
+def _passes(found: Measured) -> Iterator[tuple[str, Pass]]:
+    """What was timed, by name."""
+    yield "forward", found.forward
+    yield "backward", found.backward
+    if found.first is not None:
+        yield "first", found.first
+
+
 def render(found: Measured) -> str:
-    """Both directions and what is kept, as text."""
+    """What was timed and what is kept, as text; `first` is the backward that writes."""
     lines = [f"{found.block}, {found.tokens} tokens a rank"]
-    for name, one in (("forward", found.forward), ("backward", found.backward)):
+    for name, one in _passes(found):
         over = one.ms.median / one.floor_ms if one.floor_ms else 0.0
         lines.append(
             f"  {name:<9} {one.ms.text(3)} ms, {one.tflops:,.3g} TFLOP/s, "
@@ -253,7 +282,6 @@ def record(found: Measured) -> dict[str, object]:
     return {
         "block": found.block,
         "tokens": found.tokens,
-        "forward": one(found.forward),
-        "backward": one(found.backward),
+        **{name: one(which) for name, which in _passes(found)},
         "kept": dict(found.kept),
     }
