@@ -12,7 +12,7 @@ in turn in one process. A fused operator stands beside its parts, each by its fa
 
 import argparse
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +21,8 @@ from torch import Tensor
 
 from weft.bench import record
 from weft.bench.spread import Spread, spread
-from weft.graph.fused import FUSED
+from weft.graph.fused import FUSED, lookup
+from weft.graph.opset import FIRST
 from weft.ops.fused import in_sequence
 from weft.ops.registry import cuda_bodies, reference_bodies
 
@@ -219,6 +220,19 @@ def trials(s: Shape) -> Iterator[tuple[str, Callable[[], Trial]]]:
     )  # fmt: skip
 
 
+def both_ways(s: Shape) -> Iterator[tuple[str, Callable[[], Trial]]]:
+    """The same; behind a weight gradient that can write the one that does, which reads no sum."""
+    for name, make in trials(s):
+        yield name, make
+        op, _, phase = name.partition(".")
+        if phase == "wgrad" and lookup(op).writes:
+            yield f"{op}.{FIRST}", lambda make=make: _written(make())
+
+
+def _written(trial: Trial) -> Trial:
+    return replace(trial, moved=trial.moved // 2)
+
+
 def fused_trials(
     s: Shape, order: Tensor, slot_row: Tensor, ends: Tensor, *, call: Callable
 ) -> Iterator[tuple[str, Callable[[], Trial]]]:
@@ -288,7 +302,7 @@ def compare(file: Path, only: list[str]) -> Iterator[str]:
     """One line a body and shape."""
     yield f"{'shape':5} {'body':22} {'floor ms':>9}  variants: ms (of the floor)"
     for label, shape in SHAPES.items():
-        for name, make in trials(shape):
+        for name, make in both_ways(shape):
             if only and name.partition(".")[0] not in only:
                 continue
             trial = make()
@@ -312,18 +326,19 @@ def compare(file: Path, only: list[str]) -> Iterator[str]:
 
 
 def tiles(file: Path) -> Iterator[str]:
-    """The experts' weight gradient with tiles of several shapes."""
-    from weft.kernels.triton.grouped import Tile, expert_wgrad_tiled  # noqa: PLC0415
+    """The experts' weight gradient, added and written, with tiles of several shapes."""
+    from weft.kernels.triton import grouped  # noqa: PLC0415
 
+    ways = {"wgrad": grouped.expert_wgrad_tiled, FIRST: grouped.expert_wgrad_first_tiled}
     for label, shape in SHAPES.items():
-        wanted = {"expert_up.wgrad", "expert_down.wgrad"}
-        for name, make in trials(shape):
-            if name not in wanted:
+        for name, make in both_ways(shape):
+            op, _, phase = name.partition(".")
+            if op not in ("expert_up", "expert_down") or phase not in ways:
                 continue
             trial = make()
-            for tile in shapes(Tile):
+            for tile in shapes(grouped.Tile):
                 try:
-                    took = timed(lambda t=tile, x=trial: expert_wgrad_tiled(*x.inputs, t))
+                    took = timed(lambda t=tile, x=trial, way=ways[phase]: way(*x.inputs, t))
                 except Exception as error:  # noqa: BLE001 - a tile that does not fit is a result
                     yield f"{label} {name} {tile}: {str(error)[:80]}"
                     continue
