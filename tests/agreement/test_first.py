@@ -55,6 +55,7 @@ CASES = {
     "zero 2 across": {"layout": Layout(dp=2, sp=2, ep=2), "sync": Sync(zero=2), "across": True},
     "zero 2 pipeline": {"layout": Layout(pp=2, dp=2), "sync": Sync(zero=2, bucket=512)},
     "two kinds": {"family": "deepseek", "layout": Layout(dp=2), "sync": Sync(zero=2)},
+    "zero 2 biases": {"family": "gpt_oss", "layout": Layout(dp=2), "sync": Sync(zero=2)},
     "tied": {"family": "qwen3", "layout": Layout(pp=2)},
     "biases": {"family": "gpt_oss"},
     "fused": {"fused": FUSED},

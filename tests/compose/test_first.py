@@ -125,6 +125,20 @@ def test_the_first_micro_batch_has_a_template_of_its_own_where_there_are_more():
     assert backwards == ["moe.backward@first"] * 2 + ["moe.backward"] * 6
 
 
+@pytest.mark.parametrize(("name", "clears"), [("sums sharded", False), ("biases", True)])
+def test_a_reduction_clears_no_bucket_that_is_written_whole(name, clears):
+    """ZeRO-2: every micro-batch writes the gradients of experts, their biases are added to zeros."""
+    step = step_of(name, sync=Sync(zero=2), layout=Layout(dp=2))
+    bodies: dict[str, set[str]] = {}
+    for instance in step.instances:
+        key = instance.statics.get("acc.bucket", "")
+        program = step.templates[instance.template].program
+        bodies.setdefault(key, set()).update(task.body for task in program.tasks)
+        assert set(instance.writes) <= {*program.outputs, *program.kept}
+    assert ("clear_grad" in bodies["gradients:layers.0.edp"]) is clears
+    assert "clear_grad" in bodies["gradients:layers.0.dense"]
+
+
 def test_a_step_that_is_not_begun_has_the_templates_it_came_with():
     """An instance that meets a sum under way adds all of its gradients."""
     step = step_of("one rank")

@@ -10,6 +10,7 @@ from weft.compose.instance import Instance
 from weft.compose.step import Step
 from weft.compose.sums import check_sums
 from weft.errors import ProgramError
+from weft.graph.program import Program, Task
 
 
 def programs_of(step: Step) -> dict:
@@ -120,14 +121,34 @@ def test_gradients_that_take_turns_in_one_memory_do_not_meet():
     assert "where a sum of grad:layers.2." in message
 
 
+def clearing(step: Step) -> tuple[str, Program, Task]:
+    """The reduction of a layer's dense gradients, which clears them, and the task that does."""
+    template = next(i.template for i in step.instances if "gradients:layers.1.dense" in _keys(i))
+    program = step.templates[template].program
+    return template, program, next(t for t in program.tasks if t.body == "clear_grad")
+
+
+def with_tasks(step: Step, name: str, tasks: tuple[Task, ...]) -> Step:
+    ordered = step.templates[name]
+    changed = replace(ordered, program=replace(ordered.program, tasks=tasks))
+    return replace(step, templates={**step.templates, name: changed})
+
+
 def test_a_gradient_that_is_cleared_before_it_is_summed_is_refused():
     step = step_of("sums sharded")
-    name, ordered = next((n, o) for n, o in step.templates.items() if n.startswith("reduce.edp"))
-    clear = next(t for t in ordered.program.tasks if t.body == "clear_grad")
-    others = tuple(t for t in ordered.program.tasks if t.body != "clear_grad")
-    crossed = replace(ordered, program=replace(ordered.program, tasks=(clear, *others)))
-    wrong = replace(step, templates={**step.templates, name: crossed})
-    assert "clear_grad clears gradients:layers.1.edp, where a sum of grad:" in refused(wrong)
+    name, program, clear = clearing(step)
+    others = tuple(task for task in program.tasks if task is not clear)
+    message = refused(with_tasks(step, name, (clear, *others)))
+    assert "clear_grad clears gradients:layers.1.dense, where a sum of grad:" in message
+
+
+def test_a_gradient_that_is_not_cleared_and_added_to_is_refused():
+    """Sabotage: the first micro-batch would be counted again."""
+    step = step_of("sums sharded")
+    name, program, clear = clearing(step)
+    message = refused(with_tasks(step, name, tuple(t for t in program.tasks if t is not clear)))
+    assert "adds to grad:layers.1." in message
+    assert "where a sum is taken" in message
 
 
 def _keys(instance: Instance) -> set[str]:

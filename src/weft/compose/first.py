@@ -4,7 +4,8 @@
     micro-batch 1    acc -> [wgrad]       -> acc'      added
 
 What is written first is not zeroed before, all else in a gradient's memory is. A reduction that
-clears what it has summed (ZeRO-2) begins the sums of its bucket anew.
+clears what it has summed (ZeRO-2) begins the sums of its bucket anew; where all of its buckets are
+written first, it has nothing to clear.
 
 This is a pass over a step whose orders are made: instances that write run the tasks of their
 template by other bodies, in the same order, so nothing is searched twice. A template whose
@@ -20,7 +21,7 @@ from weft.compose.instance import Instance
 from weft.graph.opset import FIRST
 from weft.graph.program import Program, Task
 from weft.parallel.zero import Bucket, Buffer
-from weft.schedule.action import Action, Free, Join, Ordered
+from weft.schedule.action import Action, Free, Join, Ordered, Run
 
 _SUFFIX = "@first"
 
@@ -55,12 +56,15 @@ def begun(
         made[name] = ordered
         if name in first:
             made[first[name]] = writing(ordered, first[name])
+    zeroed = _zeroed(buckets, sums.written)
+    needless = sums.clears - set(_clearing(instances, buckets, zeroed))
+    made.update({name: _without_clear(made[name]) for name in needless})
     return Begun(
         templates=MappingProxyType(made),
         instances=tuple(
             replace(one, template=first[one.template]) if writes else one for one, writes in known
         ),
-        zeroed=MappingProxyType(_zeroed(buckets, sums.written)),
+        zeroed=MappingProxyType(zeroed),
     )
 
 
@@ -173,6 +177,33 @@ def _gaps(buffer: Buffer, written: Collection[str]) -> Iterator[range]:
             yield range(start, slot.start)
             start = slot.start + slot.parameter.numel
     yield range(start, buffer.numel)
+
+
+def _clearing(
+    instances: Iterable[Instance], buckets: Sequence[Bucket], zeroed: Zeroed
+) -> Iterator[str]:
+    """The templates that touch a bucket of which something is zeroed."""
+    partly = {f"gradients:{bucket.name}" for bucket in buckets if _is_zeroed(bucket, zeroed)}
+    return (one.template for one in instances if not partly.isdisjoint(one.statics.values()))
+
+
+def _is_zeroed(bucket: Bucket, zeroed: Zeroed) -> bool:
+    stop = bucket.start + bucket.numel
+    return any(r.start < stop and bucket.start < r.stop for r in zeroed[bucket.buffer.memory])
+
+
+def _without_clear(ordered: Ordered) -> Ordered:
+    """The order without its clearing, whose result nobody reads."""
+    program = ordered.program
+    gone = {value for task in program.tasks if _clears(task) for value in task.outputs}
+    kept = replace(
+        program,
+        values={name: value for name, value in program.values.items() if name not in gone},
+        outputs=tuple(name for name in program.outputs if name not in gone),
+        tasks=tuple(task for task in program.tasks if not _clears(task)),
+    )
+    actions = (one for one in ordered.actions if not (isinstance(one, Run) and _clears(one.task)))
+    return Ordered(program=kept, actions=tuple(actions))
 
 
 def _merged(ranges: Iterable[range]) -> Iterator[range]:

@@ -6,7 +6,7 @@ of its stretches goes through
     left over    what the step before has left           | zeroed before the step
     zero         nothing yet                             | a task writes, or adds to zeros
     own          a sum under way, of one gradient        | tasks of that gradient add
-    taken        read by the reduction of its bucket     | cleared by that (ZeRO-2): zero again
+    taken        read by the reduction of its bucket     | cleared by that, or written (ZeRO-2)
 
 and whatever else a task would do is refused: adding to or summing what is left over, writing over
 a sum, adding to that of another gradient in the same memory or to one that is taken.
@@ -70,7 +70,7 @@ def check_sums(
 def _problem(act: _Act, found: str, key: str) -> str | None:
     """What stands against an act on a stretch of this gradient, or of this bucket."""
     match act:
-        case _Act.WRITE if found not in (LEFT, ZERO):
+        case _Act.WRITE if found not in (LEFT, ZERO, TAKEN):
             return f"where {_told(found)}; the first to add is the one that writes"
         case _Act.ADD if found not in (ZERO, key):
             return f"where {_told(found)}; zero it before the step, or write it first"
