@@ -127,7 +127,7 @@ def test_the_first_micro_batch_has_a_template_of_its_own_where_there_are_more():
 
 @pytest.mark.parametrize(("name", "clears"), [("sums sharded", False), ("biases", True)])
 def test_a_reduction_clears_no_bucket_that_is_written_whole(name, clears):
-    """ZeRO-2: every micro-batch writes the gradients of experts, their biases are added to zeros."""
+    """ZeRO-2: each micro-batch writes gradients of experts, and adds those of biases to zeros."""
     step = step_of(name, sync=Sync(zero=2), layout=Layout(dp=2))
     bodies: dict[str, set[str]] = {}
     for instance in step.instances:
