@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tests.compose.test_first import added
 
 from weft.compose import step as step_module
-from weft.compose.first import Begun, begun, plain
+from weft.compose.first import Begun, begun, usual_of
 from weft.compose.plan import Crossings, Plan
 from weft.compose.step import evaluation_step
 from weft.ops.fused import sequences
@@ -165,7 +165,7 @@ def test_a_second_micro_batch_that_writes_is_caught(name, monkeypatch):
 
     def forgetful(templates, instances, buckets) -> Begun:
         made = begun(templates, instances, buckets)
-        own = [name for name in made.templates if name != plain(name)]
+        own = [name for name in made.templates if name != usual_of(name)]
         return replace(
             made,
             instances=tuple(
@@ -188,4 +188,4 @@ def test_an_evaluation_writes_no_gradient():
     step = evaluation_step(models.plan(models.mixtral_like()))
     keys = {key for one in step.instances for key in one.statics.values()}
     assert not any(key.startswith("grad:") for key in keys)
-    assert all(name == plain(name) for name in step.templates)
+    assert all(name == usual_of(name) for name in step.templates)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from weft.cli import show
+from weft.compose.first import usual_of
 from weft.compose.recipe import plan
 from weft.compose.step import training_step
 from weft.config.load import load
@@ -42,11 +43,15 @@ def test_every_segment_is_shown_unless_one_is_asked_for(
     everything = capsys.readouterr().out
     for segment in training_step(plan(load(recipe_file, LAYOUT), 0)).templates:
         if not segment.startswith(("update", "reduce.")):
-            assert segment in everything
+            assert (f"\n{segment}: " in f"\n{everything}") is (segment == usual_of(segment)), (
+                segment
+            )
     show.show_program(str(recipe_file), LAYOUT, segment="moe.forward")
     one = capsys.readouterr().out
     assert one.strip() in everything
     assert "all_to_all" in one
+    show.show_program(str(recipe_file), LAYOUT, segment="moe.backward@first")
+    assert "expert_up.wgrad_first(" in capsys.readouterr().out
 
 
 def test_the_actions_shown_are_those_that_run(

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from weft.compose.first import Begun, begun, first_of, plain
+from weft.compose.first import Begun, begun, first_of, usual_of
 from weft.compose.plan import Crossings
 from weft.compose.step import Step, training_step
 from weft.graph.opset import FIRST
@@ -102,9 +102,9 @@ def test_what_is_written_is_not_zeroed_and_all_else_is(name):
 def test_the_order_of_a_template_is_that_of_the_one_that_adds(name):
     step = step_of(name)
     for title, ordered in step.templates.items():
-        if title == plain(title):
+        if title == usual_of(title):
             continue
-        adding = step.templates[plain(title)]
+        adding = step.templates[usual_of(title)]
         assert [type(a) for a in ordered.actions] == [type(a) for a in adding.actions]
         assert [t.name for t in ordered.program.tasks] == [t.name for t in adding.program.tasks]
         assert ordered.program.name == title
@@ -113,7 +113,7 @@ def test_the_order_of_a_template_is_that_of_the_one_that_adds(name):
 
 def test_a_step_of_one_micro_batch_has_no_template_besides():
     step = step_of("one micro-batch")
-    assert all(name == plain(name) for name in step.templates)
+    assert all(name == usual_of(name) for name in step.templates)
     assert set(phases(step.templates["moe.backward"].program).values()) == {FIRST}
 
 
@@ -121,7 +121,7 @@ def test_the_first_micro_batch_has_a_template_of_its_own_where_there_are_more():
     step = step_of("one rank")
     assert first_of("moe.backward", step.templates) == "moe.backward@first"
     assert first_of("moe.forward", step.templates) == "moe.forward"
-    backwards = [i.template for i in step.instances if plain(i.template) == "moe.backward"]
+    backwards = [i.template for i in step.instances if usual_of(i.template) == "moe.backward"]
     assert backwards == ["moe.backward@first"] * 2 + ["moe.backward"] * 6
 
 
@@ -142,8 +142,8 @@ def test_a_reduction_clears_no_bucket_that_is_written_whole(name, clears):
 def test_a_step_that_is_not_begun_has_the_templates_it_came_with():
     """An instance that meets a sum under way adds all of its gradients."""
     step = step_of("one rank")
-    templates = {n: o for n, o in step.templates.items() if n == plain(n)}
-    instances = [replace(i, template=plain(i.template)) for i in step.instances]
+    templates = {n: o for n, o in step.templates.items() if n == usual_of(n)}
+    instances = [replace(i, template=usual_of(i.template)) for i in step.instances]
     backward = next(i for i in instances if i.template == "moe.backward")
     one = replace(backward, template="half", statics={"acc.w.up": backward.statics["acc.w.up"]})
     half = Ordered(
@@ -151,6 +151,6 @@ def test_a_step_that_is_not_begun_has_the_templates_it_came_with():
         actions=(),
     )
     made = begun({**templates, "half": half}, [one, *instances], step.buckets)
-    first, second, *_ = (i for i in made.instances if plain(i.template) == "moe.backward")
+    first, second, *_ = (i for i in made.instances if usual_of(i.template) == "moe.backward")
     assert first.template == "moe.backward"
     assert second.template == "moe.backward@first"

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 
-from weft.compose.first import plain
+from weft.compose.first import usual_of
 from weft.compose.instance import Instance, static_key
 from weft.compose.step import Step, evaluation_step, named_order, training_step
 from weft.errors import LayoutError
@@ -129,7 +129,7 @@ def test_micro_batches_run_one_after_the_other_layers_there_and_back():
         "embedding.forward", "dense.forward", "shared_moe.forward", "shared_moe.forward", "head",
         "shared_moe.backward", "shared_moe.backward", "dense.backward", "embedding.backward",
     ]  # fmt: skip
-    found = [plain(i.template) for i in step.instances if not i.template.startswith("reduce.")]
+    found = [usual_of(i.template) for i in step.instances if not i.template.startswith("reduce.")]
     assert found == one * 4 + ["update"]
 
 
@@ -140,7 +140,7 @@ def test_data_parallel_ranks_run_fewer_micro_batches():
 def test_a_backward_reads_what_its_own_forward_kept():
     step = step_of("mixtral")
     forwards = [i for i in step.instances if i.template == "moe.forward"]
-    backwards = [i for i in step.instances if plain(i.template) == "moe.backward"]
+    backwards = [i for i in step.instances if usual_of(i.template) == "moe.backward"]
     for forward, backward in zip(forwards[:2], reversed(backwards[:2]), strict=True):
         assert forward.statics["w.qkv"] == backward.statics["w.qkv"]
         for name in step.templates["moe.forward"].program.kept:
@@ -169,7 +169,7 @@ def test_any_order_may_be_given_and_is_asked_for_once_a_template():
         return serial(program)
 
     step = training_step(models.plan(models.mixtral_like()), order)
-    assert seen == list(dict.fromkeys(map(plain, step.templates)))
+    assert seen == list(dict.fromkeys(map(usual_of, step.templates)))
 
 
 @pytest.mark.parametrize(

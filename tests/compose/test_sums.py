@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from tests.compose.test_first import EVERY, added, step_of
 
-from weft.compose.first import Zeroed, plain
+from weft.compose.first import Zeroed, usual_of
 from weft.compose.instance import Instance
 from weft.compose.step import Step
 from weft.compose.sums import check_sums
@@ -40,7 +40,7 @@ def changed(step: Step, at: int, **fields) -> tuple[Instance, ...]:
 
 
 def _is_backward(instance: Instance) -> bool:
-    return plain(instance.template) == "moe.backward"
+    return usual_of(instance.template) == "moe.backward"
 
 
 @EVERY
@@ -53,8 +53,8 @@ def test_a_step_is_passed_as_it_is(name):
 @EVERY
 def test_the_way_before_is_legal_too(name):
     step = step_of(name)
-    adding = {n: o for n, o in step.templates.items() if n == plain(n)}
-    instances = tuple(replace(i, template=plain(i.template)) for i in step.instances)
+    adding = {n: o for n, o in step.templates.items() if n == usual_of(n)}
+    instances = tuple(replace(i, template=usual_of(i.template)) for i in step.instances)
     made = added(adding, instances, step.buckets)
     if len(adding) < len(step.templates):  # else the templates themselves write
         check_sums(made.instances, programs_of(step), step.buckets, zeroed=made.zeroed)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from weft.compose.check import check_edges
-from weft.compose.first import plain
+from weft.compose.first import usual_of
 from weft.compose.instance import Instance
 from weft.compose.plan import Plan
 from weft.compose.step import Step, training_step
@@ -103,7 +103,7 @@ def test_collectives_of_both_take_turns():
 
 def test_kinds_of_layers_are_paired_as_they_meet():
     found = templates(training_step(plan("deepseek", merge=True)))
-    assert {plain(t) for t in found if "+" in t} == {
+    assert {usual_of(t) for t in found if "+" in t} == {
         "shared_moe.backward+dense.forward", "shared_moe.backward+shared_moe.forward",
         "dense.backward+shared_moe.forward",
     }  # fmt: skip

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from weft.compose import wire
-from weft.compose.first import plain
+from weft.compose.first import usual_of
 from weft.compose.plan import Crossings, sizes
 from weft.compose.step import training_step
 from weft.errors import ProgramError
@@ -40,7 +40,7 @@ def encoded(made) -> list[tuple[str, str]]:
     return [
         (name, str(task.attributes["label"]))
         for name, template in made.templates.items()
-        if name == plain(name)
+        if name == usual_of(name)
         for task in filter(is_collective, template.program.tasks)
         if template.program.values[task.inputs[0]].kind == "u8"
     ]

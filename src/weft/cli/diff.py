@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from weft.cli.settled import load_settled
+from weft.compose.first import usual_of
 from weft.compose.recipe import plan
 from weft.compose.step import training_step
 from weft.errors import ConfigError
@@ -37,7 +38,8 @@ def text_of(source: str) -> str:
     """A saved schedule as it is; the schedule of a recipe's first rank."""
     if source.endswith(".toml"):
         step = training_step(plan(load_settled(source), 0))
-        return "\n\n".join(render_actions(ordered) for ordered in step.templates.values())
+        usual = (ordered for name, ordered in step.templates.items() if name == usual_of(name))
+        return "\n\n".join(map(render_actions, usual))
     try:
         return Path(source).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -11,6 +11,7 @@ import typer
 from weft.cli.arguments import Overrides, Recipe
 from weft.cli.settled import load_settled
 from weft.compose import segment
+from weft.compose.first import usual_of
 from weft.compose.keep import activations, held_bytes, kept_bytes, rematerialised
 from weft.compose.plan import Plan, sizes
 from weft.compose.price import Nominal, nominal_pricing, price
@@ -228,8 +229,12 @@ def _step(recipe: str, overrides: list[str] | None, rank: int) -> Step:
 
 
 def _segments(step: Step, wanted: str) -> list[str]:
+    """The one that is wanted, or those of layers and ends of a model; of one that some micro-batch
+    runs by other bodies in the same order, the usual one.
+    """
     if not wanted:
-        return [name for name in step.templates if not name.startswith(("update", "reduce."))]
+        usual = (name for name in step.templates if name == usual_of(name))
+        return [name for name in usual if not name.startswith(("update", "reduce."))]
     if wanted not in step.templates:
         raise ConfigError(f"--segment {wanted}: expected one of {', '.join(step.templates)}")
     return [wanted]

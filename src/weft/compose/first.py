@@ -74,11 +74,11 @@ def first_of(template: str, templates: Collection[str]) -> str:
     return own if own in templates else template
 
 
-def plain(template: str) -> str:
-    """What a template was called before some of its instances wrote.
+def usual_of(template: str) -> str:
+    """The template that the later micro-batches run where this one is the first's.
 
     Example:
-        >>> plain("moe.backward@first"), plain("moe.backward")
+        >>> usual_of("moe.backward@first"), usual_of("moe.backward")
         ('moe.backward', 'moe.backward')
     """
     return template.removesuffix(_SUFFIX)

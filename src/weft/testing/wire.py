@@ -29,7 +29,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from weft.compose.first import plain
+from weft.compose.first import usual_of
 from weft.compose.instance import Instance
 from weft.compose.plan import Plan, sizes
 from weft.compose.stage import chunks_of
@@ -198,7 +198,7 @@ def own_choices(
 
 def _strand(instance: Instance, task: Task) -> str:
     """The template that a task is of: of two that are braided, that of its strand."""
-    first, *other = plain(instance.template).split("+")
+    first, *other = usual_of(instance.template).split("+")
     return other[0] if other and task.name.startswith("f.") else first
 
 
