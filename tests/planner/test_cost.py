@@ -5,17 +5,19 @@ import pytest
 
 from weft.compose.plan import Plan, sizes
 from weft.compose.step import named_order, training_step
+from weft.graph.opset import FIRST
 from weft.parallel.layout import Layout
 from weft.planner.constants import constants
 from weft.planner.cost import Rates, imbalanced, message, pricing, rates, seconds
 from weft.planner.machine import machine, names
-from weft.planner.work import Passing, Products, Sending, Way
+from weft.planner.work import Passing, Products, Sending, Way, work
 from weft.schedule.check import check
 from weft.testing import models
 
 ROOT = Path(__file__).parents[2]
 H200, H800 = rates(machine("H200")), rates(machine("H800"))
 MB = 10**6
+LARGE = models.plan(models.large_mixtral(), Layout(sp=2, ep=2))
 
 
 def products(rows: int, n: int, k: int, groups: int = 1, phase: str = "") -> Products:
@@ -48,8 +50,7 @@ def priced(plan: Plan, found: Rates, factor: float = 1.0) -> dict[str, float]:
 
 @pytest.mark.parametrize("name", names())
 def test_every_task_has_a_price_on_every_machine(name: str):
-    large = models.plan(models.large_mixtral(), Layout(sp=2, ep=2))
-    for body, price in priced(large, rates(machine(name))).items():
+    for body, price in priced(LARGE, rates(machine(name))).items():
         assert 0 <= price < 1, body
 
 
@@ -64,6 +65,32 @@ def test_a_shape_between_measured_ones_costs_something_between():
     rates_ = [known.flops for known in H200.machine.measured.products]
     cube = products(5792, 5792, 5792)
     assert min(rates_) < cube.flops / seconds(cube, H200) < max(rates_)
+
+
+def test_a_gradient_that_is_written_costs_what_an_added_one_does_until_it_is_measured():
+    known = next(p for p in H200.machine.measured.products if p.phase == "wgrad" and p.groups > 1)
+    asked = products(known.rows, known.n, known.k, known.groups, FIRST)
+    assert asked.flops / seconds(asked, H200) == pytest.approx(known.flops, rel=0.05)
+    faster = replace(known, phase=FIRST, flops=2 * known.flops)
+    measured = H200.machine.measured
+    both = replace(measured, products=(*measured.products, faster))
+    found = rates(replace(H200.machine, measured=both))
+    assert asked.flops / seconds(asked, found) == pytest.approx(2 * known.flops, rel=0.05)
+
+
+def test_where_nothing_was_measured_a_written_gradient_costs_one_write():
+    """The sum is not read by the product, nor by a pass behind it."""
+    n, step = sizes(LARGE), training_step(LARGE)
+    tasks = {
+        task.body: (task, ordered.program)
+        for ordered in step.templates.values()
+        for task in ordered.program.tasks
+    }
+    added, written = (work(*tasks[f"expert_up.{one}"], n) for one in ("wgrad", FIRST))
+    sums = 4 * n.L * 2 * n.F * n.D
+    spared = seconds(replace(added, flops=0), H800) - seconds(replace(written, flops=0), H800)
+    stream = H800.machine.device.memory_bandwidth * H800.constants.stream
+    assert spared == pytest.approx(sums / H800.copy_bandwidth + sums / stream, rel=1e-6)
 
 
 def test_a_tile_more_than_the_multiprocessors_costs_a_wave():

@@ -139,7 +139,7 @@ def _measured_rate(asked: Products, products: Sequence[Product]) -> float:
 
     Numerics: weights fall with the square of the distance in logarithms of rows a group, columns,
     depth and groups; another phase counts as a factor of 16 in size, one that writes a gradient
-    where the other adds as a factor of 2.
+    where the other adds as one of 1.1: it stands for the other until it is measured itself.
     """
     total = weight = 0.0
     for known in products:
@@ -159,7 +159,7 @@ def _apart(phase: str, other: str) -> float:
     """How unlike two phases are, as a squared logarithm of sizes."""
     if phase == other:
         return 0.0
-    return log(2 if {phase, other} == {"wgrad", FIRST} else 16) ** 2
+    return log(1.1 if {phase, other} == {"wgrad", FIRST} else 16) ** 2
 
 
 def _attend(asked: Attend, found: Rates) -> float:
