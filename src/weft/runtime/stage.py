@@ -108,6 +108,7 @@ def build(
     exact = bound
     if plan.bounded_rows:
         whole = compose(without_bound(plan))
+        assert whole.zeroed == step.zeroed, f"{plan.bounded_rows=}"  # one state for both
         exact = _bind(whole, state.statics, bodies, transport, lanes)
     gathers = _bind(gathering_step(plan), state.statics, bodies, transport, lanes)
     return Stage(
