@@ -88,3 +88,11 @@ class Driver:
     def wait(self, stream, address, value):
         word = ctypes.c_uint32.from_address(address)
         self.device.order(stream, lambda: None, lambda: reached(word.value, value))
+
+    def write_all(self, stream, words):
+        for address, value in words:
+            self.write(stream, address, value)
+
+    def wait_all(self, stream, words):
+        for address, value in words:
+            self.wait(stream, address, value)

@@ -1,5 +1,6 @@
 """What is missing for peer memory is named."""
 
+import ctypes
 from types import SimpleNamespace
 
 import pytest
@@ -8,13 +9,20 @@ import torch
 from weft.comm import driver
 from weft.errors import CommunicationError
 
+CALLS = (
+    "cuMemcpyDtoDAsync_v2",
+    "cuStreamWriteValue32_v2",
+    "cuStreamWaitValue32_v2",
+    "cuStreamBatchMemOp_v2",
+)
+
 
 class Library:
     """A driver whose calls write down what they are given."""
 
     def __init__(self, code=0):
         self.seen = []
-        for name in ("cuMemcpyDtoDAsync_v2", "cuStreamWriteValue32_v2", "cuStreamWaitValue32_v2"):
+        for name in CALLS:
             setattr(self, name, self._call(name, code))
 
     def _call(self, name, code):
@@ -35,6 +43,37 @@ def test_calls_reach_the_driver_in_its_own_order_of_arguments():
         ("cuMemcpyDtoDAsync_v2", 2, 3, 4, 1),
         ("cuStreamWriteValue32_v2", 1, 2, 3, 0),
         ("cuStreamWaitValue32_v2", 1, 2, 3, 0),
+    ]
+
+
+class Value(ctypes.Union):
+    _fields_ = (("value", ctypes.c_uint32), ("value64", ctypes.c_uint64))
+
+
+class Operation(ctypes.Structure):
+    """CUstreamBatchMemOpParams, as cuda.h lays a wait and a write out."""
+
+    _fields_ = (
+        ("operation", ctypes.c_uint32),
+        ("address", ctypes.c_uint64),
+        ("value", Value),
+        ("flags", ctypes.c_uint32),
+        ("alias", ctypes.c_uint64),
+        ("pad", ctypes.c_uint64),
+    )
+
+
+@pytest.mark.parametrize(("method", "operation"), [("wait_all", 1), ("write_all", 2)])
+def test_a_batch_is_laid_out_as_the_driver_reads_it(method, operation):
+    assert ctypes.sizeof(Operation) == 48
+    library = Library()
+    words = [(2**40 + 128 * i, 2**32 - 1 - i) for i in range(3)]
+    getattr(driver.Driver(library), method)(7, words)
+    ((name, stream, count, into, flags),) = library.seen
+    assert (name, stream, count, flags) == ("cuStreamBatchMemOp_v2", 7, 3, 0)
+    seen = ctypes.cast(into, ctypes.POINTER(Operation))[:count]
+    assert [(one.operation, one.address, one.value.value, one.flags) for one in seen] == [
+        (operation, address, value, 0) for address, value in words
     ]
 
 

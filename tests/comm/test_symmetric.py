@@ -12,7 +12,8 @@ from tests.comm.device import Device, Driver, Stream
 
 from weft.comm import symmetric
 from weft.comm.driver import open_driver
-from weft.comm.exchange import SLOTS, Block, Channel, Flag
+from weft.comm.exchange import SLOTS, Channel, Flag, Queue
+from weft.comm.route import Block, find_route, in_turn
 from weft.comm.symmetric import (
     CudaPeers,
     _flag_at,
@@ -39,7 +40,7 @@ def test_slots_of_all_writers_fill_an_arena_without_overlap(size):
 
 def test_every_flag_has_a_line_of_its_own_before_the_slots():
     places = [_flag_at(member, flag) for member in range(8) for flag in Flag]
-    assert len(set(places)) == 16
+    assert len(set(places)) == 8 * len(Flag)
     assert all(place % 128 == 0 for place in places)
     assert max(places) < _flags_bytes(8)
 
@@ -53,6 +54,14 @@ def test_slots_take_no_more_than_the_arena_and_keep_to_pages(size):
 
 
 # ---- on a device made of queues ------------------------------------------------------------------
+
+
+def gather(channel, name, x, out):
+    """An all-gather as one member orders it."""
+    count, size = x.numel(), channel.size
+    sends, lands = [Block(0, count)] * size, in_turn([count] * size)
+    at = {"position": channel.position, "slot_bytes": channel.slot_bytes}
+    channel.exchange(name, find_route(sends, lands, **at), x, out)
 
 
 def gathers_of(size, seed, monkeypatch):
@@ -72,8 +81,7 @@ def gathers_of(size, seed, monkeypatch):
         for i, channel in enumerate(channels):
             out = torch.full((size * count,), 7, dtype=torch.uint8)
             device.current = Stream(device) if call == 5 else lanes[i]  # once from another stream
-            lands = [Block(tensor=out, first=j * count, size=count) for j in range(size)]
-            channel.exchange(call, [Block(tensor=x[i], first=0, size=count)] * size, lands)
+            gather(channel, call, x[i], out)
             pairs.append((torch.cat(x), out))
     device.run(seed)
     assert not any(queue for queue in device.queues.values())
@@ -102,8 +110,10 @@ def test_finished_calls_give_their_events_to_later_ones(monkeypatch):
     arenas = [torch.zeros(arena_bytes_of(4096, 2), dtype=torch.uint8) for _ in range(2)]
     memory = CudaPeers(arenas, position=0, slot_bytes=4096, driver=Driver(device))
     for call in range(3):
-        memory.fork(call)
-        memory.join()
+        memory.begin(call)
+        memory.fork(Queue.PUSH, Queue.LAND)
+        memory.join(Queue.PUSH, Queue.LAND)
+        memory.end()
         assert memory.oldest().name == call
         device.run(call)
     assert len(memory._flights) == 1
@@ -139,11 +149,8 @@ class Members:
     def gather(self, members, x, out):
         """An all-gather as some of the members order it."""
         for i in members:
-            size = x[i].numel()
             with torch.cuda.stream(self.streams[i]):
-                lands = [Block(tensor=out[i], first=j * size, size=size) for j in range(2)]
-                sends = [Block(tensor=x[i], first=0, size=size)] * 2
-                self.channels[i].exchange(f"gather of {size}", sends, lands)
+                gather(self.channels[i], f"gather of {x[i].numel()}", x[i], out[i])
 
 
 def make_pair(size):
@@ -186,7 +193,7 @@ def test_a_member_that_does_not_call_holds_the_other_up_until_it_is_let_go():
     late = pair.memories[0].oldest()
     assert str(late.name) == "gather of 64"
     assert not late.done.query()
-    assert pair.memories[0].standing()[1, Flag.FULL] == 0
-    assert pair.memories[1].standing()[0, Flag.FULL] == 1
+    assert pair.memories[0].standing()[1, Flag.FULL_ODD] == 0
+    assert pair.memories[1].standing()[0, Flag.FULL_ODD] == 1
     pair.memories[0].let_go()
     ended.synchronize()

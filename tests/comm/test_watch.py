@@ -3,8 +3,8 @@
 import threading
 import time
 
-from weft.comm.exchange import Flag
-from weft.comm.watch import Awaited, Flight, Watch, overdue
+from weft.comm.exchange import Flag, Mark
+from weft.comm.watch import Flight, Watch, overdue
 
 
 class Event:
@@ -23,8 +23,8 @@ class Lane:
 
     def post(self, name):
         awaited = [
-            Awaited(1, Flag.LANDED, 7),
-            Awaited(1, Flag.FULL, 9),
+            Mark(1, Flag.LANDED, 7),
+            Mark(1, Flag.FULL_ODD, 9),
         ]
         flight = Flight(name=name, sequence=len(self.flights), awaited=awaited, done=Event())
         self.flights.append(flight)
@@ -34,7 +34,7 @@ class Lane:
         return next((flight for flight in self.flights if not flight.done.query()), None)
 
     def standing(self):
-        return {(1, Flag.LANDED): 7, (1, Flag.FULL): 8}
+        return {(1, Flag.LANDED): 7, (1, Flag.FULL_ODD): 8}
 
 
 def watched(lane, seconds):
@@ -56,7 +56,7 @@ def test_a_call_that_is_not_done_in_time_is_told_once():
     watch.close()
     (message,) = told
     assert message.startswith("rank 3: all_gather 'tokens', call 0 of its channel, is not done")
-    assert "it awaits FULL of position 1 to reach epoch 9, found 8; look for" in message
+    assert "it awaits FULL_ODD of position 1 to reach epoch 9, found 8; look for" in message
 
 
 def test_many_calls_that_are_each_done_in_time_are_none_that_is_late():
@@ -71,12 +71,12 @@ def test_many_calls_that_are_each_done_in_time_are_none_that_is_late():
 
 
 def test_a_call_with_all_its_flags_blames_the_device():
-    flight = Flight(name="x", sequence=0, awaited=[Awaited(1, Flag.FULL, 8)])
+    flight = Flight(name="x", sequence=0, awaited=[Mark(1, Flag.FULL_ODD, 8)])
     error = overdue(flight, Lane().standing(), rank=0, seconds=1.0)
     assert "every flag that it awaits is there" in str(error)
 
 
 def test_an_epoch_past_the_wrap_is_awaited_all_the_same():
-    flight = Flight(name="x", sequence=0, awaited=[Awaited(1, Flag.FULL, 2**32)])
-    error = overdue(flight, {(1, Flag.FULL): 2**32 - 1}, rank=0, seconds=1.0)
+    flight = Flight(name="x", sequence=0, awaited=[Mark(1, Flag.FULL_ODD, 2**32)])
+    error = overdue(flight, {(1, Flag.FULL_ODD): 2**32 - 1}, rank=0, seconds=1.0)
     assert f"to reach epoch {2**32}, found {2**32 - 1}" in str(error)

@@ -3,9 +3,12 @@
 import pytest
 import torch
 
-from weft.comm.exchange import Flag, Queue
+from weft.comm.exchange import Flag, Mark, Queue
+from weft.comm.route import Piece
 from weft.errors import DeadlockError
 from weft.testing.peers import PeerWorld
+
+BESIDE = (Queue.PUSH, Queue.LAND)
 
 
 def order_letters(world):
@@ -13,11 +16,12 @@ def order_letters(world):
     seen = []
     for position in range(2):
         memory = world.memory(position)
-        memory.fork("letters")
+        memory.begin("letters")
+        memory.fork(*BESIDE)
         for queue in Queue:
             for letter in "abc":
                 memory.run(queue, lambda p=position, q=queue, c=letter: seen.append((p, q, c)))
-        memory.join()
+        memory.join(*BESIDE)
     return seen
 
 
@@ -44,15 +48,15 @@ def test_a_seed_repeats_its_order():
     assert runs[0] == runs[1]
 
 
-def test_a_call_starts_behind_both_queues_of_the_one_before():
+def test_a_call_starts_behind_all_queues_of_the_one_before():
     for seed in range(20):
         world = PeerWorld(2, slot_bytes=16)
         memory, seen = world.memory(0), []
         for call in range(3):
-            memory.fork("call")
+            memory.fork(*BESIDE)
             for queue in Queue:
                 memory.run(queue, lambda c=call, to=seen: to.append(c))
-            memory.join()
+            memory.join(*BESIDE)
         world.run(seed)
         assert seen == sorted(seen)
 
@@ -65,7 +69,7 @@ def test_a_copy_can_be_seen_half_done():
         slot, out = reader.local(0, 0), torch.zeros(16, dtype=torch.uint8)
         slot.zero_()
         whole = torch.ones(16, dtype=torch.uint8)
-        writer.copy(Queue.PUSH, writer.remote(1, 0), whole, to=0, at=0, size=16)
+        writer.push(Queue.PUSH, Piece(1, 0, 16), 0, whole)
         reader.run(Queue.LAND, lambda slot=slot, out=out: out.copy_(slot))
         world.run(seed)
         torn += 0 < int(out.sum()) < 16
@@ -75,7 +79,9 @@ def test_a_copy_can_be_seen_half_done():
 def test_a_flag_that_never_comes_is_a_deadlock_that_names_it():
     world = PeerWorld(2, slot_bytes=16)
     memory = world.memory(1)
-    memory.fork("tokens")
-    memory.await_flag(Queue.LAND, 0, Flag.FULL, 3)
-    with pytest.raises(DeadlockError, match="position 1 land in 'tokens': FULL of position 0 to"):
+    memory.begin("tokens")
+    memory.await_flags(Queue.LAND, [Mark(0, Flag.FULL_ODD, 3)])
+    with pytest.raises(
+        DeadlockError, match="position 1 land in 'tokens': FULL_ODD of position 0 to"
+    ):
         world.run(0)

@@ -8,7 +8,7 @@ kernel that fills the device.
 
 import ctypes
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, final
 
@@ -21,6 +21,9 @@ _TORCH_NAMES = ("empty", "rendezvous")
 _LIBRARY = "libcuda.so.1"
 _AT_LEAST = 0  # CU_STREAM_WAIT_VALUE_GEQ: (int32_t)(*address - value) >= 0, so epochs may wrap
 _FENCED = 0  # CU_STREAM_WRITE_VALUE_DEFAULT: what came before is visible to the system first
+_WAIT, _WRITE = 1, 2  # CU_STREAM_MEM_OP_WAIT_VALUE_32, CU_STREAM_MEM_OP_WRITE_VALUE_32
+_WORDS = 6  # of 64 bits in a CUstreamBatchMemOpParams: operation, address, value, flags, two unused
+_MOST = 255  # operations in a batch
 
 _Call = Callable[..., int]
 
@@ -35,6 +38,9 @@ class Driver:
         self._copy = _found(library, "cuMemcpyDtoDAsync_v2", address, address, size, stream)
         self._write = _found(library, "cuStreamWriteValue32_v2", stream, address, word, word)
         self._wait = _found(library, "cuStreamWaitValue32_v2", stream, address, word, word)
+        words = ctypes.POINTER(address)
+        self._batch = _found(library, "cuStreamBatchMemOp_v2", stream, word, words, word)
+        self._words = (address * (_WORDS * _MOST))()  # the driver copies it within the call
 
     def copy(self, stream: int, target: int, source: int, size: int) -> None:
         """Copies bytes between addresses of this device or of peers."""
@@ -47,6 +53,22 @@ class Driver:
     def wait(self, stream: int, address: int, value: int) -> None:
         """Holds a stream until the 32 bits at an address of this device are at a value or past."""
         self._wait(stream, address, value, _AT_LEAST)
+
+    def write_all(self, stream: int, words: Sequence[tuple[int, int]]) -> None:
+        """Writes a value at each address, as `write` does, in one call."""
+        self._all(stream, words, _WRITE, _FENCED)
+
+    def wait_all(self, stream: int, words: Sequence[tuple[int, int]]) -> None:
+        """Holds a stream until each address is at its value, as `wait` does, in one call."""
+        self._all(stream, words, _WAIT, _AT_LEAST)
+
+    def _all(self, stream: int, words: Sequence[tuple[int, int]], kind: int, flags: int) -> None:
+        assert len(words) <= _MOST, f"{len(words)=}"
+        into = self._words
+        for number, (address, value) in enumerate(words):
+            at = number * _WORDS
+            into[at], into[at + 1], into[at + 2], into[at + 3] = kind, address, value, flags
+        self._batch(stream, len(words), into, 0)
 
 
 def symmetric_memory() -> ModuleType:

@@ -1,9 +1,10 @@
 """Blocks between the members of a group through slots of peer memory: in which order, under which
 flags.
 
-Each member has an arena. In it every other member has `SLOTS` slots, which that one fills, and two
-flags, which that one raises: `FULL` counts the pieces it has pushed here, `LANDED` the pieces from
-here that it has taken out of its own slots. The e-th piece that ever goes from s to r:
+Each member has an arena. In it every other member has `SLOTS` slots, which that one fills, and
+flags, which that one raises: `FULL_EVEN` and `FULL_ODD` stand at the last piece of an even and of
+an odd epoch that it has pushed here, `LANDED` at the last piece from here that it has taken out of
+its own slots. The e-th piece that ever goes from s to r:
 
     push, a queue of s     await LANDED of r >= e - SLOTS      the slot is empty again
                            piece -> slot e mod SLOTS of s at r
@@ -14,8 +15,16 @@ here that it has taken out of its own slots. The e-th piece that ever goes from 
 
 Flags only rise, by epochs of our own; nothing is ever reset. A block of no bytes is a piece of no
 bytes, so a member with nothing to send raises its flags all the same and both ends of a pair count
-alike. The queues of a channel start from one point and are joined at the end of a call; between
-the two, pieces land while later ones travel.
+alike.
+
+A short call is pushed and then taken out on the queue of the caller: nothing forks. In a longer one
+pieces leave on two queues in turn, so that what one awaits, flags and begins is hidden by what the
+other one copies, and land on a third. Two queues finish in any order, hence two flags: of a pair,
+pieces of even epochs follow each other on one queue, those of odd ones on the other.
+
+NOTE: a slot needs no flag where it is known to be empty. Whoever lands a piece that a peer pushed
+in a call has behind it all that this peer did in the calls before; so what was pushed before the
+last call has landed.
 
 NOTE: whatever a queue awaits was ordered before it on the member that does it, calls and pieces
 counted: so members that make their calls in one order go on even where a device runs queues that
@@ -24,28 +33,48 @@ should be apart one after the other.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import final
+from typing import NamedTuple, final
 
 from torch import Tensor
 
-SLOTS = 2  # one is filled while the other is emptied
+from weft.comm.route import Piece, Route
+
+SLOTS = 4  # of each queue of pushes one is filled while the other is emptied
 _WRAP = 1 << 32  # flags have 32 bits
+# Bytes that a device copies to itself while it waits for a flag of a peer, 6 us.
+_MEANWHILE = 1 << 22
+# Bytes that land while a queue would be forked and joined, about 9 us.
+_TOGETHER = 1 << 20
 
 
 class Queue(IntEnum):
-    """Behind what an operation is ordered: what was pushed, or what has landed."""
+    """Behind what an operation is ordered: what the caller has issued, pushes beside those, or what
+    has landed.
+    """
 
-    PUSH = 0
-    LAND = 1
+    CALLER = 0
+    PUSH = 1
+    LAND = 2
 
 
 class Flag(IntEnum):
     """What one member counts at another."""
 
-    FULL = 0
-    LANDED = 1
+    FULL_EVEN = 0
+    FULL_ODD = 1
+    LANDED = 2
+
+
+_FULL = (Flag.FULL_EVEN, Flag.FULL_ODD)
+
+
+class Mark(NamedTuple):
+    """A flag of a pair, and the epoch to which it is raised or that it must reach."""
+
+    peer: int
+    flag: Flag
+    epoch: int
 
 
 class PeerMemory(ABC):
@@ -67,69 +96,52 @@ class PeerMemory(ABC):
         """The own slot in a peer's arena, as bytes."""
 
     @abstractmethod
-    def fork(self, name: object) -> None:
-        """Starts both queues behind what the caller has issued; `name` is what a report would call
-        it, put into words only then.
+    def begin(self, name: object) -> None:
+        """Starts a call behind what the caller has issued; `name` is what a report would call it,
+        put into words only then.
         """
 
     @abstractmethod
-    def join(self) -> None:
-        """Orders what the caller issues from now on behind both queues."""
+    def fork(self, *queues: Queue) -> None:
+        """Starts queues behind what the call has ordered on the queue of the caller."""
 
     @abstractmethod
-    def copy(
-        self, queue: Queue, target: Tensor, source: Tensor, *, to: int, at: int, size: int
-    ) -> None:
-        """Copies bytes of a tensor of bytes, from `at` on, into another one, from `to` on."""
+    def join(self, *queues: Queue) -> None:
+        """Orders what is put on the queue of the caller from now on behind these queues."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """Ends a call, all of whose queues are joined."""
+
+    @abstractmethod
+    def push(self, queue: Queue, piece: Piece, slot: int, x: Tensor) -> None:
+        """Copies a piece of a tensor into the own slot at its member."""
+
+    @abstractmethod
+    def land(self, queue: Queue, piece: Piece, slot: int, out: Tensor) -> None:
+        """Copies what lies in a slot of a piece's member to its place in a tensor."""
+
+    @abstractmethod
+    def keep(self, queue: Queue, source: Piece, target: Piece, x: Tensor, out: Tensor) -> None:
+        """Copies a piece of one tensor to its place in another."""
 
     @abstractmethod
     def run(self, queue: Queue, body: Callable[[], object]) -> None:
         """Calls what works on tensors."""
 
     @abstractmethod
-    def raise_flag(self, queue: Queue, peer: int, flag: Flag, epoch: int) -> None:
-        """Sets the own flag at a peer, once everything before it on the queue is done."""
+    def raise_flags(self, queue: Queue, marks: Sequence[Mark]) -> None:
+        """Sets own flags at peers, once everything before them on the queue is done."""
 
     @abstractmethod
-    def await_flag(self, queue: Queue, peer: int, flag: Flag, epoch: int) -> None:
-        """Holds the queue until a peer's flag here has reached an epoch."""
+    def await_flags(self, queue: Queue, marks: Sequence[Mark]) -> None:
+        """Holds the queue until flags of peers here have reached their epochs."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Block:
-    """A stretch of a flat tensor of bytes: sent as it is, or where what lands is copied to."""
-
-    tensor: Tensor
-    first: int
-    size: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Made:
-    """Bytes that are made on their way: `make` writes them, from a byte on, into a slot."""
-
-    size: int
-    make: Callable[[Tensor, int, int], object]  # slot, first, size
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sum:
-    """Where what lands is added: `add` takes the slots of the others by position, each piece once
-    all of them are here.
-    """
-
-    size: int
-    add: Callable[[dict[int, Tensor], int, int], object]  # slots, first, size
-
-
-def num_pieces(size: int, slot_bytes: int) -> int:
-    """How many pieces a block travels in; both ends of a pair find the same.
-
-    Example:
-        >>> [num_pieces(size, 1024) for size in (0, 1, 1024, 1025)]
-        [1, 1, 1, 2]
-    """
-    return max(-(-size // slot_bytes), 1)
+# Writes a piece of a block, from its first byte on, into a slot.
+Make = Callable[[Piece, Tensor], object]
+# Adds a piece of every other member, which lie in slots by position, where it belongs.
+Add = Callable[[Piece, dict[int, Tensor]], object]
 
 
 def reached(seen: int, epoch: int) -> bool:
@@ -142,6 +154,39 @@ def reached(seen: int, epoch: int) -> bool:
     return (seen - epoch) % _WRAP < _WRAP // 2
 
 
+_Push = Callable[[Queue, Piece, int], object]
+_Take = Callable[[Queue, Sequence[Piece], Sequence[int]], object]
+
+
+class _Bodies(NamedTuple):
+    """What a call does with a piece to push, with what it keeps, and with pieces that are here;
+    which of a round must be here at once.
+    """
+
+    push: _Push
+    keep: Callable[[Queue], object]
+    groups: Callable[[tuple[Piece, ...]], tuple[tuple[Piece, ...], ...]]
+    take: _Take
+
+
+def _nothing(_: Queue) -> None:
+    pass
+
+
+def _apart(pieces: tuple[Piece, ...]) -> tuple[tuple[Piece, ...], ...]:
+    return tuple((piece,) for piece in pieces)
+
+
+def _together(pieces: tuple[Piece, ...]) -> tuple[tuple[Piece, ...], ...]:
+    return (pieces,) if pieces else ()
+
+
+def _is_short(route: Route) -> bool:
+    """Whether no landing but the last one's is worth a queue of its own."""
+    first, *more = route.rounds
+    return not more and sum(piece.size for piece in first.lands[1:]) <= _TOGETHER
+
+
 @final
 class Channel:
     """One member's end of a group: how many pieces it has exchanged with each of the others.
@@ -151,88 +196,124 @@ class Channel:
 
     def __init__(self, memory: PeerMemory, *, size: int, position: int, epoch: int = 0) -> None:
         self._memory = memory
-        self._position = position
-        # each starts with its neighbour, so that no member is everybody's first
-        self._others = tuple((position + way) % size for way in range(1, size))
+        self.position = position
+        self.size = size
         self._pushed = [epoch] * size
         self._landed = [epoch] * size
+        self._before = [epoch] * size  # pushed, as the last call found it
+        self._empty = [epoch] * size  # what is known to have landed
 
-    def exchange(self, name: object, sends: Sequence[Block], lands: Sequence[Block]) -> None:
-        """Copies every block to its member, the own one too."""
-        self._memory.fork(name)
-        own, home = sends[self._position], lands[self._position]
-        if own.size:
-            self._memory.copy(
-                Queue.LAND, home.tensor, own.tensor, to=home.first, at=own.first, size=own.size
-            )
-        for number in range(self._rounds((*sends, *lands))):
-            self._push_round(number, sends)
-            for peer in self._others:
-                if number < self._pieces(lands[peer].size):
-                    self._land(number, peer, lands[peer])
-        self._memory.join()
+    @property
+    def slot_bytes(self) -> int:
+        """The most bytes of a piece."""
+        return self._memory.slot_bytes
 
-    def add(self, name: object, sends: Sequence[Block | Made], total: Sum) -> None:
-        """Sends every block to its member and adds what comes from all of them."""
-        self._memory.fork(name)
-        for number in range(self._rounds((*sends, total))):
-            self._push_round(number, sends)
-            if number < self._pieces(total.size):
-                self._add_round(number, total)
-        self._memory.join()
-
-    def _pieces(self, size: int) -> int:
-        return num_pieces(size, self._memory.slot_bytes)
-
-    def _rounds(self, blocks: Sequence[Block | Made | Sum]) -> int:
-        return max(self._pieces(block.size) for block in blocks)
-
-    def _stretch(self, number: int, size: int) -> tuple[int, int]:
-        """Where the piece of a block begins, and its bytes."""
-        first = number * self._memory.slot_bytes
-        return first, min(size - first, self._memory.slot_bytes)
-
-    def _push_round(self, number: int, sends: Sequence[Block | Made]) -> None:
-        for peer in self._others:
-            if number < self._pieces(sends[peer].size):
-                self._push(number, peer, sends[peer])
-
-    def _push(self, number: int, peer: int, block: Block | Made) -> None:
+    def exchange(self, name: object, route: Route, x: Tensor, out: Tensor) -> None:
+        """Copies blocks of bytes to their members, the own one too."""
         memory = self._memory
-        epoch = self._pushed[peer] = self._pushed[peer] + 1
-        memory.await_flag(Queue.PUSH, peer, Flag.LANDED, epoch - SLOTS)
-        first, size = self._stretch(number, block.size)
-        slot = memory.remote(peer, epoch % SLOTS)
-        if size:
-            match block:
-                case Block():
-                    at = block.first + first
-                    memory.copy(Queue.PUSH, slot, block.tensor, to=0, at=at, size=size)
-                case Made():
-                    memory.run(Queue.PUSH, lambda: block.make(slot, first, size))
-        memory.raise_flag(Queue.PUSH, peer, Flag.FULL, epoch)
 
-    def _arrived(self, peer: int) -> tuple[int, Tensor]:
-        """The epoch of a peer's next piece, awaited, and the slot that holds it."""
-        epoch = self._landed[peer] = self._landed[peer] + 1
-        self._memory.await_flag(Queue.LAND, peer, Flag.FULL, epoch)
-        return epoch, self._memory.local(peer, epoch % SLOTS)
+        def push(queue: Queue, piece: Piece, slot: int) -> None:
+            memory.push(queue, piece, slot, x)
 
-    def _land(self, number: int, peer: int, block: Block) -> None:
+        def keep(queue: Queue) -> None:
+            memory.keep(queue, route.own, route.home, x, out)
+
+        def take(queue: Queue, pieces: Sequence[Piece], slots: Sequence[int]) -> None:
+            for piece, slot in zip(pieces, slots, strict=True):
+                if piece.size:
+                    memory.land(queue, piece, slot, out)
+
+        self._call(name, route, _Bodies(push, keep, _apart, take))
+
+    def add(self, name: object, route: Route, x: Tensor, add: Add) -> None:
+        """Copies blocks of bytes to their members and adds what comes from all of them."""
         memory = self._memory
-        epoch, slot = self._arrived(peer)
-        first, size = self._stretch(number, block.size)
-        if size:
-            to = block.first + first
-            memory.copy(Queue.LAND, block.tensor, slot, to=to, at=0, size=size)
-        memory.raise_flag(Queue.LAND, peer, Flag.LANDED, epoch)
 
-    def _add_round(self, number: int, total: Sum) -> None:
+        def push(queue: Queue, piece: Piece, slot: int) -> None:
+            memory.push(queue, piece, slot, x)
+
+        self._call(name, route, _Bodies(push, _nothing, _together, self._adding(add)))
+
+    def add_made(self, name: object, route: Route, make: Make, add: Add) -> None:
+        """Makes blocks in the slots of their members and adds what comes from all of them."""
         memory = self._memory
-        arrived = {peer: self._arrived(peer) for peer in self._others}
-        first, size = self._stretch(number, total.size)
-        if size:
-            slots = {peer: slot for peer, (_, slot) in arrived.items()}
-            memory.run(Queue.LAND, lambda: total.add(slots, first, size))
-        for peer, (epoch, _) in arrived.items():
-            memory.raise_flag(Queue.LAND, peer, Flag.LANDED, epoch)
+
+        def push(queue: Queue, piece: Piece, slot: int) -> None:
+            memory.run(queue, lambda: make(piece, memory.remote(piece.peer, slot)))
+
+        self._call(name, route, _Bodies(push, _nothing, _together, self._adding(add)))
+
+    def _adding(self, add: Add) -> _Take:
+        memory = self._memory
+
+        def take(queue: Queue, pieces: Sequence[Piece], slots: Sequence[int]) -> None:
+            if pieces[0].size:
+                peers = (piece.peer for piece in pieces)
+                found = {
+                    peer: memory.local(peer, slot) for peer, slot in zip(peers, slots, strict=True)
+                }
+                memory.run(queue, lambda: add(pieces[0], found))
+
+        return take
+
+    def _call(self, name: object, route: Route, bodies: _Bodies) -> None:
+        self._empty, self._before = self._before, list(self._pushed)
+        self._memory.begin(name)
+        if _is_short(route):
+            self._at_once(route, bodies)
+        else:
+            self._in_rounds(route, bodies)
+        self._memory.end()
+
+    def _at_once(self, route: Route, bodies: _Bodies) -> None:
+        ((pushes, lands),) = route.rounds
+        beside = (Queue.LAND,) if route.own.size > _MEANWHILE else ()
+        if beside:
+            self._memory.fork(*beside)
+            bodies.keep(Queue.LAND)
+        self._push(Queue.CALLER, pushes, bodies.push)
+        if route.own.size and not beside:
+            bodies.keep(Queue.CALLER)
+        self._land(Queue.CALLER, lands, bodies.take)
+        if beside:
+            self._memory.join(*beside)
+
+    def _in_rounds(self, route: Route, bodies: _Bodies) -> None:
+        ways = (Queue.CALLER, Queue.PUSH)
+        self._memory.fork(Queue.PUSH, Queue.LAND)
+        if route.own.size:
+            bodies.keep(Queue.LAND)
+        for number, (pushes, lands) in enumerate(route.rounds):
+            for piece in pushes:
+                way = ways[(number + piece.peer) % len(ways)]
+                self._push(way, (piece,), bodies.push)
+            for group in bodies.groups(lands):
+                self._land(Queue.LAND, group, bodies.take)
+        self._memory.join(Queue.PUSH, Queue.LAND)
+
+    def _push(self, queue: Queue, pieces: Sequence[Piece], push: _Push) -> None:
+        """Pushes a piece to each of some members, whose flags are raised behind all of them."""
+        full = [self._next(self._pushed, piece.peer) for piece in pieces]
+        empty = [
+            Mark(peer, Flag.LANDED, epoch - SLOTS)
+            for peer, _, epoch in full
+            if epoch - SLOTS > self._empty[peer]
+        ]
+        if empty:
+            self._memory.await_flags(queue, empty)
+        for piece, (_, _, epoch) in zip(pieces, full, strict=True):
+            if piece.size:
+                push(queue, piece, epoch % SLOTS)
+        self._memory.raise_flags(queue, full)
+
+    def _land(self, queue: Queue, pieces: Sequence[Piece], take: _Take) -> None:
+        """Takes a piece of each of some members out of its slot, once all of them are here."""
+        full = [self._next(self._landed, piece.peer) for piece in pieces]
+        self._memory.await_flags(queue, full)
+        take(queue, pieces, [epoch % SLOTS for _, _, epoch in full])
+        self._memory.raise_flags(queue, [Mark(peer, Flag.LANDED, epoch) for peer, _, epoch in full])
+
+    def _next(self, counts: list[int], peer: int) -> Mark:
+        """The next piece of a pair, counted, as the flag that tells of it."""
+        epoch = counts[peer] = counts[peer] + 1
+        return Mark(peer, _FULL[epoch % 2], epoch)

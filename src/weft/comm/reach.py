@@ -20,7 +20,7 @@ from weft.comm.watch import Watch
 from weft.comm.wire import GroupKey
 from weft.errors import CommunicationError
 
-ARENA_BYTES = 1 << 26  # of a channel, at most
+ARENA_BYTES = 1 << 27  # of a channel, at most; two members take half of it
 _SHORT = ("world", "ends")  # axes on which only short sums travel over peer memory
 _SHORT_BYTES = 1 << 19  # of their channels: with flags below a MiB, which torch takes 2 MiB for
 _BOOT = Path("/proc/sys/kernel/random/boot_id")  # one a running host

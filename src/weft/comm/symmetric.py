@@ -1,17 +1,17 @@
 """Peer memory of GPUs of one host: an arena a channel, which the copy engines of peers push into.
 
-    arena of a member    flags     2 n words, a line each: FULL and LANDED of every member
+    arena of a member    flags     3 n words, a line each: FULL, even and odd, and LANDED of each
                          slots     n - 1 members, SLOTS each
 
 The arenas of a channel are mapped once, at the start, in the same order on every rank. Copies and
-flags are operations of the driver on two streams: the one on which a collective is issued pushes,
-one of the channel's own takes out what lands. Torch's signal pad is never used.
+flags are operations of the driver on three streams: the one on which a collective is issued, and
+two of the channel's own for what goes beside it. Torch's signal pad is never used.
 
 A wait has no end of its own on the device: it is bounded by `Watch`, which looks from the host.
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import final
 
 import torch
@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from weft.comm.driver import Driver, symmetric_memory
-from weft.comm.exchange import SLOTS, Flag, PeerMemory, Queue
-from weft.comm.watch import Awaited, Flight
+from weft.comm.exchange import SLOTS, Flag, Mark, PeerMemory, Queue
+from weft.comm.route import Piece
+from weft.comm.watch import Flight
 from weft.errors import CommunicationError
 
 _LINE = 128  # bytes of a cache line: a flag has its own
@@ -36,7 +37,7 @@ def slot_bytes_of(arena_bytes: int, size: int) -> int:
 
     Example:
         >>> [slot_bytes_of(2**26, size) >> 20 for size in (2, 3, 9)]
-        [16, 16, 4]
+        [16, 8, 2]
     """
     most = min(arena_bytes // (SLOTS * (size - 1)), _LARGEST)
     return max(most // _PAGE, 1) * _PAGE
@@ -62,6 +63,8 @@ class CudaPeers(PeerMemory):
         self._remote = {
             peer: _slots(arenas[peer], position, peer, size, slot_bytes) for peer in self._local
         }
+        self._landings = {peer: _addresses(slots) for peer, slots in self._local.items()}
+        self._targets = {peer: _addresses(slots) for peer, slots in self._remote.items()}
         self._raised = {
             (peer, flag): arenas[peer].data_ptr() + _flag_at(position, flag)
             for peer in self._local
@@ -73,11 +76,10 @@ class CudaPeers(PeerMemory):
             for flag in Flag
         }
         self._flags = own[: _flags_bytes(size)].view(torch.int32)
-        self._caller = torch.cuda.current_stream(self._device)
-        self._land: torch.cuda.Stream | None = None  # a channel that nobody uses needs no stream
-        self._queues = (self._caller, self._caller)
-        self._numbers = (0, 0)  # of the streams, as the driver knows them
-        self._forked, self._landed = torch.cuda.Event(), torch.cuda.Event()
+        caller = torch.cuda.current_stream(self._device)
+        self._streams = [caller] * len(Queue)  # a channel that nobody uses needs none of its own
+        self._numbers = [0] * len(Queue)  # of the streams, as the driver knows them
+        self._points = [torch.cuda.Event() for _ in Queue]
         self._spare: list[torch.cuda.Event] = []
         self._calls = 0
         self._flight = Flight(name="nothing", sequence=0)
@@ -93,52 +95,74 @@ class CudaPeers(PeerMemory):
     def remote(self, peer: int, slot: int) -> Tensor:
         return self._remote[peer][slot]
 
-    def fork(self, name: object) -> None:
-        """Takes the current stream as the queue of pushes; behind the last call if that was on
-        another one.
-        """
+    def begin(self, name: object) -> None:
+        """Takes the current stream as the caller's; behind the last call if that was on another."""
         self._drop_finished()
         caller = torch.cuda.current_stream(self._device)
-        if caller != self._caller and self._flights:
-            caller.wait_event(self._flights[-1][1])
-        self._caller = caller
-        if self._land is None:
-            self._land = torch.cuda.Stream(self._device, priority=-1)
-        self._forked.record(caller)
-        self._land.wait_event(self._forked)
-        self._queues = (caller, self._land)
-        self._numbers = (caller.cuda_stream, self._land.cuda_stream)
+        if caller != self._streams[Queue.CALLER]:
+            if self._flights:
+                caller.wait_event(self._flights[-1][1])
+            self._streams[Queue.CALLER] = caller
+        self._numbers[Queue.CALLER] = caller.cuda_stream
         self._flight = Flight(name=name, sequence=self._calls)
         self._calls += 1
 
-    def join(self) -> None:
-        self._landed.record(self._queues[Queue.LAND])
-        self._caller.wait_event(self._landed)
+    def fork(self, *queues: Queue) -> None:
+        if not self._numbers[Queue.LAND]:
+            self._make_streams()
+        point = self._points[Queue.CALLER]
+        point.record(self._streams[Queue.CALLER])
+        for queue in queues:
+            self._streams[queue].wait_event(point)
+
+    def join(self, *queues: Queue) -> None:
+        for queue in queues:
+            self._points[queue].record(self._streams[queue])
+            self._streams[Queue.CALLER].wait_event(self._points[queue])
+
+    def end(self) -> None:
         done = self._spare.pop() if self._spare else torch.cuda.Event()
-        done.record(self._caller)
+        done.record(self._streams[Queue.CALLER])
         self._flight.done = done
         self._flights.append((self._flight, done))
 
-    def copy(
-        self, queue: Queue, target: Tensor, source: Tensor, *, to: int, at: int, size: int
-    ) -> None:
-        there, here = target.data_ptr() + to, source.data_ptr() + at
+    def push(self, queue: Queue, piece: Piece, slot: int, x: Tensor) -> None:
+        there = self._targets[piece.peer][slot]
+        self._driver.copy(self._numbers[queue], there, x.data_ptr() + piece.first, piece.size)
+
+    def land(self, queue: Queue, piece: Piece, slot: int, out: Tensor) -> None:
+        here = self._landings[piece.peer][slot]
+        self._driver.copy(self._numbers[queue], out.data_ptr() + piece.first, here, piece.size)
+
+    def keep(self, queue: Queue, source: Piece, target: Piece, x: Tensor, out: Tensor) -> None:
+        there, here = out.data_ptr() + target.first, x.data_ptr() + source.first
         if there != here:  # an all-gather in place
-            self._driver.copy(self._numbers[queue], there, here, size)
+            self._driver.copy(self._numbers[queue], there, here, source.size)
 
     def run(self, queue: Queue, body: Callable[[], object]) -> None:
-        torch.cuda.set_stream(self._queues[queue])
+        if queue is Queue.CALLER:
+            body()
+            return
+        torch.cuda.set_stream(self._streams[queue])
         try:
             body()
         finally:
-            torch.cuda.set_stream(self._caller)
+            torch.cuda.set_stream(self._streams[Queue.CALLER])
 
-    def raise_flag(self, queue: Queue, peer: int, flag: Flag, epoch: int) -> None:
-        self._driver.write(self._numbers[queue], self._raised[peer, flag], epoch & _MASK)
+    def raise_flags(self, queue: Queue, marks: Sequence[Mark]) -> None:
+        words = [(self._raised[peer, flag], epoch & _MASK) for peer, flag, epoch in marks]
+        if len(words) == 1:
+            self._driver.write(self._numbers[queue], *words[0])
+        else:
+            self._driver.write_all(self._numbers[queue], words)
 
-    def await_flag(self, queue: Queue, peer: int, flag: Flag, epoch: int) -> None:
-        self._flight.awaited.append(Awaited(peer, flag, epoch))
-        self._driver.wait(self._numbers[queue], self._awaited[peer, flag], epoch & _MASK)
+    def await_flags(self, queue: Queue, marks: Sequence[Mark]) -> None:
+        self._flight.awaited += marks
+        words = [(self._awaited[peer, flag], epoch & _MASK) for peer, flag, epoch in marks]
+        if len(words) == 1:
+            self._driver.wait(self._numbers[queue], *words[0])
+        else:
+            self._driver.wait_all(self._numbers[queue], words)
 
     def oldest(self) -> Flight | None:
         """The first call that was not done when the last one began."""
@@ -165,9 +189,18 @@ class CudaPeers(PeerMemory):
             epoch = self.standing()[peer, flag] + _FARTHEST
             self._driver.write(rescue, address, epoch & _MASK)
 
+    def _make_streams(self) -> None:
+        for queue in (Queue.PUSH, Queue.LAND):
+            self._streams[queue] = torch.cuda.Stream(self._device, priority=-1)
+            self._numbers[queue] = self._streams[queue].cuda_stream
+
     def _drop_finished(self) -> None:
         while self._flights and self._flights[0][1].query():
             self._spare.append(self._flights.popleft()[1])
+
+
+def _addresses(slots: list[Tensor]) -> list[int]:
+    return [slot.data_ptr() for slot in slots]
 
 
 def _flag_at(member: int, flag: Flag) -> int:
@@ -176,7 +209,7 @@ def _flag_at(member: int, flag: Flag) -> int:
 
 
 def _flags_bytes(size: int) -> int:
-    return -(-_flag_at(size, Flag.FULL) // _PAGE) * _PAGE
+    return -(-_flag_at(size, Flag(0)) // _PAGE) * _PAGE
 
 
 def arena_bytes_of(slot_bytes: int, size: int) -> int:

@@ -10,9 +10,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, final
+from typing import Protocol, final
 
-from weft.comm.exchange import Flag, reached
+from weft.comm.exchange import Flag, Mark, reached
 from weft.errors import CommunicationError
 
 _LOOKS = 10  # in the time that a call may take
@@ -34,21 +34,13 @@ class _Always:
         return True
 
 
-class Awaited(NamedTuple):
-    """A flag of another member, and the epoch that it must reach; made for every wait."""
-
-    peer: int
-    flag: Flag
-    epoch: int
-
-
 @dataclass(kw_only=True, slots=True)
 class Flight:
     """One call of a channel: its name, its place in their order, what it awaits, its end."""
 
     name: object
     sequence: int
-    awaited: list[Awaited] = field(default_factory=list)
+    awaited: list[Mark] = field(default_factory=list)
     done: Done = field(default_factory=_Always)
 
 

@@ -8,7 +8,7 @@ under load is what this one does all the time, and from a seed it does it again.
     queue of a member     done in the order in which it was filled
     line of a member      all its queues in one, as on a device that cannot keep them apart
     flag                  a queue whose head waits for an epoch stands still until it is there
-    fork, join            the queues of a member meet
+    fork, join            a queue of a member waits for another one
 """
 
 import random
@@ -20,7 +20,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from weft.comm.exchange import SLOTS, Flag, PeerMemory, Queue, reached
+from weft.comm.exchange import SLOTS, Flag, Mark, PeerMemory, Queue, reached
+from weft.comm.route import Piece
 from weft.errors import DeadlockError
 
 _WRAP = 1 << 32  # flags are 32 bits wide
@@ -46,7 +47,8 @@ class _Member:
     slots: Tensor  # [members, SLOTS, slot bytes]
     flags: dict[tuple[int, Flag], int]
     queues: dict[Queue, Line]
-    met: dict[int, int] = field(default_factory=dict)
+    passed: set[int] = field(default_factory=set)  # points that a queue has reached
+    points: int = 0
     name: str = ""
 
 
@@ -110,7 +112,6 @@ class StackedPeers(PeerMemory):
         self._own = world.members[position]
         self._position = position
         self._slot_bytes = world.slot_bytes
-        self._joins = 0
 
     @property
     def slot_bytes(self) -> int:
@@ -122,38 +123,61 @@ class StackedPeers(PeerMemory):
     def remote(self, peer: int, slot: int) -> Tensor:
         return self._members[peer].slots[self._position, slot]
 
-    def fork(self, name: object) -> None:
+    def begin(self, name: object) -> None:
         self._own.name = str(name)
 
-    def join(self) -> None:
-        """Makes both queues meet, so that the next call starts behind both."""
-        number, met = self._joins, self._own.met
-        self._joins += 1
-        met[number] = 0
-        for queue in Queue:
-            self._order(queue, "the end of a call", lambda: met.update({number: met[number] + 1}))
-        for queue in Queue:
-            self._order(queue, "the other queue", lambda: None, lambda: met[number] == len(Queue))
+    def fork(self, *queues: Queue) -> None:
+        for queue in queues:
+            self._wait(queue, Queue.CALLER)
 
-    def copy(
-        self, queue: Queue, target: Tensor, source: Tensor, *, to: int, at: int, size: int
-    ) -> None:
-        half = size // 2
-        for first, last in ((0, half), (half, size)):
-            there, here = target[to + first : to + last], source[at + first : at + last]
-            self._order(queue, "a copy", lambda a=there, b=here: a.copy_(b))
+    def join(self, *queues: Queue) -> None:
+        for queue in queues:
+            self._wait(Queue.CALLER, queue)
+
+    def end(self) -> None:
+        pass
+
+    def push(self, queue: Queue, piece: Piece, slot: int, x: Tensor) -> None:
+        there = self.remote(piece.peer, slot)[: piece.size]
+        self._copy(queue, there, _stretch(x, piece))
+
+    def land(self, queue: Queue, piece: Piece, slot: int, out: Tensor) -> None:
+        here = self.local(piece.peer, slot)[: piece.size]
+        self._copy(queue, _stretch(out, piece), here)
+
+    def keep(self, queue: Queue, source: Piece, target: Piece, x: Tensor, out: Tensor) -> None:
+        self._copy(queue, _stretch(out, target), _stretch(x, source))
 
     def run(self, queue: Queue, body: Callable[[], object]) -> None:
         self._order(queue, "a body", body)
 
-    def raise_flag(self, queue: Queue, peer: int, flag: Flag, epoch: int) -> None:
-        flags, key = self._members[peer].flags, (self._position, flag)
-        self._order(queue, "a flag", lambda: flags.update({key: epoch % _WRAP}))
+    def raise_flags(self, queue: Queue, marks: Sequence[Mark]) -> None:
+        for peer, flag, epoch in marks:
+            new = {(self._position, flag): epoch % _WRAP}
+            flags = self._members[peer].flags
+            self._order(queue, "a flag", lambda flags=flags, new=new: flags.update(new))
 
-    def await_flag(self, queue: Queue, peer: int, flag: Flag, epoch: int) -> None:
+    def await_flags(self, queue: Queue, marks: Sequence[Mark]) -> None:
+        for peer, flag, epoch in marks:
+            self._await(queue, peer, flag, epoch)
+
+    def _await(self, queue: Queue, peer: int, flag: Flag, epoch: int) -> None:
         flags, key = self._own.flags, (peer, flag)
         name = f"{flag.name} of position {peer} to reach epoch {epoch}"
         self._order(queue, name, lambda: None, lambda: reached(flags[key], epoch))
+
+    def _wait(self, queue: Queue, other: Queue) -> None:
+        """Holds a queue until another one has done what it has been asked for."""
+        passed, point = self._own.passed, self._own.points
+        self._own.points += 1
+        self._order(other, "a point", lambda: passed.add(point))
+        self._order(queue, f"queue {other.name}", lambda: None, lambda: point in passed)
+
+    def _copy(self, queue: Queue, target: Tensor, source: Tensor) -> None:
+        half = len(source) // 2
+        for part in (slice(None, half), slice(half, None)):
+            there, here = target[part], source[part]
+            self._order(queue, "a copy", lambda a=there, b=here: a.copy_(b))
 
     def _order(
         self,
@@ -163,3 +187,7 @@ class StackedPeers(PeerMemory):
         ready: Callable[[], bool] = lambda: True,
     ) -> None:
         self._own.queues[queue].append(_Step(name=name, ready=ready, body=body))
+
+
+def _stretch(x: Tensor, piece: Piece) -> Tensor:
+    return x[piece.first : piece.first + piece.size]

@@ -360,4 +360,4 @@ def test_a_rank_that_does_not_come_is_told_with_operator_and_epoch(place):
     assert there == []
     (message,) = here
     assert message.startswith("rank 0: all_gather 'tokens' of torch.float32 [8] over axis ep")
-    assert "it awaits FULL of position 1 to reach epoch 1, found 0" in message
+    assert "it awaits FULL_ODD of position 1 to reach epoch 1, found 0" in message

@@ -14,7 +14,7 @@ on which it is issued, and that stream behind the call.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from functools import lru_cache
 from math import prod
 from types import MappingProxyType
 from typing import final
@@ -22,12 +22,15 @@ from typing import final
 import torch
 from torch import Tensor
 
-from weft.comm.call import Call, Collective, sum_in_rank_order
+from weft.comm.call import Call, Collective, output_shape, sum_in_rank_order
 from weft.comm.crossover import Crossover
-from weft.comm.exchange import Block, Channel, Made, Sum
+from weft.comm.exchange import Add, Channel, Make
 from weft.comm.handle import Finished, Handle
+from weft.comm.route import Block, Piece, Route, find_route, in_turn
 from weft.comm.transport import Transport
 from weft.comm.wire import GroupKey
+
+_SHAPES = 1024  # routes that are kept: more than a step has calls; ragged rows come and go
 
 Encode = Callable[[Tensor, Tensor], object]  # a piece, where it is written, rounded
 AddTerms = Callable[[list[Tensor], int, Tensor], object]  # terms by rank, own position, their sum
@@ -88,6 +91,7 @@ class SymmetricTransport(Transport):
         self._sums = sums
         self._reasons = reasons
         self._close = close
+        self._route = lru_cache(_SHAPES)(self._find_route)  # a call of a step is that of the last
 
     def group_size(self, axis: str) -> int:
         return self._inner.group_size(axis)
@@ -122,31 +126,33 @@ class SymmetricTransport(Transport):
 
     def post(self, call: Call, x: Tensor, out: Tensor) -> Handle:
         channel = self._channels.get((call.axis, call.lane))
-        size = self._inner.group_size(call.axis)
-        if channel is None or not self._rule.takes(call, size):
+        if channel is None or not self._rule.takes(call, channel.size):
             return self._inner.post(call, x, out)
-        part = _Part(call=call, x=x, out=out, size=size, position=self._inner.group_rank(call.axis))
+        name, route = _Named(call), self._route(call)
         match call.collective:
             case Collective.ALL_TO_ALL_SUM:
-                _add(channel, part, _rounded_blocks(part, self._sums.encode), self._sums.add)
-            case Collective.REDUCE_SCATTER | Collective.ALL_REDUCE:
-                _add(channel, part, _own_blocks(part), _add_terms)
+                own = x.view(channel.size, -1)[channel.position]
+                add = _adding(channel, call, own, out, self._sums.add)
+                channel.add_made(name, route, _rounding(call, x, self._sums.encode), add)
+            case Collective.REDUCE_SCATTER:
+                own = x.view(channel.size, -1)[channel.position]
+                channel.add(name, route, _bytes(x), _adding(channel, call, own, out, _add_terms))
+            case Collective.ALL_REDUCE:
+                channel.add(name, route, _bytes(x), _adding(channel, call, x, out, _add_terms))
             case _:
-                channel.exchange(
-                    _Named(call), _own_blocks(part), _blocks(_bytes(out), _lands(part))
-                )
+                channel.exchange(name, route, _bytes(x), _bytes(out))
         return Finished(out)
 
+    def _find_route(self, call: Call) -> Route:
+        channel = self._channels[call.axis, call.lane]
+        size, position = channel.size, channel.position
+        sends, lands = _sends(call, size), _lands(call, size)
+        if call.collective in _SUMS:  # the own term is added where it lies
+            sends[position] = lands[position] = Block(0, 0)
+        return find_route(sends, lands, position=position, slot_bytes=channel.slot_bytes)
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Part:
-    """What a member brings to a call: its tensors, its place, how many there are."""
 
-    call: Call
-    x: Tensor
-    out: Tensor
-    size: int
-    position: int
+_SUMS = (Collective.ALL_TO_ALL_SUM, Collective.REDUCE_SCATTER, Collective.ALL_REDUCE)
 
 
 class _Named:
@@ -165,29 +171,26 @@ def _bytes(x: Tensor) -> Tensor:
     return x.view(-1).view(torch.uint8)
 
 
-def _blocks(flat: Tensor, sizes: Sequence[int]) -> list[Block]:
-    """Stretches of the tensor, one behind the other."""
-    starts = accumulate(sizes, initial=0)
-    return [Block(tensor=flat, first=a, size=b) for a, b in zip(starts, sizes, strict=False)]
-
-
-def _own_blocks(part: _Part) -> list[Block]:
-    """What goes to each member, as it is."""
-    flat = _bytes(part.x)
-    match part.call.collective:
+def _sends(call: Call, size: int) -> list[Block]:
+    """What goes to each member, in the dtype that travels."""
+    num_bytes = prod(call.shape) * call.dtype.itemsize
+    match call.collective:
         case Collective.ALL_GATHER | Collective.ALL_REDUCE:
-            return [Block(tensor=flat, first=0, size=flat.numel())] * part.size
+            return [Block(0, num_bytes)] * size
         case Collective.ALL_TO_ALL_ROWS:
-            return _blocks(flat, _row_bytes(part.call, part.call.send))
+            return in_turn(_row_bytes(call, call.send))
         case _:
-            return _blocks(flat, [flat.numel() // part.size] * part.size)
+            return in_turn([num_bytes // size] * size)
 
 
-def _lands(part: _Part) -> list[int]:
-    """The bytes that come from each member."""
-    if part.call.collective is Collective.ALL_TO_ALL_ROWS:
-        return _row_bytes(part.call, part.call.receive)
-    return [part.out.nbytes // part.size] * part.size
+def _lands(call: Call, size: int) -> list[Block]:
+    """Where what comes from each member belongs; all terms of a sum in one place."""
+    num_bytes = prod(output_shape(call, size)) * call.dtype.itemsize
+    if call.collective in _SUMS:
+        return [Block(0, num_bytes)] * size
+    if call.collective is Collective.ALL_TO_ALL_ROWS:
+        return in_turn(_row_bytes(call, call.receive))
+    return in_turn([num_bytes // size] * size)
 
 
 def _row_bytes(call: Call, rows: Sequence[int]) -> list[int]:
@@ -195,33 +198,30 @@ def _row_bytes(call: Call, rows: Sequence[int]) -> list[int]:
     return [count * width for count in rows]
 
 
-def _rounded_blocks(part: _Part, encode: Encode) -> list[Made]:
-    """What goes to each member, rounded to the dtype of the call as it goes."""
-    dtype, width = part.call.dtype, part.call.dtype.itemsize
+def _rounding(call: Call, x: Tensor, encode: Encode) -> Make:
+    """Makes what goes to a member: rounded to the dtype of the call as it goes."""
+    dtype, width, flat = call.dtype, call.dtype.itemsize, x.view(-1)
 
-    def block(x: Tensor) -> Made:
-        def make(slot: Tensor, first: int, size: int) -> None:
-            encode(x[first // width : (first + size) // width], slot[:size].view(dtype))
+    def make(piece: Piece, slot: Tensor) -> None:
+        _, first, size = piece
+        encode(flat[first // width : (first + size) // width], slot[:size].view(dtype))
 
-        return Made(size=x.numel() * width, make=make)
-
-    return [block(x) for x in part.x.view(part.size, -1)]
+    return make
 
 
-def _add(channel: Channel, part: _Part, sends: Sequence[Block | Made], add: AddTerms) -> None:
-    """Sends the blocks and adds, piece by piece, the own term and those that arrive."""
-    dtype, width = part.call.dtype, part.call.dtype.itemsize
-    whole = part.call.collective is Collective.ALL_REDUCE
-    own = part.x.view(-1) if whole else part.x.view(part.size, -1)[part.position]
-    total = part.out.view(-1)
+def _adding(channel: Channel, call: Call, own: Tensor, out: Tensor, add: AddTerms) -> Add:
+    """Adds, piece by piece, the own term and those that have arrived."""
+    dtype, width, position = call.dtype, call.dtype.itemsize, channel.position
+    own, total = own.view(-1), out.view(-1)
 
-    def add_piece(slots: dict[int, Tensor], first: int, size: int) -> None:
+    def add_piece(piece: Piece, slots: dict[int, Tensor]) -> None:
+        _, first, size = piece
         stretch = slice(first // width, (first + size) // width)
         terms = {rank: slot[:size].view(dtype) for rank, slot in slots.items()}
-        terms[part.position] = own[stretch]
-        add([terms[rank] for rank in range(part.size)], part.position, total[stretch])
+        terms[position] = own[stretch]
+        add([terms[rank] for rank in range(channel.size)], position, total[stretch])
 
-    channel.add(_Named(part.call), sends, Sum(size=own.numel() * width, add=add_piece))
+    return add_piece
 
 
 def _add_terms(terms: list[Tensor], position: int, out: Tensor) -> None:
