@@ -68,10 +68,8 @@ def mistakes(pairs):
     return sum(not torch.equal(expected, found) for expected, found in pairs)
 
 
-@pytest.mark.parametrize("name", ["_MEANWHILE", "_TOGETHER"])
-def test_what_lies_on_which_queue_changes_nothing(name, monkeypatch):
-    """Own blocks copied beside, landings on a queue of their own, however short they are."""
-    monkeypatch.setattr(exchanges, name, -1)
+def test_landings_on_a_queue_of_their_own_find_the_same(monkeypatch):
+    monkeypatch.setattr(exchanges, "_TOGETHER", -1)
     for seed in SEEDS:
         world = PeerWorld(3, slot_bytes=SLOT)
         pairs = order_exchanges(make_channels(3, world), seed)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weft.comm.route import Block, cut, find_route, in_turn
+from weft.comm.route import cut, find_route, in_turn
 
 SLOTS = st.sampled_from([16, 64, 4096, 12288, 1 << 24])
 
@@ -41,14 +41,26 @@ def test_the_pieces_of_a_pair_are_the_same_on_both_ends(n):
     ]
     for i in range(n):
         for j in set(range(n)) - {i}:
-            pushed = [p.size for one in routes[i].rounds for p in one.pushes if p.peer == j]
-            landed = [p.size for one in routes[j].rounds for p in one.lands if p.peer == i]
+            pushed = [p.size for one in routes[i] for p in one.pushes if p.peer == j]
+            landed = [p.size for one in routes[j] for p in one.lands if p.peer == i]
             assert pushed == landed
             assert sum(pushed) == sizes[i][j]
 
 
-def test_a_route_keeps_the_own_block_and_starts_with_the_neighbour():
-    route = find_route(in_turn([4, 5, 6]), in_turn([1, 5, 3]), position=1, slot_bytes=16)
-    assert (route.own[1:], route.home[1:]) == (Block(4, 5), Block(1, 5))
-    ((pushes, _),) = route.rounds
-    assert [piece.peer for piece in pushes] == [2, 0]
+def test_a_route_starts_with_the_neighbour():
+    (only,) = find_route(in_turn([4, 5, 6]), in_turn([1, 5, 3]), position=1, slot_bytes=16)
+    assert [piece.peer for piece in only.pushes] == [2, 0]
+    assert [piece.peer for piece in only.lands] == [2, 0]
+
+
+@pytest.mark.parametrize("size", [0, 5, 4096, 100_000])
+def test_what_is_kept_is_shared_out_over_the_rounds(size):
+    sends, lands = in_turn([100, size, 7]), in_turn([3, size, 200])
+    route = find_route(sends, lands, position=1, slot_bytes=64)
+    assert len(route) == 4
+    assert sum(one.own.size for one in route) == size
+    for one in route:
+        assert one.own.first - 100 == one.home.first - 3
+        assert one.own.size == one.home.size
+    kept = [one.own for one in route if one.own.size]
+    assert all(one.first + one.size == two.first for one, two in pairwise(kept))

@@ -22,9 +22,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
+from weft.bench import foretold
 from weft.bench.record import append, entry
 from weft.bench.spread import Spread, spread
 from weft.comm.mesh import Mesh
+from weft.comm.reach import ARENA_BYTES
+from weft.comm.symmetric import slot_bytes_of
 from weft.comm.transport import Transport
 from weft.comm.transports.gloo import GlooTransport
 from weft.comm.transports.nccl import NcclTransport
@@ -133,6 +136,10 @@ def measure_rank(rank: int, meeting: str, order: Order) -> None:
     rows = measure(wires, device, order.work)
     if rank == 0:
         order.say(render(rows, title(wires, device, order.ranks)))
+        if device.type == "cuda" and order.ranks == 2:
+            asked = [(row.name, row.received_bytes) for row in rows]
+            slot_bytes = slot_bytes_of(ARENA_BYTES, order.ranks)
+            order.say("\n" + foretold.render(asked, slot_bytes=slot_bytes))
         if order.file is not None:
             for row in rows:
                 append(order.file, entry("comm", device, {"ranks": order.ranks, **record(row)}))

@@ -17,10 +17,11 @@ Flags only rise, by epochs of our own; nothing is ever reset. A block of no byte
 bytes, so a member with nothing to send raises its flags all the same and both ends of a pair count
 alike.
 
-A short call is pushed and then taken out on the queue of the caller: nothing forks. In a longer one
-pieces leave on two queues in turn, so that what one awaits, flags and begins is hidden by what the
-other one copies, and land on a third. Two queues finish in any order, hence two flags: of a pair,
-pieces of even epochs follow each other on one queue, those of odd ones on the other.
+A short call is pushed and then taken out on the queue of the caller; only what the member keeps is
+copied beside it. In a longer one pieces leave on two queues in turn, so that what one awaits, flags
+and begins is hidden by what the other one copies, and land on a third. Two queues finish in any
+order, hence two flags: of a pair, pieces of even epochs follow each other on one queue, those of
+odd ones on the other.
 
 NOTE: a slot needs no flag where it is known to be empty. Whoever lands a piece that a peer pushed
 in a call has behind it all that this peer did in the calls before; so what was pushed before the
@@ -38,12 +39,10 @@ from typing import NamedTuple, final
 
 from torch import Tensor
 
-from weft.comm.route import Piece, Route
+from weft.comm.route import Piece, Round, Route
 
 SLOTS = 4  # of each queue of pushes one is filled while the other is emptied
 _WRAP = 1 << 32  # flags have 32 bits
-# Bytes that a device copies to itself while it waits for a flag of a peer, 6 us.
-_MEANWHILE = 1 << 22
 # Bytes that land while a queue would be forked and joined, about 9 us.
 _TOGETHER = 1 << 20
 
@@ -164,12 +163,12 @@ class _Bodies(NamedTuple):
     """
 
     push: _Push
-    keep: Callable[[Queue], object]
+    keep: Callable[[Round], object]
     groups: Callable[[tuple[Piece, ...]], tuple[tuple[Piece, ...], ...]]
     take: _Take
 
 
-def _nothing(_: Queue) -> None:
+def _nothing(_: Round) -> None:
     pass
 
 
@@ -183,7 +182,7 @@ def _together(pieces: tuple[Piece, ...]) -> tuple[tuple[Piece, ...], ...]:
 
 def _is_short(route: Route) -> bool:
     """Whether no landing but the last one's is worth a queue of its own."""
-    first, *more = route.rounds
+    first, *more = route
     return not more and sum(piece.size for piece in first.lands[1:]) <= _TOGETHER
 
 
@@ -215,8 +214,8 @@ class Channel:
         def push(queue: Queue, piece: Piece, slot: int) -> None:
             memory.push(queue, piece, slot, x)
 
-        def keep(queue: Queue) -> None:
-            memory.keep(queue, route.own, route.home, x, out)
+        def keep(part: Round) -> None:
+            memory.keep(Queue.LAND, part.own, part.home, x, out)
 
         def take(queue: Queue, pieces: Sequence[Piece], slots: Sequence[int]) -> None:
             for piece, slot in zip(pieces, slots, strict=True):
@@ -266,28 +265,26 @@ class Channel:
         self._memory.end()
 
     def _at_once(self, route: Route, bodies: _Bodies) -> None:
-        ((pushes, lands),) = route.rounds
-        beside = (Queue.LAND,) if route.own.size > _MEANWHILE else ()
+        (only,) = route
+        beside = (Queue.LAND,) if only.own.size else ()
         if beside:
             self._memory.fork(*beside)
-            bodies.keep(Queue.LAND)
-        self._push(Queue.CALLER, pushes, bodies.push)
-        if route.own.size and not beside:
-            bodies.keep(Queue.CALLER)
-        self._land(Queue.CALLER, lands, bodies.take)
+            bodies.keep(only)
+        self._push(Queue.CALLER, only.pushes, bodies.push)
+        self._land(Queue.CALLER, only.lands, bodies.take)
         if beside:
             self._memory.join(*beside)
 
     def _in_rounds(self, route: Route, bodies: _Bodies) -> None:
         ways = (Queue.CALLER, Queue.PUSH)
         self._memory.fork(Queue.PUSH, Queue.LAND)
-        if route.own.size:
-            bodies.keep(Queue.LAND)
-        for number, (pushes, lands) in enumerate(route.rounds):
-            for piece in pushes:
+        for number, one in enumerate(route):
+            for piece in one.pushes:
                 way = ways[(number + piece.peer) % len(ways)]
                 self._push(way, (piece,), bodies.push)
-            for group in bodies.groups(lands):
+            if one.own.size:
+                bodies.keep(one)
+            for group in bodies.groups(one.lands):
                 self._land(Queue.LAND, group, bodies.take)
         self._memory.join(Queue.PUSH, Queue.LAND)
 

@@ -7,7 +7,6 @@ wire. Both ends of a pair know the bytes of a block and so cut it alike.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -30,19 +29,17 @@ class Piece(NamedTuple):
 
 
 class Round(NamedTuple):
-    """A piece to each member that still expects one, and one from each that still has some."""
+    """A piece to each member that still expects one, one from each that still has some, and a part
+    of what the member keeps: where it lies and where it belongs.
+    """
 
     pushes: tuple[Piece, ...]
     lands: tuple[Piece, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Route:
-    """A call as one member carries it out: what it keeps and where, and its pieces."""
-
     own: Piece
     home: Piece
-    rounds: tuple[Round, ...]
+
+
+Route = tuple[Round, ...]  # a call as one member carries it out
 
 
 def cut(size: int, slot_bytes: int) -> tuple[Block, ...]:
@@ -51,8 +48,8 @@ def cut(size: int, slot_bytes: int) -> tuple[Block, ...]:
     Example:
         >>> [block.size for block in cut(1024, 1024)]
         [1024]
-        >>> [block.size for block in cut(4096, 1024)]
-        [960, 960, 960, 960, 256]
+        >>> [block.size >> 20 for block in cut(2**26, 2**24)]
+        [15, 15, 15, 15, 4]
     """
     if size <= slot_bytes:
         return (Block(0, size),)
@@ -87,14 +84,26 @@ def find_route(
     pushes = {peer: _pieces(peer, sends[peer], slot_bytes) for peer in others}
     landings = {peer: _pieces(peer, lands[peer], slot_bytes) for peer in others}
     count = max(len(pieces) for pieces in (*pushes.values(), *landings.values()))
-    return Route(
-        own=Piece(position, *sends[position]),
-        home=Piece(position, *lands[position]),
-        rounds=tuple(
-            Round(_numbered(number, pushes.values()), _numbered(number, landings.values()))
-            for number in range(count)
-        ),
+    own, home = sends[position], lands[position]
+    parts = _parts(own.size, count)
+    return tuple(
+        Round(
+            pushes=_numbered(number, pushes.values()),
+            lands=_numbered(number, landings.values()),
+            own=Piece(position, own.first + part.first, part.size),
+            home=Piece(position, home.first + part.first, part.size),
+        )
+        for number, part in enumerate(parts)
     )
+
+
+def _parts(size: int, count: int) -> list[Block]:
+    """What is kept, in parts for the first half of the rounds: all of it in the first would hold
+    up what lands, and the last one has nothing to hide it.
+    """
+    each = -(-size // (max(count // 2, 1) * _PAGE)) * _PAGE
+    firsts = (min(number * each, size) for number in range(count))
+    return [Block(first, min(each, size - first)) for first in firsts]
 
 
 def _pieces(peer: int, block: Block, slot_bytes: int) -> list[Piece]:
