@@ -41,7 +41,12 @@ class Device:
             current_stream=lambda _: self.current,
             set_stream=set_stream,
         )
-        torch = SimpleNamespace(cuda=cuda, **{n: getattr(module.torch, n) for n in ("int32",)})
+        real = module.torch
+        torch = SimpleNamespace(
+            cuda=cuda,
+            zeros=lambda *shape, dtype, **_: real.zeros(*shape, dtype=dtype),
+            **{name: getattr(real, name) for name in ("int32", "int64", "tensor")},
+        )
         monkeypatch.setattr(module, "torch", torch)
 
 

@@ -12,8 +12,9 @@ from tests.comm.device import Device, Driver, Stream
 
 from weft.comm import symmetric
 from weft.comm.driver import open_driver
-from weft.comm.exchange import SLOTS, Channel, Flag, Queue
+from weft.comm.exchange import SLOTS, Channel, Flag, Mark, Queue
 from weft.comm.route import Block, find_route, in_turn
+from weft.comm.short import LINE, PROGRAMS
 from weft.comm.symmetric import (
     CudaPeers,
     _flag_at,
@@ -35,7 +36,8 @@ def test_slots_of_all_writers_fill_an_arena_without_overlap(size):
                 for slot in _slots(arena, writer, owner, size, slot_bytes):
                     slot.add_(1)
         assert arena[: _flags_bytes(size)].sum() == 0
-        assert torch.equal(arena[_flags_bytes(size) :].unique(), torch.tensor([1]).byte())
+        slots = arena[_flags_bytes(size) :][: (size - 1) * SLOTS * slot_bytes]
+        assert torch.equal(slots.unique(), torch.tensor([1]).byte())
 
 
 def test_every_flag_has_a_line_of_its_own_before_the_slots():
@@ -118,6 +120,50 @@ def test_finished_calls_give_their_events_to_later_ones(monkeypatch):
         device.run(call)
     assert len(memory._flights) == 1
     assert len(memory._spare) == 0
+
+
+def boards_of(size, monkeypatch):
+    device = Device()
+    device.install(monkeypatch, symmetric)
+    num_bytes = arena_bytes_of(4096, size)
+    arenas = [torch.zeros(num_bytes, dtype=torch.uint8) for _ in range(size)]
+    memories = [
+        CudaPeers(arenas, position=i, slot_bytes=4096, driver=Driver(device)) for i in range(size)
+    ]
+    return arenas, memories, [memory.board(seconds=1.0) for memory in memories]
+
+
+@pytest.mark.parametrize("size", [2, 3, 8])
+def test_short_slots_and_flags_are_a_pairs_own_and_nobody_elses(size, monkeypatch):
+    arenas, _, boards = boards_of(size, monkeypatch)
+    slot_bytes, flag_bytes = boards[0].slot_bytes, PROGRAMS * LINE
+    for owner in range(size):
+        arena, base = arenas[owner], arenas[owner].data_ptr()
+        for writer in set(range(size)) - {owner}:
+            there = boards[writer].table[:2, owner] - base
+            here = boards[owner].table[2:, writer] - base
+            assert torch.equal(there, here)
+            arena[here[0] :][:flag_bytes] += 1
+            arena[here[1] :][: 2 * slot_bytes] += 1
+            for flag in set(Flag) - {Flag.SHORT}:
+                arena[_flag_at(writer, flag) :][:LINE] += 1
+            for slot in _slots(arena, writer, owner, size, 4096):
+                slot.add_(1)
+        assert arena.max() == 1
+        assert arena[_flags_bytes(size) :].min() == 1
+
+
+def test_a_kernel_that_gave_up_is_named_also_when_later_calls_have_ended(monkeypatch):
+    _, (memory, _), (board, _) = boards_of(2, monkeypatch)
+    assert memory.gave_up() is None
+    for call in range(5):
+        memory.begin(f"call {call}")
+        memory.expect([Mark(1, Flag.SHORT, 2**32 + call)])
+        memory.end()
+    assert memory.gave_up() is None
+    board.failed.copy_(torch.tensor([2, 3]))
+    flight, mark = memory.gave_up()
+    assert (flight.name, mark) == ("call 3", Mark(1, Flag.SHORT, 2**32 + 3))
 
 
 # ---- two members in one process ------------------------------------------------------------------

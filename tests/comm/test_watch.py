@@ -20,6 +20,7 @@ class Lane:
 
     def __init__(self):
         self.flights = []
+        self.ended = None
 
     def post(self, name):
         awaited = [
@@ -32,6 +33,9 @@ class Lane:
 
     def oldest(self):
         return next((flight for flight in self.flights if not flight.done.query()), None)
+
+    def gave_up(self):
+        return self.ended
 
     def standing(self):
         return {(1, Flag.LANDED): 7, (1, Flag.FULL_ODD): 8}
@@ -68,6 +72,20 @@ def test_many_calls_that_are_each_done_in_time_are_none_that_is_late():
         end.done = True
     watch.close()
     assert told == []
+
+
+def test_a_call_that_gave_up_is_told_though_it_is_done():
+    lane = Lane()
+    done = lane.post("all_reduce 'loads'")
+    done.done = True
+    lane.ended = (lane.flights[0], Mark(1, Flag.SHORT, 12))
+    watch, told, heard = watched(lane, 0.1)
+    assert heard.wait(10)
+    watch.close()
+    assert told[0].startswith(
+        "rank 3: all_reduce 'loads', call 0 of its channel, gave up: SHORT of"
+    )
+    assert "SHORT of position 1 did not reach epoch 12; look for" in told[0]
 
 
 def test_a_call_with_all_its_flags_blames_the_device():

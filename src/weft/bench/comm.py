@@ -27,17 +27,19 @@ from weft.bench.record import append, entry
 from weft.bench.spread import Spread, spread
 from weft.comm.mesh import Mesh
 from weft.comm.reach import ARENA_BYTES
+from weft.comm.short import SHORT_BYTES
 from weft.comm.symmetric import slot_bytes_of
 from weft.comm.transport import Transport
 from weft.comm.transports.gloo import GlooTransport
 from weft.comm.transports.nccl import NcclTransport
 from weft.errors import VerificationError
-from weft.runtime.backends import pick_device, prepare
+from weft.runtime.backends import pick_device, prepare, short_calls
 from weft.trainer import peers
 
 MOVES = ("all_gather", "reduce_scatter", "all_to_all")
 TIMEOUT_SECONDS = 60.0
 AXIS = "dense"
+KERNELS = "one kernel"  # peer memory whose short calls are kernels
 _SIDE, _PRODUCTS = 8192, 4  # six milliseconds of an H200: the host issues a call meanwhile
 
 Call = Callable[[Transport], Tensor]
@@ -153,9 +155,11 @@ def open_wires(mesh: Mesh, device: torch.device) -> Wires:
         return {"gloo": GlooTransport(mesh, timeout_seconds=TIMEOUT_SECONDS, lanes=("comm",))}
     seconds = TIMEOUT_SECONDS
     nccl = NcclTransport(mesh, device=device, timeout_seconds=seconds, lanes=("comm",))
+    open_peers = partial(peers.beside, nccl, "symmetric", device, timeout_seconds=seconds)
     return {
         "NCCL": nccl,
-        "symmetric": peers.beside(nccl, "symmetric", device, timeout_seconds=seconds),
+        KERNELS: open_peers(short=short_calls(device)),
+        "symmetric": open_peers(),
     }
 
 
@@ -183,12 +187,13 @@ def _move(
     def run(transport: Transport) -> Tensor:
         return getattr(transport, name)(x, axis=AXIS, label="bench").wait()
 
+    taking = [wire for wire in wires if wire != KERNELS or received_bytes <= SHORT_BYTES]
     adds = name == "reduce_scatter" and ranks > 2  # each wire in an order of its own
     return Contest(
         name=name,
         received_bytes=elements * 2 * (ranks - 1),
-        runs={wire: (wire, run) for wire in wires},
-        alike=tuple(wires)[-1:] if adds else tuple(wires),
+        runs={wire: (wire, run) for wire in taking},
+        alike=tuple(taking)[1:] if adds else tuple(taking),
     )
 
 
@@ -205,7 +210,7 @@ def gradients(wires: Wires, device: torch.device, ranks: int, elements: int) -> 
         return transport.all_to_all_sum(grad, out, wire=wire, axis=AXIS, label="bench").wait()
 
     first = next(iter(wires))
-    halves = {f"{wire} BF16": (wire, rounded) for wire in wires}
+    halves = {f"{wire} BF16": (wire, rounded) for wire in wires if wire != KERNELS}
     return Contest(
         name="gradients",
         received_bytes=elements * 2 * (ranks - 1) // ranks,

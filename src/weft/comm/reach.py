@@ -15,6 +15,7 @@ from torch.distributed import ProcessGroup
 
 from weft.comm.driver import obstacle, open_driver
 from weft.comm.exchange import Channel
+from weft.comm.short import Bodies, ShortChannel
 from weft.comm.symmetric import CudaPeers, map_arenas, slot_bytes_of
 from weft.comm.watch import Watch
 from weft.comm.wire import GroupKey
@@ -31,6 +32,7 @@ class Reach:
     """The channels of a rank, why other groups have none, and how to end."""
 
     channels: Mapping[GroupKey, Channel]
+    short: Mapping[GroupKey, ShortChannel]
     reasons: Mapping[GroupKey, str]
     close: Callable[[], None]
 
@@ -41,12 +43,15 @@ def open_channels(
     *,
     seconds: float,
     tell: Callable[[CommunicationError], None],
+    bodies: Bodies | None = None,
 ) -> Reach:
-    """A channel for each group of collectives whose members reach each other.
+    """A channel for each group of collectives whose members reach each other, and one for short
+    calls where there are kernels for them.
 
     Communicates: an all-gather of 24 bytes a group, and for each channel a rendezvous.
     """
     channels: dict[GroupKey, Channel] = {}
+    short: dict[GroupKey, ShortChannel] = {}
     reasons: dict[GroupKey, str] = {}
     peers: list[CudaPeers] = []
     for key, group in groups.items():
@@ -59,9 +64,12 @@ def open_channels(
         arena_bytes = _SHORT_BYTES if key[0] in _SHORT else ARENA_BYTES
         memory = _memory(group, slot_bytes_of(arena_bytes, group.size()), device)
         channels[key] = Channel(memory, size=group.size(), position=group.rank())
+        if bodies is not None:
+            # the thread below is to speak first
+            short[key] = ShortChannel(memory, memory.board(seconds=2 * seconds), bodies)
         peers.append(memory)
     watch = Watch(tuple(peers), rank=dist.get_rank(), seconds=seconds, tell=tell)
-    return Reach(channels=channels, reasons=reasons, close=watch.close)
+    return Reach(channels=channels, short=short, reasons=reasons, close=watch.close)
 
 
 def _memory(group: ProcessGroup, slot_bytes: int, device: torch.device) -> CudaPeers:

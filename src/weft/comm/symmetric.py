@@ -1,7 +1,9 @@
 """Peer memory of GPUs of one host: an arena a channel, which the copy engines of peers push into.
 
-    arena of a member    flags     3 n words, a line each: FULL, even and odd, and LANDED of each
+    arena of a member    flags     words, a line each: of each member FULL, even and odd, LANDED,
+                                   and those of the programs of a short call
                          slots     n - 1 members, SLOTS each
+                         short     n - 1 members, two slots each for short calls
 
 The arenas of a channel are mapped once, at the start, in the same order on every rank. Copies and
 flags are operations of the driver on three streams: the one on which a collective is issued, and
@@ -21,14 +23,17 @@ from torch.distributed import ProcessGroup
 from weft.comm.driver import Driver, symmetric_memory
 from weft.comm.exchange import SLOTS, Flag, Mark, PeerMemory, Queue
 from weft.comm.route import Piece
+from weft.comm.short import LINE, PROGRAMS, Board, short_slot_bytes
 from weft.comm.watch import Flight
 from weft.errors import CommunicationError
 
-_LINE = 128  # bytes of a cache line: a flag has its own
 _MASK = 0xFFFFFFFF  # flags are 32 bits wide
 # A copy takes 3 to 6 us to start and 42 us for 16 MiB at 400 GB/s; what lands last is not hidden.
 _LARGEST = 1 << 24
 _PAGE = 4096  # slots begin and end on pages
+_LINES = Flag.SHORT + PROGRAMS  # a member has in an arena
+_LOOKS = 2_000_000  # at a flag in a second, at most: half a microsecond each
+_RECENT = 64  # short calls that can still be named
 _FARTHEST = (1 << 31) - 1  # how far ahead of an awaited epoch a flag may be
 
 
@@ -76,6 +81,9 @@ class CudaPeers(PeerMemory):
             for flag in Flag
         }
         self._flags = own[: _flags_bytes(size)].view(torch.int32)
+        self._arenas, self._position = arenas, position
+        self._failed: Tensor | None = None
+        self._short: deque[Flight] = deque(maxlen=_RECENT)
         caller = torch.cuda.current_stream(self._device)
         self._streams = [caller] * len(Queue)  # a channel that nobody uses needs none of its own
         self._numbers = [0] * len(Queue)  # of the streams, as the driver knows them
@@ -164,6 +172,42 @@ class CudaPeers(PeerMemory):
         else:
             self._driver.wait_all(self._numbers[queue], words)
 
+    def board(self, *, seconds: float) -> Board:
+        """What a kernel is told for short calls; it looks at a flag for some seconds at least."""
+        size, own = len(self._arenas), self._position
+        rows = [[0] * size for _ in range(4)]
+        for peer in self._local:
+            there, here = self._arenas[peer].data_ptr(), self._arenas[own].data_ptr()
+            rows[0][peer] = there + _flag_at(own, Flag.SHORT)
+            rows[1][peer] = there + _short_at(own, peer, size, self._slot_bytes)
+            rows[2][peer] = here + _flag_at(peer, Flag.SHORT)
+            rows[3][peer] = here + _short_at(peer, own, size, self._slot_bytes)
+        self._failed = torch.zeros(2, dtype=torch.int32, pin_memory=True)  # both sides see it
+        return Board(
+            table=torch.tensor(rows, dtype=torch.int64, device=self._device),
+            failed=self._failed,
+            size=size,
+            position=own,
+            slot_bytes=short_slot_bytes(self._slot_bytes, size),
+            spins=min(int(seconds * _LOOKS), _FARTHEST),
+        )
+
+    def expect(self, marks: Sequence[Mark]) -> None:
+        """Notes for what a kernel waits."""
+        self._flight.awaited += marks
+        self._short.append(self._flight)
+
+    def gave_up(self) -> tuple[Flight, Mark] | None:
+        """The short call that has ended without a flag, and that flag."""
+        peer, epoch = (0, 0) if self._failed is None else self._failed.tolist()
+        marks = ((flight, mark) for flight in self._short for mark in flight.awaited)
+        alike = (
+            (flight, mark)
+            for flight, mark in marks
+            if mark.peer == peer - 1 and (mark.epoch - epoch) & _MASK == 0
+        )
+        return next(alike, None)
+
     def oldest(self) -> Flight | None:
         """The first call that was not done when the last one began."""
         try:
@@ -187,7 +231,8 @@ class CudaPeers(PeerMemory):
         rescue = torch.cuda.Stream(self._device).cuda_stream
         for (peer, flag), address in self._awaited.items():
             epoch = self.standing()[peer, flag] + _FARTHEST
-            self._driver.write(rescue, address, epoch & _MASK)
+            for program in range(PROGRAMS if flag is Flag.SHORT else 1):
+                self._driver.write(rescue, address + program * LINE, epoch & _MASK)
 
     def _make_streams(self) -> None:
         for queue in (Queue.PUSH, Queue.LAND):
@@ -205,7 +250,7 @@ def _addresses(slots: list[Tensor]) -> list[int]:
 
 def _flag_at(member: int, flag: Flag) -> int:
     """The byte of a member's flag in an arena."""
-    return (len(Flag) * member + flag) * _LINE
+    return (_LINES * member + flag) * LINE
 
 
 def _flags_bytes(size: int) -> int:
@@ -214,7 +259,15 @@ def _flags_bytes(size: int) -> int:
 
 def arena_bytes_of(slot_bytes: int, size: int) -> int:
     """The bytes of an arena with its flags."""
-    return _flags_bytes(size) + (size - 1) * SLOTS * slot_bytes
+    short = 2 * short_slot_bytes(slot_bytes, size)
+    return _flags_bytes(size) + (size - 1) * (SLOTS * slot_bytes + short)
+
+
+def _short_at(writer: int, owner: int, size: int, slot_bytes: int) -> int:
+    """The byte of an owner's arena at which the two short slots of a writer begin."""
+    row = (writer - owner - 1) % size
+    first = _flags_bytes(size) + (size - 1) * SLOTS * slot_bytes
+    return first + row * 2 * short_slot_bytes(slot_bytes, size)
 
 
 def _slots(arena: Tensor, writer: int, owner: int, size: int, slot_bytes: int) -> list[Tensor]:

@@ -1,6 +1,7 @@
 """Calls over peer memory that do not come to an end: looked for from the host, named and told.
 
-A device that awaits a flag awaits it for ever. This thread looks now and then at the oldest call of
+A device that awaits a flag awaits it for ever, or, where a kernel does, a counted number of looks.
+This thread looks now and then at the oldest call of
 each channel that is not done; one that has been the oldest for too long is told, with the flag that
 it awaits and where that flag stands. What is done about it is for who listens: a step that has
 missed data must not go on.
@@ -51,6 +52,10 @@ class Watched(Protocol):
         """The first call that was not done when last looked at."""
         ...
 
+    def gave_up(self) -> tuple[Flight, Mark] | None:
+        """A call that has ended without a flag of another member, and that flag."""
+        ...
+
     def standing(self) -> Mapping[tuple[int, Flag], int]:
         """Where the flags of the others stand."""
         ...
@@ -91,6 +96,9 @@ class Watch:
 
     def _late(self, now: float) -> CommunicationError | None:
         for number, channel in enumerate(self._channels):
+            ended = channel.gave_up()
+            if ended is not None:
+                return given_up(*ended, rank=self._rank)
             flight = channel.oldest()
             if flight is None or flight.done.query():
                 self._since.pop(number, None)
@@ -101,6 +109,15 @@ class Watch:
             elif now - since > self._seconds:
                 return overdue(flight, channel.standing(), rank=self._rank, seconds=now - since)
         return None
+
+
+def given_up(flight: Flight, mark: Mark, *, rank: int) -> CommunicationError:
+    """The error that names a call which has ended without its data."""
+    return CommunicationError(
+        f"rank {rank}: {flight.name}, call {flight.sequence} of its channel, gave up: "
+        f"{mark.flag.name} of position {mark.peer} did not reach epoch {mark.epoch}; "
+        "look for the first error of that rank, or raise the timeout"
+    )
 
 
 def overdue(

@@ -15,6 +15,7 @@ from types import MappingProxyType
 import torch
 from torch.utils import deterministic
 
+from weft.comm.short import Bodies
 from weft.comm.transports.symmetric import REFERENCE, Sums
 from weft.compose.plan import Plan, sizes
 from weft.config.kernels import KernelsConfig
@@ -167,6 +168,15 @@ def gradient_sums(device: torch.device) -> Sums:
     from weft.kernels.triton.gradient import add_rounded  # noqa: PLC0415 - only where it can be
 
     return Sums(encode=REFERENCE.encode, add=add_rounded)
+
+
+def short_calls(device: torch.device) -> Bodies | None:
+    """The kernels of short calls between peers, where Triton and a GPU are."""
+    if device.type != "cuda" or find_spec("triton") is None:
+        return None
+    from weft.kernels.triton.short import BODIES  # noqa: PLC0415 - only where it can be
+
+    return BODIES
 
 
 def pick_device(wanted: str, local_rank: int) -> torch.device:

@@ -13,7 +13,7 @@ under load is what this one does all the time, and from a seed it does it again.
 
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
@@ -45,8 +45,9 @@ class _Member:
     """The arena of a member and what it has been asked to do."""
 
     slots: Tensor  # [members, SLOTS, slot bytes]
-    flags: dict[tuple[int, Flag], int]
-    queues: dict[Queue, Line]
+    flags: dict[tuple[int, Hashable], int]
+    line: Line | None  # of all queues, where they are one
+    queues: dict[Hashable, Line] = field(default_factory=dict)
     passed: set[int] = field(default_factory=set)  # points that a queue has reached
     points: int = 0
     name: str = ""
@@ -62,13 +63,15 @@ class PeerWorld:
     def __init__(
         self, size: int, *, slot_bytes: int, epoch: int = 0, lines: Sequence[Line] | None = None
     ) -> None:
-        flags = {(peer, flag): epoch % _WRAP for peer in range(size) for flag in Flag}
+        flags: dict[tuple[int, Hashable], int] = {
+            (peer, flag): epoch % _WRAP for peer in range(size) for flag in Flag
+        }
         self.slot_bytes = slot_bytes
         self.members = [
             _Member(
                 slots=torch.full((size, SLOTS, slot_bytes), 0xA5, dtype=torch.uint8),
                 flags=dict(flags),
-                queues={queue: lines[i] if lines else deque() for queue in Queue},
+                line=lines[i] if lines else None,
             )
             for i in range(size)
         ]
@@ -96,11 +99,22 @@ class PeerWorld:
 
     def _heads(self) -> str:
         return "; ".join(
-            f"position {position} {queue.name.lower()} in {member.name!r}: {steps[0].name}"
+            f"position {position} {name_of(queue)} in {member.name!r}: {steps[0].name}"
             for position, member in enumerate(self.members)
             for queue, steps in member.queues.items()
             if steps
         )
+
+
+def name_of(one: Hashable) -> str:
+    """A queue or a flag in words."""
+    match one:
+        case Queue():
+            return one.name.lower()
+        case Flag():
+            return one.name
+        case _:
+            return str(one)
 
 
 @final
@@ -128,65 +142,76 @@ class StackedPeers(PeerMemory):
 
     def fork(self, *queues: Queue) -> None:
         for queue in queues:
-            self._wait(queue, Queue.CALLER)
+            self.wait(queue, Queue.CALLER)
 
     def join(self, *queues: Queue) -> None:
         for queue in queues:
-            self._wait(Queue.CALLER, queue)
+            self.wait(Queue.CALLER, queue)
 
     def end(self) -> None:
         pass
 
     def push(self, queue: Queue, piece: Piece, slot: int, x: Tensor) -> None:
         there = self.remote(piece.peer, slot)[: piece.size]
-        self._copy(queue, there, _stretch(x, piece))
+        self.copy(queue, there, _stretch(x, piece))
 
     def land(self, queue: Queue, piece: Piece, slot: int, out: Tensor) -> None:
         here = self.local(piece.peer, slot)[: piece.size]
-        self._copy(queue, _stretch(out, piece), here)
+        self.copy(queue, _stretch(out, piece), here)
 
     def keep(self, queue: Queue, source: Piece, target: Piece, x: Tensor, out: Tensor) -> None:
-        self._copy(queue, _stretch(out, target), _stretch(x, source))
+        self.copy(queue, _stretch(out, target), _stretch(x, source))
 
     def run(self, queue: Queue, body: Callable[[], object]) -> None:
-        self._order(queue, "a body", body)
+        self.order(queue, "a body", body)
 
     def raise_flags(self, queue: Queue, marks: Sequence[Mark]) -> None:
-        for peer, flag, epoch in marks:
-            new = {(self._position, flag): epoch % _WRAP}
-            flags = self._members[peer].flags
-            self._order(queue, "a flag", lambda flags=flags, new=new: flags.update(new))
+        for mark in marks:
+            self.raise_one(queue, *mark)
 
     def await_flags(self, queue: Queue, marks: Sequence[Mark]) -> None:
-        for peer, flag, epoch in marks:
-            self._await(queue, peer, flag, epoch)
+        for mark in marks:
+            self.await_one(queue, *mark)
 
-    def _await(self, queue: Queue, peer: int, flag: Flag, epoch: int) -> None:
+    def expect(self, marks: Sequence[Mark]) -> None:
+        """Nothing: what a queue awaits it says itself."""
+
+    def raise_one(self, queue: Hashable, peer: int, flag: Hashable, epoch: int) -> None:
+        """Sets one flag at a peer."""
+        flags, key = self._members[peer].flags, (self._position, flag)
+        self.order(queue, "a flag", lambda: flags.update({key: epoch % _WRAP}))
+
+    def await_one(self, queue: Hashable, peer: int, flag: Hashable, epoch: int) -> None:
+        """Holds a queue until one flag has reached an epoch; one that nobody has raised is zero."""
         flags, key = self._own.flags, (peer, flag)
-        name = f"{flag.name} of position {peer} to reach epoch {epoch}"
-        self._order(queue, name, lambda: None, lambda: reached(flags[key], epoch))
+        name = f"{name_of(flag)} of position {peer} to reach epoch {epoch}"
+        self.order(queue, name, lambda: None, lambda: reached(flags.get(key, 0), epoch))
 
-    def _wait(self, queue: Queue, other: Queue) -> None:
+    def wait(self, queue: Hashable, other: Hashable) -> None:
         """Holds a queue until another one has done what it has been asked for."""
         passed, point = self._own.passed, self._own.points
         self._own.points += 1
-        self._order(other, "a point", lambda: passed.add(point))
-        self._order(queue, f"queue {other.name}", lambda: None, lambda: point in passed)
+        self.order(other, "a point", lambda: passed.add(point))
+        self.order(queue, f"queue {name_of(other)}", lambda: None, lambda: point in passed)
 
-    def _copy(self, queue: Queue, target: Tensor, source: Tensor) -> None:
+    def copy(self, queue: Hashable, target: Tensor, source: Tensor) -> None:
+        """Copies bytes, in two operations."""
         half = len(source) // 2
         for part in (slice(None, half), slice(half, None)):
             there, here = target[part], source[part]
-            self._order(queue, "a copy", lambda a=there, b=here: a.copy_(b))
+            self.order(queue, "a copy", lambda a=there, b=here: a.copy_(b))
 
-    def _order(
+    def order(
         self,
-        queue: Queue,
+        queue: Hashable,
         name: str,
         body: Callable[[], object],
         ready: Callable[[], bool] = lambda: True,
     ) -> None:
-        self._own.queues[queue].append(_Step(name=name, ready=ready, body=body))
+        """Puts an operation at the end of a queue."""
+        own = self._own
+        steps = own.queues.setdefault(queue, deque() if own.line is None else own.line)
+        steps.append(_Step(name=name, ready=ready, body=body))
 
 
 def _stretch(x: Tensor, piece: Piece) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 
 from weft.comm.crossover import everything, measured
 from weft.comm.reach import open_channels
+from weft.comm.short import Bodies
 from weft.comm.transport import Transport
 from weft.comm.transports.nccl import NcclTransport
 from weft.comm.transports.symmetric import SymmetricTransport
@@ -25,9 +26,15 @@ Wanted = Literal["auto", "nccl", "symmetric"]
 
 
 def beside(
-    nccl: NcclTransport, wanted: Wanted, device: torch.device, *, timeout_seconds: float
+    nccl: NcclTransport,
+    wanted: Wanted,
+    device: torch.device,
+    *,
+    timeout_seconds: float,
+    short: Bodies | None = None,
 ) -> Transport:
-    """The transport of a rank on a GPU.
+    """The transport of a rank on a GPU. Kernels for `short` calls are given where they are wanted:
+    no run has them before they have been measured.
 
     Raises:
         ConfigError: peer memory is asked for and some group cannot have it.
@@ -35,7 +42,7 @@ def beside(
     rule = everything() if wanted == "symmetric" else measured()
     if wanted == "nccl" or not rule.sizes:
         return nccl
-    reach = open_channels(nccl.groups, device, seconds=timeout_seconds, tell=give_up)
+    reach = open_channels(nccl.groups, device, seconds=timeout_seconds, tell=give_up, bodies=short)
     if wanted == "symmetric" and reach.reasons:
         (axis, lane), why = next(iter(reach.reasons.items()))
         raise ConfigError(
@@ -47,6 +54,7 @@ def beside(
         reach.channels,
         rule=rule,
         sums=gradient_sums(device),
+        short=reach.short,
         reasons=reach.reasons,
         close=reach.close,
     )

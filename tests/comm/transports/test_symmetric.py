@@ -16,6 +16,7 @@ from weft.comm.driver import open_driver
 from weft.comm.exchange import Channel
 from weft.comm.mesh import Mesh, groups, memberships
 from weft.comm.reach import Reach, open_channels
+from weft.comm.short import ShortChannel
 from weft.comm.symmetric import CudaPeers, map_arenas
 from weft.comm.transports.counting import CountingTransport
 from weft.comm.transports.gloo import GlooTransport
@@ -26,6 +27,7 @@ from weft.comm.watch import Watch
 from weft.runtime import backends
 from weft.testing.peers import PeerWorld
 from weft.testing.ranks import run_ranks
+from weft.testing.short import ShortWorld
 from weft.trainer import peers
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64)
@@ -83,12 +85,17 @@ def sum_in_place(t, grad, *, axis, lane):
 class Peers:
     """The ranks of a mesh in one process over stacked peer memory."""
 
-    def __init__(self, mesh, rule=None):
+    def __init__(self, mesh, rule=None, *, short_bytes=0):
         self.worlds = {
             (axis, lane, ranks): PeerWorld(len(ranks), slot_bytes=SLOT)
             for axis in AXES
             for lane in LANES
             for ranks in groups(mesh, axis)
+        }
+        self.short = {
+            key: ShortWorld(world, slot_bytes=short_bytes, chunk=50)
+            for key, world in self.worlds.items()
+            if short_bytes
         }
         self.inner = StackedWorld(mesh)
         rule = rule or crossover.everything()
@@ -105,7 +112,18 @@ class Peers:
             for axis in AXES
             for lane in LANES
         }
-        return SymmetricTransport(self.inner.transport(rank), channels, rule=rule)
+        short = {
+            (axis, lane): self.short_channel(axis, lane, members[axis])
+            for axis in AXES
+            for lane in LANES
+            if self.short
+        }
+        return SymmetricTransport(self.inner.transport(rank), channels, rule=rule, short=short)
+
+    def short_channel(self, axis, lane, member):
+        world, short = self.worlds[axis, lane, member.ranks], self.short[axis, lane, member.ranks]
+        memory = world.memory(member.position)
+        return ShortChannel(memory, short.board(member.position), short.bodies(memory))
 
     def run(self, seed):
         for world in self.worlds.values():
@@ -126,11 +144,19 @@ def assert_same_bits(one, other):
             assert torch.equal(x, y)
 
 
-@pytest.mark.parametrize("mesh", [Mesh(sp=2, ep=2), Mesh(dp=2, sp=2, ep=4)], ids=str)
-def test_every_collective_axis_and_dtype_has_the_bits_of_stacked(mesh):
+TWO, FOUR = Mesh(sp=2, ep=2), Mesh(dp=2, sp=2, ep=4)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "short_bytes"),
+    [(TWO, 0), (TWO, 480), (TWO, 1 << 14), (FOUR, 0), (FOUR, 480)],
+    ids=str,
+)
+def test_every_collective_axis_and_dtype_has_the_bits_of_stacked(mesh, short_bytes):
+    """Without short calls, with some of them between others, and with as many as there are."""
     expected = run_stacked(mesh)
-    for seed in range(3):
-        peers = Peers(mesh)
+    for seed in range(2):
+        peers = Peers(mesh, short_bytes=short_bytes)
         posted = [post_everything(t, r, torch.device("cpu")) for r, t in enumerate(peers.ranks)]
         peers.run(seed)
         assert_same_bits([[handle.wait() for handle in handles] for handles in posted], expected)
@@ -181,13 +207,15 @@ def place(request):
     return request.param
 
 
-def open_pair(rank, place, *, tell=peers.give_up, seconds=SECONDS):
+def open_pair(rank, place, *, tell=peers.give_up, seconds=SECONDS, short=lambda _: None):
     """The transport of one of two ranks, everything over peer memory, and what it is beside."""
     device = torch.device("cuda", rank if place == "two" else 0)
     backends.prepare(device, threads=1, neighbours=2)
     if place == "two":
         other = NcclTransport(PAIR, device=device, timeout_seconds=SECONDS)
-        reach = open_channels(other.groups, device, seconds=seconds, tell=tell)
+        reach = open_channels(
+            other.groups, device, seconds=seconds, tell=tell, bodies=short(device)
+        )
         assert not reach.reasons, reach.reasons
     else:
         os.environ["TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES"] = "1"
@@ -198,6 +226,7 @@ def open_pair(rank, place, *, tell=peers.give_up, seconds=SECONDS):
         reach.channels,
         rule=crossover.everything(),
         sums=backends.gradient_sums(device),
+        short=reach.short,
         close=reach.close,
     )
 
@@ -217,11 +246,11 @@ def share(groups, device, *, seconds, tell):
         key: Channel(memory, size=2, position=groups[key].rank())
         for key, memory in memories.items()
     }
-    return Reach(channels=channels, reasons={}, close=watch.close)
+    return Reach(channels=channels, short={}, reasons={}, close=watch.close)
 
 
-def run_everything(rank, place, rows):
-    device, t = open_pair(rank, place)
+def run_everything(rank, place, rows, short=lambda _: None):
+    device, t = open_pair(rank, place, short=short)
     results = [fingerprint(handle.wait()) for handle in post_everything(t, rank, device, rows)]
     t.barrier()
     t.close()
@@ -241,6 +270,17 @@ def test_gpus_give_the_bits_of_stacked(place, rows):
     posted = [post_everything(world.transport(r), r, cpu, rows) for r in range(2)]
     expected = [[fingerprint(handle.wait()) for handle in handles] for handles in posted]
     assert run_ranks(2, run_everything, place, rows, timeout=300) == expected
+
+
+@pytest.mark.gpus2
+@pytest.mark.parametrize("rows", [40, 4_000])
+@pytest.mark.parametrize("place", ["two"], indirect=True)
+def test_kernels_of_short_calls_give_the_bits_of_stacked(place, rows):
+    world, cpu = StackedWorld(PAIR), torch.device("cpu")
+    posted = [post_everything(world.transport(r), r, cpu, rows) for r in range(2)]
+    expected = [[fingerprint(handle.wait()) for handle in handles] for handles in posted]
+    found = run_ranks(2, run_everything, place, rows, backends.short_calls, timeout=300)
+    assert found == expected
 
 
 def draw(generator):
@@ -295,8 +335,11 @@ def post_random(t, i, x, sizes, *, lane):
 
 
 def run_random(rank, place):
-    """The same calls over the other wire, over peer memory, and over it under products."""
-    device, t = open_pair(rank, place)
+    """The same calls over the other wire, over peer memory, and over it under products; short ones
+    as kernels where each rank has a device.
+    """
+    short = backends.short_calls if place == "two" else lambda _: None
+    device, t = open_pair(rank, place, short=short)
     lanes = {lane: torch.cuda.Stream(device, priority=-1) for lane in LANES}
     a = torch.randn(4096, 4096, device=device, dtype=torch.bfloat16)
     found = [
@@ -352,6 +395,35 @@ def run_absent(rank, place):
     t.barrier()
     t.close()
     return told
+
+
+def run_absent_from_kernel(rank, place):
+    """The second rank never calls; the kernel of the first is told of while it looks."""
+    told, heard = [], threading.Event()
+
+    def tell(error):
+        told.append(str(error))
+        heard.set()
+
+    device, t = open_pair(rank, place, tell=tell, seconds=2.0, short=backends.short_calls)
+    if rank == 0:
+        t.all_reduce(torch.ones(8, device=device), axis="ep", label="loads").wait()
+        assert heard.wait(30)
+        t._channels["ep", "comm"]._memory.let_go()
+        torch.cuda.synchronize()
+    t.barrier()
+    t.close()
+    return told
+
+
+@pytest.mark.gpus2
+@pytest.mark.parametrize("place", ["two"], indirect=True)
+def test_a_rank_that_does_not_come_to_a_kernel_is_told(place):
+    here, there = run_ranks(2, run_absent_from_kernel, place, timeout=120)
+    assert there == []
+    (message,) = here
+    assert message.startswith("rank 0: all_reduce 'loads' of torch.float32 [8] over axis ep")
+    assert "SHORT of position 1" in message
 
 
 @pytest.mark.parametrize("place", PLACES, indirect=True)

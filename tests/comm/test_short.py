@@ -1,0 +1,177 @@
+"""Short calls arrive whole whatever order the programs of all members run in."""
+
+import pytest
+import torch
+
+from weft.comm.call import Call, Collective, sum_in_rank_order
+from weft.comm.exchange import Queue
+from weft.comm.short import PROGRAMS, SHORT_BYTES, ShortChannel, chunk_bytes, short_slot_bytes
+from weft.errors import DeadlockError
+from weft.testing.peers import PeerWorld
+from weft.testing.short import ShortWorld
+
+SEEDS = range(20)
+CALLS = 8  # more than there are slots
+MOST = 24  # elements of a block
+WRAPPED = 2**32 - 3  # an epoch from which a few calls pass zero
+
+
+def make_call(collective, shape, dtype=torch.float32):
+    return Call(collective=collective, axis="ep", lane="comm", label="x", shape=shape, dtype=dtype)
+
+
+def make_channels(n, world, epoch=0):
+    short = ShortWorld(world, slot_bytes=8 * MOST, chunk=5)
+    memories = [world.memory(i) for i in range(n)]
+    return memories, [
+        ShortChannel(memory, short.board(i), short.bodies(memory), epoch=epoch)
+        for i, memory in enumerate(memories)
+    ]
+
+
+def expected(collective, x):
+    """What each member is to hold."""
+    n, blocks = len(x), [list(one.view(len(x), -1)) for one in x]
+    match collective:
+        case Collective.ALL_GATHER:
+            return [torch.cat(x)] * n
+        case Collective.ALL_TO_ALL:
+            return [torch.cat([blocks[i][j] for i in range(n)]) for j in range(n)]
+        case Collective.ALL_REDUCE:
+            return [sum_in_rank_order(x, torch.empty_like(x[0])) for _ in range(n)]
+        case _:
+            rows = [[blocks[i][j] for i in range(n)] for j in range(n)]
+            return [sum_in_rank_order(row, torch.empty_like(row[0])) for row in rows]
+
+
+KINDS = (
+    Collective.ALL_GATHER,
+    Collective.ALL_TO_ALL,
+    Collective.ALL_REDUCE,
+    Collective.REDUCE_SCATTER,
+)
+
+
+def order_calls(world, n, seed, epoch=0, harm=lambda _memory: None):
+    """Orders calls of all kinds, whose data the callers write just before; pairs of what is to be
+    found and what is found just behind.
+    """
+    memories, channels = make_channels(n, world, epoch)
+    for memory in memories:
+        harm(memory)
+    generator, pairs = torch.Generator().manual_seed(seed), []
+    for number in range(CALLS):
+        collective = KINDS[int(torch.randint(0, len(KINDS), (1,), generator=generator))]
+        blocks = int(torch.randint(0, MOST // n, (1,), generator=generator))
+        x = [torch.randn(n * blocks, generator=generator) for _ in range(n)]
+        for i, due in enumerate(expected(collective, x)):
+            written, out = torch.full_like(x[i], 5.0), torch.full_like(due, 7.0)
+            seen = torch.full_like(due, 9.0)
+            memories[i].run(Queue.CALLER, lambda a=written, b=x[i]: a.copy_(b))
+            call = make_call(collective, tuple(x[i].shape))
+            assert channels[i].takes(call)
+            channels[i].post(f"call {number}", call, written, out)
+            memories[i].run(Queue.CALLER, lambda a=seen, b=out: a.copy_(b))
+            pairs.append((due, seen))
+    return pairs
+
+
+@pytest.mark.parametrize("n", [2, 3, 4])
+@pytest.mark.parametrize("epoch", [0, WRAPPED])
+def test_short_calls_have_the_bits_of_stacked_under_every_interleaving(n, epoch):
+    for seed in SEEDS:
+        world = PeerWorld(n, slot_bytes=16)
+        start_flags(world, epoch)
+        pairs = order_calls(world, n, seed, epoch)
+        world.run(seed)
+        assert all(torch.equal(due, seen) for due, seen in pairs), f"{seed=}"
+
+
+def start_flags(world, epoch):
+    for member in world.members:
+        for peer in range(len(world.members)):
+            member.flags |= {(peer, ("program", p)): epoch % 2**32 for p in range(MOST)}
+
+
+def hasty(memory):
+    """Raises a flag before the copies that it announces."""
+    copy, raise_one, held = memory.copy, memory.raise_one, []
+
+    def hold(*args):
+        held.append(args)
+
+    def announce(*args):
+        raise_one(*args)
+        while held:
+            copy(*held.pop(0))
+
+    memory.copy, memory.raise_one = hold, announce
+
+
+def early(memory):
+    """Takes what lies in a slot one call early."""
+    patient = memory.await_one
+    memory.await_one = lambda queue, peer, flag, epoch: patient(queue, peer, flag, epoch - 1)
+
+
+def alone(memory):
+    """Ends a kernel before its programs have ended."""
+    wait = memory.wait
+    memory.wait = lambda queue, other: queue is Queue.CALLER or wait(queue, other)
+
+
+@pytest.mark.parametrize("harm", [hasty, early, alone])
+def test_the_interleavings_catch(harm):
+    caught = 0
+    for seed in SEEDS:
+        world = PeerWorld(2, slot_bytes=16)
+        pairs = order_calls(world, 2, seed, harm=harm)
+        world.run(seed)
+        caught += any(not torch.equal(due, seen) for due, seen in pairs)
+    assert caught > len(SEEDS) // 4
+
+
+def test_one_slot_in_place_of_two_is_caught(monkeypatch):
+    caught = 0
+    for seed in SEEDS:
+        world = PeerWorld(2, slot_bytes=16)
+        monkeypatch.setattr(
+            "weft.testing.short._Kernels._slot",
+            lambda self, owner, writer, _epoch, like: self._world.slots[owner, writer, 0].view(
+                like.dtype
+            ),
+        )
+        pairs = order_calls(world, 2, seed)
+        world.run(seed)
+        caught += any(not torch.equal(due, seen) for due, seen in pairs)
+    assert caught > len(SEEDS) // 4
+
+
+def test_a_member_that_does_not_call_is_named():
+    world = PeerWorld(2, slot_bytes=16)
+    _, (here, _) = make_channels(2, world)
+    x = torch.zeros(4)
+    here.post("loads", make_call(Collective.ALL_REDUCE, (4,)), x, torch.empty(4))
+    with pytest.raises(DeadlockError, match=r"in 'loads': .*'program', 0.* of position 1 to reach"):
+        world.run(0)
+
+
+def test_ragged_rows_and_long_blocks_are_not_short():
+    world = PeerWorld(2, slot_bytes=16)
+    _, (channel, _) = make_channels(2, world)
+    assert channel.takes(make_call(Collective.ALL_GATHER, (2 * MOST,)))
+    assert not channel.takes(make_call(Collective.ALL_GATHER, (2 * MOST + 1,)))
+    assert channel.takes(make_call(Collective.REDUCE_SCATTER, (4 * MOST,)))
+    assert not channel.takes(make_call(Collective.ALL_TO_ALL_ROWS, (1,)))
+    assert not channel.takes(make_call(Collective.ALL_TO_ALL_SUM, (4,)))
+
+
+@pytest.mark.parametrize("size", [0, 1, 1 << 14, 1 << 20, SHORT_BYTES])
+def test_no_call_takes_more_programs_than_have_flags(size):
+    assert -(-size // chunk_bytes(size)) <= PROGRAMS
+
+
+@pytest.mark.parametrize("size", [2, 3, 8])
+def test_slots_begin_on_lines(size):
+    assert short_slot_bytes(1 << 24, size) % 128 == 0
+    assert short_slot_bytes(4096, size) <= 4096

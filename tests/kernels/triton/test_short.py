@@ -1,0 +1,174 @@
+"""Short collectives as kernels: over memory of this process, where one member runs after the other.
+
+The first one to run pushes, does not find its peer's flags and gives up; once the peer has run, the
+same call again finds all of them.
+"""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is built for Linux alone")
+
+from weft.comm.call import sum_in_rank_order
+from weft.comm.short import LINE, PROGRAMS, Board
+from weft.kernels.triton import short
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SLOT = 1 << 16
+EPOCHS = (1, 2, 3, -1, 0)  # the last ones as they wrap
+
+
+class Group:
+    """Members of one process, each with a board."""
+
+    def __init__(self, size, spins=3):
+        flags, slots = PROGRAMS * LINE, 2 * SLOT
+        self.size, row = size, flags + slots
+        self.arenas = [
+            torch.zeros(size * row, dtype=torch.uint8, device=DEVICE) for _ in range(size)
+        ]
+        at = [[arena.data_ptr() + writer * row for writer in range(size)] for arena in self.arenas]
+        self.boards = [
+            Board(
+                table=torch.tensor(
+                    [
+                        [at[peer][i] for peer in range(size)],
+                        [at[peer][i] + flags for peer in range(size)],
+                        [at[i][peer] for peer in range(size)],
+                        [at[i][peer] + flags for peer in range(size)],
+                    ],
+                    device=DEVICE,
+                ),
+                failed=torch.zeros(2, dtype=torch.int32, device=DEVICE),
+                size=size,
+                position=i,
+                slot_bytes=SLOT,
+                spins=spins,
+            )
+            for i in range(size)
+        ]
+
+    def call(self, kernel, epoch, x, outs, stride):
+        """One call of all members, twice, since none but the last finds all flags at first."""
+        for _ in range(2):
+            for board in self.boards:
+                board.failed.zero_()
+            for board, one, out in zip(self.boards, x, outs, strict=True):
+                kernel(board, epoch, one, out, stride)
+        assert all(board.failed.tolist() == [0, 0] for board in self.boards)
+
+
+def make(n, count, dtype, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, count, generator=generator) * 100
+    return [one.to(dtype).to(DEVICE) for one in x]
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("count", [0, 1, 4096, 9001])
+def test_blocks_arrive_and_the_own_one_stays(size, count):
+    group = Group(size)
+    for epoch in EPOCHS:
+        x = make(size, size * count, torch.int16, epoch)
+        outs = [torch.full_like(one, 7) for one in x]
+        group.call(short.exchange, epoch, x, outs, count)
+        blocks = torch.stack(x).view(size, size, count)
+        for i, out in enumerate(outs):
+            assert torch.equal(out, blocks[:, i].reshape(-1))
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_one_block_goes_to_all_wherever_it_lies(shift):
+    group, count = Group(2), 5000
+    x = [one[shift:] for one in make(2, count + shift, torch.int16, 3)]
+    outs = [torch.full((2 * count,), 7, dtype=torch.int16, device=DEVICE) for _ in x]
+    group.call(short.exchange, 1, x, outs, 0)
+    assert all(torch.equal(out, torch.cat(x)) for out in outs)
+
+
+DTYPES = [torch.float32, torch.float64, torch.int64]
+DTYPES += [torch.bfloat16, torch.float16] if DEVICE == "cuda" else [torch.float16]
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("scatter", [True, False])
+def test_sums_have_the_bits_of_those_in_rank_order(size, dtype, scatter):
+    count, group = 4100, Group(size)
+    for epoch in EPOCHS:
+        x = make(size, count * (size if scatter else 1), dtype, epoch)
+        outs = [torch.empty(count, dtype=dtype, device=DEVICE) for _ in x]
+        group.call(short.add, epoch, x, outs, count if scatter else 0)
+        for i, out in enumerate(outs):
+            terms = [one.view(-1, count)[i if scatter else 0] for one in x]
+            assert torch.equal(out, sum_in_rank_order(terms, torch.empty_like(out)))
+
+
+def test_who_does_not_come_is_written_down_with_the_epoch():
+    group = Group(3, spins=2)
+    x, out = torch.ones(8, device=DEVICE), torch.empty(8, device=DEVICE)
+    short.add(group.boards[1], 5, x, out, 0)
+    position, epoch = group.boards[1].failed.tolist()
+    assert (position - 1, epoch) in ((0, 5), (2, 5))
+
+
+def test_without_flags_a_call_reads_what_lies_there():
+    """The control: a member that does not wait finds nothing of its peer's."""
+    group = Group(2)
+    x, out = make(2, 64, torch.float32, 0), torch.empty(64, device=DEVICE)
+    deaf = replace(group.boards[0], spins=0)
+    short.add(deaf, 1, x[0], out, 0)
+    assert torch.equal(out, x[0])
+    assert deaf.failed.tolist() == [2, 1]
+
+
+# A kernel that is interpreted cannot be compiled in the same process.
+COMPILE = """
+import re
+from triton import compile
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from weft.kernels.triton import short
+
+for kernel, kind in ((short._exchange, "i32"), (short._add, "bf16"), (short._add, "fp32")):
+    names = kernel.arg_names
+    types = dict.fromkeys(names, "i32")
+    types |= {"x": "*" + kind, "out": "*" + kind, "table": "*i64", "failed": "*i32"}
+    types |= {"SIZE": "constexpr", "BLOCK": "constexpr"}
+    aligned = ("x", "out", "table", "failed", "slot_bytes", "size", "stride", "chunk")
+    source = ASTSource(
+        kernel,
+        types,
+        {"SIZE": 2, "BLOCK": 4096},
+        {(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+    )
+    ptx = compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8}).asm["ptx"]
+    print(" ".join(sorted(set(re.findall(r"(?:ld|st|atom|red)\\.[\\w.:]+", ptx)))))
+"""
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="there it is compiled and run")
+def test_kernels_for_a_gpu_release_and_acquire_to_the_system_and_move_16_bytes(tmp_path):
+    script = tmp_path / "compile_short.py"
+    script.write_text(COMPILE)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(script)],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": ":".join(sys.path), "TRITON_CACHE_DIR": str(tmp_path)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for line in done.stdout.splitlines():
+        found = line.split()
+        assert any("release" in one and "sys" in one for one in found), line
+        assert any("acquire" in one and "sys" in one for one in found), line
+        moved = {one for one in found if one.startswith(("ld.global", "st.global"))}
+        assert {"ld.global.v4.b32", "st.global.v4.b32"} <= moved, line
+        # flags, the table and the word for who did not come are all that is narrower
+        assert not {"ld.global.b16", "st.global.b16", "ld.global.b32"} & moved, line
+    assert len(done.stdout.splitlines()) == 3
