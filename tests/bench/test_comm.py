@@ -22,7 +22,8 @@ def test_a_cpu_has_gloo_alone_and_says_so(tmp_path, capfd):
     shown = capfd.readouterr().out
     assert "2 ranks of CPU: gloo; no other wire to compare with on this device" in shown
     lines = [json.loads(line) for line in file.read_text().splitlines()]
-    assert [line["collective"] for line in lines] == [*comm.MOVES, "gradients"]
+    sums = ["all_reduce"] * len(comm.SHORT_SUMS)
+    assert [line["collective"] for line in lines] == [*comm.MOVES, *sums, "gradients"]
     assert {tuple(line["wires"]) for line in lines} == {("gloo",), ("gloo FP32", "gloo BF16")}
     assert all((line["ranks"], line["bench"]) == (2, "comm") for line in lines)
 
@@ -50,10 +51,18 @@ def test_other_bits_are_refused(bits):
         comm._compare(contest(*bits), {"one": None, "other": None})
 
 
+def test_kernels_take_part_where_calls_are_short():
+    wires = dict.fromkeys(("NCCL", comm.KERNELS, "symmetric"))
+    short, long = (make() for make in comm.moves(wires, CPU, 2, (4, 5))[::3])
+    assert short.alike == ("NCCL", comm.KERNELS, "symmetric")
+    assert long.alike == tuple(long.runs) == ("NCCL", "symmetric")
+
+
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_every_contest_brings_a_rank_the_bytes_that_it_says(ranks):
     wires = dict.fromkeys(("a", "b"))
     made = [make() for make in comm.moves(wires, CPU, ranks, (1,))]
+    made += [make() for make in comm.short_sums(wires, CPU, ranks)]
     for one in (*made, comm.gradients(wires, CPU, ranks, 1 << 20)):
         transport = CountingTransport(StackedWorld(Mesh(dp=ranks)).transport(0))
         *_, (_, run) = one.runs.values()

@@ -6,6 +6,7 @@ product that gives the host time to issue it and a short sum that brings the ran
 CPU by the host's clock.
 
     all_gather, reduce_scatter, all_to_all    bfloat16, by megabytes received a rank
+    all_reduce                                FP32, by bytes: loads and statistics
     gradients                                 FP32 to FP32 sums of the own shard: the first wire's
                                               reduce-scatter in FP32, then bfloat16 on each wire
 """
@@ -39,6 +40,7 @@ from weft.trainer import peers
 MOVES = ("all_gather", "reduce_scatter", "all_to_all")
 TIMEOUT_SECONDS = 60.0
 AXIS = "dense"
+SHORT_SUMS = (1 << 8, 1 << 14, 1 << 18)  # bytes
 KERNELS = "one kernel"  # peer memory whose short calls are kernels
 _SIDE, _PRODUCTS = 8192, 4  # six milliseconds of an H200: the host issues a call meanwhile
 
@@ -102,6 +104,7 @@ def measure(wires: Wires, device: torch.device, work: Work) -> list[Row]:
     ranks = next(iter(wires.values())).group_size(AXIS)
     contests = (
         *moves(wires, device, ranks, work.megabytes),
+        *short_sums(wires, device, ranks),
         lambda: gradients(wires, device, ranks, work.elements),
     )
     return [_contest(make(), wires, device, work) for make in contests]
@@ -139,7 +142,7 @@ def measure_rank(rank: int, meeting: str, order: Order) -> None:
     if rank == 0:
         order.say(render(rows, title(wires, device, order.ranks)))
         if device.type == "cuda" and order.ranks == 2:
-            asked = [(row.name, row.received_bytes) for row in rows]
+            asked = [(row.name, row.received_bytes) for row in rows if row.name != "all_reduce"]
             slot_bytes = slot_bytes_of(ARENA_BYTES, order.ranks)
             order.say("\n" + foretold.render(asked, slot_bytes=slot_bytes))
         if order.file is not None:
@@ -194,6 +197,25 @@ def _move(
         received_bytes=elements * 2 * (ranks - 1),
         runs={wire: (wire, run) for wire in taking},
         alike=tuple(taking)[1:] if adds else tuple(taking),
+    )
+
+
+def short_sums(wires: Wires, device: torch.device, ranks: int) -> list[Callable[[], Contest]]:
+    """The sum of a short vector over all members, of each size."""
+    return [partial(_short_sum, wires, device, ranks, size) for size in SHORT_SUMS]
+
+
+def _short_sum(wires: Wires, device: torch.device, ranks: int, num_bytes: int) -> Contest:
+    x = torch.randn(num_bytes // 4, device=device)
+
+    def run(transport: Transport) -> Tensor:
+        return transport.all_reduce(x, axis=AXIS, label="bench").wait()
+
+    return Contest(
+        name="all_reduce",
+        received_bytes=2 * num_bytes * (ranks - 1) // ranks,
+        runs={wire: (wire, run) for wire in wires},
+        alike=tuple(wires)[1:] if ranks > 2 else tuple(wires),  # NCCL has an order of its own
     )
 
 
@@ -288,13 +310,13 @@ def render(rows: list[Row], about: str) -> str:
     lines = [
         about,
         "",
-        f"{'collective':<15}{'MB':>6}  {'wire':<16}{'us (min to p90)':>30}{'GB/s':>8}",
+        f"{'collective':<15}{'MB':>9}  {'wire':<16}{'us (min to p90)':>30}{'GB/s':>8}",
     ]
     for row in rows:
         for label, times in row.times_us.items():
             ratio = row.ratio(label)
             lines.append(
-                f"{row.name:<15}{row.received_bytes / 2**20:>6.0f}  {label:<16}"
+                f"{row.name:<15}{row.received_bytes / 2**20:>9.4g}  {label:<16}"
                 f"{times.text(1):>30}{row.rate(label):>8.0f}  {ratio:.2f}x"
             )
     return "\n".join(lines)
