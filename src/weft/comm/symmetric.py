@@ -158,18 +158,20 @@ class CudaPeers(PeerMemory):
             torch.cuda.set_stream(self._streams[Queue.CALLER])
 
     def raise_flags(self, queue: Queue, marks: Sequence[Mark]) -> None:
-        words = [(self._raised[peer, flag], epoch & _MASK) for peer, flag, epoch in marks]
-        if len(words) == 1:
-            self._driver.write(self._numbers[queue], *words[0])
+        if len(marks) == 1:
+            ((peer, flag, epoch),) = marks
+            self._driver.write(self._numbers[queue], self._raised[peer, flag], epoch & _MASK)
         else:
+            words = [(self._raised[peer, flag], epoch & _MASK) for peer, flag, epoch in marks]
             self._driver.write_all(self._numbers[queue], words)
 
     def await_flags(self, queue: Queue, marks: Sequence[Mark]) -> None:
         self._flight.awaited += marks
-        words = [(self._awaited[peer, flag], epoch & _MASK) for peer, flag, epoch in marks]
-        if len(words) == 1:
-            self._driver.wait(self._numbers[queue], *words[0])
+        if len(marks) == 1:
+            ((peer, flag, epoch),) = marks
+            self._driver.wait(self._numbers[queue], self._awaited[peer, flag], epoch & _MASK)
         else:
+            words = [(self._awaited[peer, flag], epoch & _MASK) for peer, flag, epoch in marks]
             self._driver.wait_all(self._numbers[queue], words)
 
     def board(self, *, seconds: float) -> Board:
