@@ -30,8 +30,8 @@ from torch import Tensor
 from weft.comm.call import Call, Collective
 from weft.comm.exchange import Flag, Mark
 
-PROGRAMS = 32  # at most: a quarter of an H200's multiprocessors, which then stores at 300 GB/s
-SHORT_BYTES = 1 << 22  # received in a call, at most: the copy engines are as fast from here on
+PROGRAMS = 32  # at most: a quarter of an H200's multiprocessors, whose other kernels go on
+SHORT_BYTES = 1 << 22  # received in a call, at most: 10 us of wire, for which copy engines do
 LINE = 128  # bytes of a cache line: a flag has its own
 _GRAIN = 1 << 14  # bytes of a chunk: 64 a thread of eight warps
 _WRAP = 1 << 32

@@ -202,7 +202,10 @@ class CudaPeers(PeerMemory):
     def gave_up(self) -> tuple[Flight, Mark] | None:
         """The short call that has ended without a flag, and that flag."""
         peer, epoch = (0, 0) if self._failed is None else self._failed.tolist()
-        marks = ((flight, mark) for flight in self._short for mark in flight.awaited)
+        if not peer:
+            return None
+        recent = tuple(self._short)  # the caller goes on meanwhile
+        marks = ((flight, mark) for flight in recent for mark in flight.awaited)
         alike = (
             (flight, mark)
             for flight, mark in marks
