@@ -1,5 +1,7 @@
 """Short calls arrive whole whatever order the programs of all members run in."""
 
+from collections import deque
+
 import pytest
 import torch
 
@@ -83,6 +85,14 @@ def test_short_calls_have_the_bits_of_stacked_under_every_interleaving(n, epoch)
         world = PeerWorld(n, slot_bytes=16)
         start_flags(world, epoch)
         pairs = order_calls(world, n, seed, epoch)
+        world.run(seed)
+        assert all(torch.equal(due, seen) for due, seen in pairs), f"{seed=}"
+
+
+def test_members_whose_programs_run_one_after_the_other_go_on():
+    for seed in SEEDS:
+        world = PeerWorld(3, slot_bytes=16, lines=[deque() for _ in range(3)])
+        pairs = order_calls(world, 3, seed)
         world.run(seed)
         assert all(torch.equal(due, seen) for due, seen in pairs), f"{seed=}"
 

@@ -164,6 +164,9 @@ def test_a_kernel_that_gave_up_is_named_also_when_later_calls_have_ended(monkeyp
     board.failed.copy_(torch.tensor([2, 3]))
     flight, mark = memory.gave_up()
     assert (flight.name, mark) == ("call 3", Mark(1, Flag.SHORT, 2**32 + 3))
+    board.failed.copy_(torch.tensor([2, 9]))
+    flight, mark = memory.gave_up()
+    assert (flight.name, mark) == ("a short call long past", Mark(1, Flag.SHORT, 9))
 
 
 # ---- two members in one process ------------------------------------------------------------------
