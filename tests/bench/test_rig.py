@@ -8,6 +8,7 @@ import torch
 
 from weft.bench.rig import random_tokens, rigged
 from weft.compose.recipe import plan
+from weft.compose.step import training_step
 
 
 def test_a_rig_trains(recipe, place) -> None:
@@ -57,3 +58,12 @@ def test_tokens_depend_on_the_seed_alone(recipe) -> None:
     other = random_tokens(replace(made), seed=(1, 1)).tokens
     assert np.array_equal(one, same)
     assert not np.array_equal(one, other)
+
+
+def test_another_step_runs_over_the_same_state(recipe, place) -> None:
+    with rigged(recipe(), place) as rig:
+        serial = rig.with_step(training_step(replace(rig.plan, order="serial")))
+        assert (serial.plan.order, rig.plan.order) == ("serial", "overlapped")
+        assert serial.stage.state is rig.stage.state
+        before = float(rig.stage.bound.run(rig.environment())["stats"][0])
+        assert float(serial.stage.bound.run(serial.environment())["stats"][0]) < before  # learned

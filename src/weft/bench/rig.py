@@ -1,8 +1,11 @@
-"""A rank set up to be measured: its stage, and random tokens in place of a corpus."""
+"""A rank set up to be measured: its stage, and random tokens in place of a corpus.
+
+All that is bound to one state shares its lanes: each stream keeps a pool of memory of its own.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,6 +14,7 @@ import torch.distributed as dist
 from weft.comm.transport import Transport
 from weft.compose.plan import OVERFLOW, Plan
 from weft.compose.recipe import plan as make_plan
+from weft.compose.step import Step
 from weft.config.run import RunConfig
 from weft.data.batches import MicroBatch
 from weft.data.order import micro_batches
@@ -37,6 +41,7 @@ class Rig:
     plan: Plan
     bodies: Mapping[str, Body]
     transport: Transport
+    lanes: Lanes
     stage: Stage
     batches: tuple[Batch, ...]
 
@@ -53,13 +58,18 @@ class Rig:
 
     def bound(self, wrap: Wrap, wrap_lanes: Callable[[Lanes], Lanes]) -> BoundStep:
         """The step bound once more to the same state, with wrapped bodies and lanes."""
-        lanes = lanes_of(self.place.device, self.transport)
         return bind(
             self.stage.step,
             bodies=wrap(wired(self.bodies, self.transport, self.plan.sync.gradients)),
             statics=self.stage.state.statics,
-            lanes=wrap_lanes(lanes),
+            lanes=wrap_lanes(self.lanes),
         )
+
+    def with_step(self, step: Step) -> "Rig":
+        """The same rank with another step over the same state."""
+        rig = replace(self, plan=step.plan, stage=replace(self.stage, step=step))
+        bound = rig.bound(lambda bodies: bodies, lambda lanes: lanes)
+        return replace(rig, stage=replace(rig.stage, bound=bound))
 
 
 @contextmanager
@@ -82,8 +92,9 @@ def assemble(config: RunConfig, place: Place, transport: Transport, *, documents
     plan = make_plan(config, place.rank)
     table = backends.choose(place.device, state.precision(plan.precision).act, config.kernels)
     plan = backends.with_fused(plan, table, config.kernels)
-    bodies = backends.bodies(table)
-    built = stage.build(plan, bodies=bodies, transport=transport, device=place.device)
+    bodies, device = backends.bodies(table), place.device
+    lanes = lanes_of(device, transport)
+    built = stage.build(plan, bodies=bodies, transport=transport, device=device, lanes=lanes)
     state.initialise(built.state, seed=config.train.seed)
     return Rig(
         config=config,
@@ -91,6 +102,7 @@ def assemble(config: RunConfig, place: Place, transport: Transport, *, documents
         plan=plan,
         bodies=bodies,
         transport=transport,
+        lanes=lanes,
         stage=built,
         batches=tuple(_batches(plan, config.train.seed, documents, place.device)),
     )

@@ -130,12 +130,17 @@ def connect(config: RunConfig, place: Place) -> Transport:
     for a rank alone.
     """
     if place.world > 1:
-        _check_transport(config.kernels.transport, place.device)
+        check_transport(config.kernels.transport, place.device)
         join(place)
     return open_transport(config, place)
 
 
-def _check_transport(wanted: str, device: torch.device) -> None:
+def check_transport(wanted: str, device: torch.device) -> None:
+    """Returns when several ranks can have the wire that a recipe asks for.
+
+    Raises:
+        ConfigError: they cannot.
+    """
     if wanted == "symmetric" and device.type != "cuda":
         raise ConfigError(
             f"kernels.transport = 'symmetric': needs CUDA devices, found {device.type}; try 'auto'"
