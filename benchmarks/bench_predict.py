@@ -1,19 +1,18 @@
 """Does the planner foretell what this machine does? Predicted beside measured, time and memory.
 
-    python benchmarks/bench_predict.py measure FILE [--nproc 2] [--only TEXT]
+    python benchmarks/bench_predict.py measure FILE [--nproc 2] [--only TEXT]* [key=value ...]
     python benchmarks/bench_predict.py report FILE --machine MACHINE.toml
 
-`measure` runs every configuration a few steps and appends its record to FILE: ranks are started
-once and run one configuration after the other, those of one GPU side by side. `report` needs no
-GPU: it simulates each record's recipe at the rates of a machine file (`weft bench calibrate`, whose
-layers have none of these shapes) and prints errors and how many pairs are ranked rightly.
+`measure` runs every configuration a few steps and appends its record to FILE at once: ranks are
+started once and run one configuration after the other, those of one GPU side by side. What FILE has
+is not run again. Settings given last go to every recipe. `report` needs no GPU: it simulates each
+record's recipe at the rates of a machine file (`weft bench calibrate`, whose layers have none of
+these shapes) and prints errors and how many pairs are ranked rightly.
 """
 
 import argparse
-import gc
 import json
 import statistics
-import tempfile
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
@@ -22,14 +21,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
-
 from weft.bench.record import append, entry
-from weft.bench.rig import assemble
+from weft.bench.rig import Rig, assemble
 from weft.bench.spread import spread
 from weft.bench.tap import Tap
+from weft.bench.world import Wires, fresh, settle, start
 from weft.compose.recipe import plan
 from weft.compose.step import training_step
 from weft.config.load import build, dump
@@ -38,9 +34,8 @@ from weft.planner.cost import rates
 from weft.planner.machine import machine
 from weft.planner.memory import memory
 from weft.planner.whole import play_step
-from weft.runtime.backends import pick_device, prepare
-from weft.trainer.record import Stopwatch
-from weft.trainer.session import Place, join, open_transport
+from weft.trainer.record import Stopwatch, peak_bytes
+from weft.trainer.session import Place
 
 STEPS, WARM_UP = 5, 3
 MODELS: dict[str, dict[str, Any]] = {
@@ -112,7 +107,7 @@ CONFIGURATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
-def recipe(name: str) -> RunConfig:
+def recipe(name: str, settings: Sequence[str] = ()) -> RunConfig:
     """The recipe of a configuration."""
     model, sets = CONFIGURATIONS[name]
     tree = {
@@ -125,95 +120,85 @@ def recipe(name: str) -> RunConfig:
             "eval_every": 1, "checkpoint_every": 0, "device": "cuda",
         },
     }  # fmt: skip
-    return build(tree, sets)
+    return build(tree, (*sets, *settings))
 
 
 # ---- measured ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Errand:
     """What the ranks are sent for."""
 
     names: tuple[str, ...]
+    settings: tuple[str, ...]
     file: Path
-    world: int
 
 
-def measure(errand: Errand) -> None:
-    """Starts a rank a GPU; the first appends the records."""
-    if errand.world == 1:
-        run_rank(0, None, errand)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        spawn(run_rank, (f"file://{folder}/meeting", errand), nprocs=errand.world)
-
-
-def run_rank(rank: int, meeting: str | None, errand: Errand) -> None:
+def run_rank(place: Place, errand: Errand) -> None:
     """Every configuration that this rank has a part in."""
-    device = pick_device("cuda", rank)
-    place = Place(rank=rank, world=errand.world, device=device, meeting=meeting, neighbours=2)
-    prepare(device, threads=None, neighbours=errand.world)
-    if errand.world > 1:
-        join(place)
-    configs = {name: recipe(name) for name in errand.names}
+    configs = {name: recipe(name, errand.settings) for name in errand.names}
     alone = [name for name, config in configs.items() if config.parallel.ranks == 1]
+    together = [n for n, c in configs.items() if c.parallel.ranks == place.world and n not in alone]
     own = replace(place, rank=0, world=1)
-    found = {name: one(configs[name], own) for name in alone[rank :: errand.world]}
-    if errand.world > 1:
-        shares: list[dict[str, Any]] = [{} for _ in range(errand.world)]
-        dist.all_gather_object(shares, found)
-        found = {name: figures for share in shares for name, figures in share.items()}
-        for name in (n for n, c in configs.items() if c.parallel.ranks == errand.world):
-            found[name] = one(configs[name], place)
-    if rank == 0:
-        for name, figures in found.items():
-            line = {"name": name, "config": dump(configs[name]), **figures}
-            append(errand.file, entry("predict", device, line))
+    for name in alone[place.rank :: place.world]:
+        measure(name, configs[name], own, Wires(own), errand.file)
+    wires = Wires(place)
+    for name in sorted(together, key=lambda name: _axes(configs[name])):  # neighbours share a wire
+        measure(name, configs[name], place, wires, errand.file)
+    wires.close()
 
 
-def one(config: RunConfig, place: Place) -> dict[str, Any]:
-    """Step time, exposed communication and peak memory of one recipe on this rank."""
+def _axes(config: RunConfig) -> tuple[int, ...]:
+    return config.parallel.dp, config.parallel.sp, config.parallel.ep
+
+
+def measure(name: str, config: RunConfig, place: Place, wires: Wires, file: Path) -> None:
+    """One configuration; the first of its ranks prints and appends."""
     begun = time.perf_counter()
-    torch.cuda.reset_peak_memory_stats(place.device)
-    transport = open_transport(config, place)
-    rig = assemble(config, place, transport)
-    tap = Tap(place.device)
-    watches = []
+    figures = one(assemble(config, place, wires.of(config)))
+    fresh(place.device)
+    if place.rank:
+        return
+    append(file, entry("predict", place.device, {"name": name, "config": dump(config), **figures}))
+    took, peak = time.perf_counter() - begun, figures["peak_bytes"] / 1e9
+    print(f"{name}: {figures['step_ms']['median']:.2f} ms, {peak:.2f} GB, {took:.1f} s", flush=True)
+
+
+def one(rig: Rig) -> dict[str, Any]:
+    """Step time, exposed communication and peak memory of one recipe on this rank."""
+    device, watches = rig.place.device, list[Stopwatch]()
     for _ in range(WARM_UP):
         rig.stage.bound.run(rig.environment())
-    transport.barrier()
+    rig.transport.barrier()
     for _ in range(STEPS):
-        watch = Stopwatch(place.device)
+        watch = Stopwatch(device)
         rig.stage.bound.run(rig.environment())
         watch.stop()
         watches.append(watch)
     step = spread([watch.milliseconds() for watch in watches])
-    peak = torch.cuda.max_memory_allocated(place.device)
-    issue = []
+    peak, issue = peak_bytes(device), list[float]()
     for _ in range(2):
-        torch.cuda.synchronize(place.device)
+        settle(device)
         started = time.perf_counter()
         rig.stage.bound.run(rig.environment())
         issue.append((time.perf_counter() - started) * 1e3)
+    tap, waits = Tap(device), dict[str, float]()
     tapped = rig.bound(lambda bodies: bodies, tap.lanes)
-    waits: list[dict[str, float]] = []
     for _ in range(2):
-        transport.barrier()
+        rig.transport.barrier()
         tapped.run(rig.environment())
-        waits.append({})
-        for call in tap.empty():
-            waits[-1][call.name] = waits[-1].get(call.name, 0.0) + call.watch.milliseconds()
-    transport.close()
-    del rig, tap, tapped
-    gc.collect()
-    torch.cuda.empty_cache()
-    if place.rank == 0:
-        print(f"{config.name}: {step.text()} ms, {peak / 1e9:.2f} GB, "
-              f"{time.perf_counter() - begun:.1f} s", flush=True)  # fmt: skip
+        waits = tap.milliseconds()
     return {
-        "step_ms": step.record(), "peak_bytes": peak, "issue_ms": min(issue), "waits_ms": waits[-1],
+        "step_ms": step.record(), "peak_bytes": peak, "issue_ms": min(issue), "waits_ms": waits,
     }  # fmt: skip
+
+
+def measured(file: Path) -> set[str]:
+    """The configurations that a file has."""
+    if not file.exists():
+        return set()
+    return {json.loads(line)["name"] for line in file.read_text(encoding="utf-8").splitlines()}
 
 
 # ---- predicted -----------------------------------------------------------------------------------
@@ -294,14 +279,20 @@ def main() -> None:
     parser.add_argument("verb", choices=("measure", "report"))
     parser.add_argument("file", type=Path)
     parser.add_argument("--nproc", type=int, default=2)
-    parser.add_argument("--only", default="", help="names that contain this")
+    parser.add_argument("--only", action="append", help="names that contain this")
     parser.add_argument("--machine", default="H200")
-    options = parser.parse_args()
+    parser.add_argument("settings", nargs="*")
+    options = parser.parse_intermixed_args()
     if options.verb == "report":
         print("\n".join(report(list(pairs(options.file, options.machine)))))
         return
-    names = tuple(name for name in CONFIGURATIONS if options.only in name)
-    measure(Errand(names=names, file=options.file, world=options.nproc))
+    done, words = measured(options.file), options.only or [""]
+    wanted = [n for n in CONFIGURATIONS if n not in done and any(word in n for word in words)]
+    settings = tuple(options.settings)
+    errand = Errand(names=tuple(wanted), settings=settings, file=options.file)
+    if wanted:
+        device = recipe(wanted[0], settings).train.device
+        start(run_rank, errand, world=options.nproc, device=device)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What each overlap is worth: one step in several orders over the same state, in turns.
 
-    python benchmarks/bench_schedule.py FILE [--nproc 2] [--models Q M] [--machine MACHINE.toml]
+    python benchmarks/bench_schedule.py FILE [--nproc 2] [--model Q|M]* [--machine MACHINE.toml]
+                                        [--rounds 6] [key=value ...]
 
     serial        one task after the other
     paper         the paper's list for a layer, by hand
@@ -11,44 +12,42 @@
     merged        the same, a micro-batch's backward beside the next one's forward
     auto less X   auto, but compute waits for each collective of X where it is posted
 
-Every round runs all of them in another order. Milliseconds of a step (median, least, 90th
-percentile) and of exposed communication, which is how long compute stands still in waits.
+Before anything is timed all must find the sums of the serial one, bit by bit. Every round runs all
+of them in another order, and leaves a record of what each took. Milliseconds
+of a step (median, least, 90th percentile) and of exposed communication, which is how long compute
+stands still in waits. Settings given last go to every model's recipe.
 """
 
 import argparse
 import random
 import statistics
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.multiprocessing.spawn import spawn
 
 from weft.bench.record import append, entry
 from weft.bench.rig import Rig, assemble
 from weft.bench.spread import spread
 from weft.bench.tap import Tap
+from weft.bench.world import Wires, fresh, start
 from weft.compose.order import Order, named_order
-from weft.compose.plan import Plan
+from weft.compose.plan import LOSS, NORM2, Plan
 from weft.compose.price import Pricing
 from weft.compose.step import Step, training_step
 from weft.config.load import build, dump
 from weft.config.run import RunConfig
+from weft.errors import VerificationError
 from weft.planner.cost import pricing, rates
 from weft.planner.machine import machine
-from weft.runtime.backends import pick_device, prepare
-from weft.runtime.executor import BoundStep, bind
-from weft.runtime.lanes import CudaLanes
-from weft.runtime.wire import collective_bodies
 from weft.schedule.action import Action, Free, Ordered, Post, Wait, is_open, with_frees
 from weft.schedule.check import check
 from weft.trainer.record import Stopwatch
-from weft.trainer.session import Place, join, open_transport
+from weft.trainer.session import Place
 
-ROUNDS, STEPS = 6, 3  # of each variant in a round the first step is not timed
+STEPS = 3  # of each variant in a round the first step is not timed
 MODELS: Mapping[str, Mapping[str, Any]] = {
     "Q": {"preset": "qwen3-30b-a3b", "layers": 4, "vocab": 32768},
     "M": {"preset": "mixtral-8x7b", "layers": 2, "vocab": 32768},
@@ -60,7 +59,7 @@ PAYLOADS: Mapping[str, frozenset[str]] = {
 }
 
 
-def recipe(model: str, world: int) -> RunConfig:
+def recipe(model: str, world: int, settings: Sequence[str]) -> RunConfig:
     """Two micro-batches of a few layers, all ranks in one group of sp and ep."""
     tree = {
         "name": f"schedule-{model}",
@@ -73,7 +72,7 @@ def recipe(model: str, world: int) -> RunConfig:
             "eval_every": 1, "checkpoint_every": 0, "device": "cuda",
         },
     }  # fmt: skip
-    return build(tree)
+    return build(tree, settings)
 
 
 # ---- orders --------------------------------------------------------------------------------------
@@ -97,12 +96,8 @@ def variants(plan: Plan, prices: Pricing) -> Iterator[tuple[str, Step]]:
     for name, labels in PAYLOADS.items():
         yield f"auto less {name}", training_step(replace(plan, order="auto"), less(ready, labels))
     # in a serial plan a reduction is one segment, which nothing else runs beside
-    alone = replace(plan, order="serial")
-    after = named_order(replace(plan, order="auto"), prices)
-    yield (
-        "auto less gradients",
-        training_step(alone, lambda p: auto.templates.get(p.name) or after(p)),
-    )
+    alone = named_order(replace(plan, order="auto"), prices)
+    yield "auto less gradients", training_step(replace(plan, order="serial"), alone)
 
 
 def less(order: Order, labels: frozenset[str]) -> Order:
@@ -137,81 +132,98 @@ def less(order: Order, labels: frozenset[str]) -> Order:
 # ---- measured ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Errand:
     """What the ranks are sent for."""
 
     models: tuple[str, ...]
     file: Path
-    world: int
     machine: str
+    rounds: int
+    settings: tuple[str, ...]
 
 
-def run_rank(rank: int, meeting: str | None, errand: Errand) -> None:
+def run_rank(place: Place, errand: Errand) -> None:
     """Every model in turn; the first rank prints and appends."""
-    device = pick_device("cuda", rank)
-    prepare(device, threads=None, neighbours=errand.world)
-    place = Place(rank=rank, world=errand.world, device=device, meeting=meeting)
-    join(place)
-    prices = pricing(rates(machine(errand.machine)))
+    prices, wires = pricing(rates(machine(errand.machine))), Wires(place)
     for model in errand.models:
-        config = recipe(model, errand.world)
-        transport = open_transport(config, place)
-        found = measure(assemble(config, place, transport), prices)
-        transport.close()
-        torch.cuda.empty_cache()
-        if rank == 0:
-            print("\n".join(lines(model, found)), flush=True)
-            figures = {"model": model, "config": dump(config), "variants": found}
-            append(errand.file, entry("schedule", device, figures))
+        config = recipe(model, place.world, errand.settings)
+        measure(model, assemble(config, place, wires.of(config)), prices, errand)
+        fresh(place.device)
+    wires.close()
 
 
-def measure(rig: Rig, prices: Pricing) -> dict[str, dict[str, Any]]:
+def measure(model: str, rig: Rig, prices: Pricing, errand: Errand) -> None:
     """Spread of the step, and exposed communication by axis, of every variant."""
-    tap = Tap(rig.place.device)
-    steps = dict(variants(rig.plan, prices))
-    bound = {name: _bound(rig, step, lambda lanes: lanes) for name, step in steps.items()}
-    times: dict[str, list[float]] = {name: [] for name in bound}
-    for round_ in range(ROUNDS):
-        names = list(bound)
-        random.Random(round_).shuffle(names)  # the same on every rank
-        for name in names:
-            times[name] += _timed(rig, bound[name])
-    found = {name: {"step_ms": spread(own).record()} for name, own in times.items()}
-    for name, step in steps.items():
-        tapped = _bound(rig, step, tap.lanes)
-        rounds: list[dict[str, float]] = []
-        for _ in range(STEPS):
-            rig.transport.barrier()
-            tapped.run(rig.environment())
-            waits: dict[str, float] = {}
-            for call in tap.empty():
-                waits[call.name] = waits.get(call.name, 0.0) + call.watch.milliseconds()
-            rounds.append(waits)
-        last = rounds[1:]
-        found[name]["exposed_ms"] = statistics.median(sum(w.values()) for w in last)
-        found[name]["waits_ms"] = last[-1]
-    return found
+    rigs = {name: rig.with_step(step) for name, step in variants(rig.plan, prices)}
+    agree(rigs)
+    times: dict[str, list[float]] = {name: [] for name in rigs}
+    for round_ in range(errand.rounds):
+        own = one_round(rigs, round_)
+        tell(rig, errand, {"model": model, "round": round_, "times_ms": own})
+        for name, taken in own.items():
+            times[name] += taken
+    found = {
+        name: {"step_ms": spread(times[name]).record(), **exposed(each)}
+        for name, each in rigs.items()
+    }
+    tell(rig, errand, {"model": model, "config": dump(rig.config), "variants": found})
+    if rig.place.rank == 0:
+        print("\n".join(lines(model, found)), flush=True)
 
 
-def _bound(rig: Rig, step: Step, wrap: Callable[[Any], Any]) -> BoundStep:
-    return bind(
-        step,
-        bodies={**rig.bodies, **collective_bodies(rig.transport)},
-        statics=rig.stage.state.statics,
-        lanes=wrap(CudaLanes(rig.place.device)),
-    )
+def agree(rigs: Mapping[str, Rig]) -> None:
+    """Returns when every variant finds the bits of the first.
+
+    Raises:
+        VerificationError: one of them does not.
+    """
+    sums = {name: rig.stage.bound.run(rig.at_rest())["stats"].clone() for name, rig in rigs.items()}
+    first = next(iter(sums))
+    for name, found in sums.items():
+        if not torch.equal(found, sums[first]):
+            raise VerificationError(
+                f"{name}: loss {float(found[LOSS])}, squared gradient norm {float(found[NORM2])}; "
+                f"expected the bits of {first}: {float(sums[first][LOSS])} and "
+                f"{float(sums[first][NORM2])}; try weft verify, which names the tensor"
+            )
 
 
-def _timed(rig: Rig, step: BoundStep) -> list[float]:
+def one_round(rigs: Mapping[str, Rig], number: int) -> dict[str, list[float]]:
+    """Milliseconds of the steps of every variant, in an order of the round's own."""
+    names = list(rigs)
+    random.Random(number).shuffle(names)  # the same on every rank
+    return {name: timed(rigs[name]) for name in names}
+
+
+def timed(rig: Rig) -> list[float]:
+    """Milliseconds of a variant's steps, but for the first."""
     rig.transport.barrier()
     watches: list[Stopwatch] = []
     for _ in range(STEPS):
         watch = Stopwatch(rig.place.device)
-        step.run(rig.environment())
+        rig.stage.bound.run(rig.environment())
         watch.stop()
         watches.append(watch)
     return [watch.milliseconds() for watch in watches[1:]]
+
+
+def exposed(rig: Rig) -> dict[str, Any]:
+    """How long compute stands still in the waits of a variant: in all, and by axis."""
+    tap = Tap(rig.place.device)
+    bound, rounds = rig.bound(lambda bodies: bodies, tap.lanes), list[dict[str, float]]()
+    for _ in range(STEPS):
+        rig.transport.barrier()
+        bound.run(rig.environment())
+        rounds.append(tap.milliseconds())
+    total = statistics.median(sum(waits.values()) for waits in rounds[1:])
+    return {"exposed_ms": total, "waits_ms": rounds[-1]}
+
+
+def tell(rig: Rig, errand: Errand, figures: Mapping[str, Any]) -> None:
+    """The first rank's record of what has been found so far."""
+    if rig.place.rank == 0:
+        append(errand.file, entry("schedule", rig.place.device, figures))
 
 
 def lines(model: str, found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -229,17 +241,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path)
     parser.add_argument("--nproc", type=int, default=2)
-    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--model", action="append", choices=list(MODELS))
     parser.add_argument("--machine", default="H200", help="whose prices the search goes by")
-    options = parser.parse_args()
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("settings", nargs="*")
+    options = parser.parse_intermixed_args()
     errand = Errand(
-        models=tuple(options.models),
+        models=tuple(options.model or MODELS),
         file=options.file,
-        world=options.nproc,
         machine=options.machine,
+        rounds=options.rounds,
+        settings=tuple(options.settings),
     )
-    with tempfile.TemporaryDirectory() as folder:
-        spawn(run_rank, (f"file://{folder}/meeting", errand), nprocs=options.nproc)
+    device = recipe(errand.models[0], options.nproc, errand.settings).train.device
+    start(run_rank, errand, world=options.nproc, device=device)
 
 
 if __name__ == "__main__":

@@ -5,34 +5,29 @@
 All variants are bound to one state and take turns, in another order each round; the learning rate
 is zero, so that every step has the same work. Before anything is timed their losses and gradient
 norms must agree: bit by bit with the same chunks in serial order, up to rounding with the uncut
-program.
+program. Each round leaves a record of what every variant took, the last of what they come to.
 """
 
 import argparse
 import random
-import sys
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
 
 from weft.bench import record
-from weft.bench.rig import Rig, rigged
+from weft.bench.rig import Rig, assemble
 from weft.bench.spread import Spread, spread
+from weft.bench.world import Wires, start
 from weft.compose.plan import LOSS, NORM2
 from weft.compose.step import training_step
 from weft.config.load import dump, load
 from weft.config.run import RunConfig
+from weft.errors import VerificationError
 from weft.graph.opset import Tolerance
-from weft.runtime.backends import pick_device
-from weft.runtime.executor import bind
-from weft.runtime.stage import Rates, lanes_of
 from weft.runtime.state import precision
-from weft.runtime.wire import collective_bodies
 from weft.schedule.decompose import BACKWARD, FORWARD
 from weft.testing.tolerance import gradient_bound
 from weft.trainer.record import Stopwatch
@@ -63,6 +58,22 @@ class Found:
     norm2: float
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Errand:
+    """What every rank is sent for."""
+
+    config: RunConfig
+    rounds: int
+    file: Path | None
+
+    def append(self, rig: Rig, figures: Mapping[str, object]) -> None:
+        """The first rank's record of what has been found so far."""
+        if rig.place.rank == 0 and self.file is not None:
+            recipe = {"recipe": self.config.name, "config": dump(self.config)}
+            line = record.entry("split", rig.place.device, {**recipe, **figures})
+            record.append(self.file, line)
+
+
 def main() -> None:
     """Measures a recipe with as many processes as its layout has ranks."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -70,95 +81,93 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--json", type=Path)
     parser.add_argument("overrides", nargs="*")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     config = load(options.recipe, options.overrides)
-    with tempfile.TemporaryDirectory() as folder:
-        given = (config, f"file://{folder}/meeting", options.rounds, options.json)
-        spawn(measure, given, nprocs=config.parallel.ranks)
+    errand = Errand(config=config, rounds=options.rounds, file=options.json)
+    start(measure, errand, world=config.parallel.ranks, device=config.train.device)
 
 
-def measure(rank: int, config: RunConfig, meeting: str, rounds: int, file: Path | None) -> None:
+def measure(place: Place, errand: Errand) -> None:
     """One rank; the first prints and appends."""
-    device = pick_device(config.train.device, rank)
-    world = config.parallel.ranks
-    place = Place(rank=rank, world=world, device=device, meeting=meeting, neighbours=world)
-    with rigged(config, place) as rig:
-        variants = {name: cut(rig, changes) for name, changes in VARIANTS.items()}
-        sums = {name: statistics(each) for name, each in variants.items()}
-        agree(rig, sums)
-        found = turns(variants, sums, rounds)
-    if rank:
-        return
-    print(f"{config.name}: {rig.plan.layout.name()}, {rig.tokens} tokens a step, {config.overlap}")
+    wires = Wires(place)
+    rig = assemble(errand.config, place, wires.of(errand.config))
+    variants = {name: cut(rig, changes) for name, changes in VARIANTS.items()}
+    sums = {name: run(each).clone() for name, each in variants.items()}
+    agree(rig, sums)
+    found = turns(rig, variants, sums, errand)
     for name, each in found.items():
-        ratio, time = each.ratio.text(3), each.step_ms.text()
-        print(f"{name:<14} {time} ms  x {ratio}")
-    if file is not None:
-        for name, each in found.items():
-            figures = {"step_ms": each.step_ms.record(), "ratio": each.ratio.record()}
-            figures |= {"loss": each.loss, "norm2": each.norm2}
-            recipe = {"recipe": config.name, "config": dump(config), "variant": name}
-            record.append(file, record.entry("split", device, {**recipe, **figures}))
+        figures = {"step_ms": each.step_ms.record(), "ratio": each.ratio.record()}
+        errand.append(rig, {"variant": name, **figures, "loss": each.loss, "norm2": each.norm2})
+    if place.rank == 0:
+        print("\n".join(lines(rig, found)), flush=True)
+    wires.close()
+
+
+def lines(rig: Rig, found: Mapping[str, Found]) -> Iterator[str]:
+    """The table of all variants."""
+    layout, overlap = rig.plan.layout.name(), rig.config.overlap
+    yield f"{rig.config.name}: {layout}, {rig.tokens} tokens a step, {overlap}"
+    for name, each in found.items():
+        yield f"{name:<14} {each.step_ms.text()} ms  x {each.ratio.text(3)}"
 
 
 def cut(rig: Rig, changes: Mapping[str, object], *, order: str = "") -> Rig:
     """The rig with another step over the same state."""
-    plan = replace(rig.plan, **changes, order=order or rig.plan.order)
-    step = training_step(plan)
-    bound = bind(
-        step,
-        bodies={**rig.bodies, **collective_bodies(rig.transport)},
-        statics=rig.stage.state.statics,
-        lanes=lanes_of(rig.place.device, rig.transport),
-    )
-    return replace(rig, plan=plan, stage=replace(rig.stage, step=step, bound=bound))
+    return rig.with_step(training_step(replace(rig.plan, **changes, order=order or rig.plan.order)))
 
 
 def run(rig: Rig) -> Tensor:
     """One step that leaves every weight as it is; its statistics."""
-    rates = Rates(lr=0.0, weight_decay=0.0, step=1)
-    environment = rig.stage.environment(rig.batches, divisor=float(rig.tokens), rates=rates)
-    return rig.stage.bound.run(environment)["stats"]
-
-
-def statistics(rig: Rig) -> Tensor:
-    return run(rig).clone()
+    return rig.stage.bound.run(rig.at_rest())["stats"]
 
 
 def agree(rig: Rig, sums: Mapping[str, Tensor]) -> None:
-    """Ends the run if a variant computes something else."""
+    """Returns when every variant computes the same.
+
+    Raises:
+        VerificationError: one of them does not.
+    """
     act = precision(rig.plan.precision).act
     bound = gradient_bound(Tolerance.ATTENTION, act, rig.plan.local_tokens)
     for name in SERIAL:
-        serial = statistics(cut(rig, VARIANTS[name], order="serial"))
+        serial = run(cut(rig, VARIANTS[name], order="serial"))
         if not torch.equal(serial, sums[name]):
-            sys.exit(f"{name}: the bits of the serial order differ")
+            raise VerificationError(
+                f"{name}: loss {float(sums[name][LOSS])}; expected the bits of its serial order, "
+                f"{float(serial[LOSS])}; try weft verify, which names the tensor"
+            )
     for name in VARIANTS:
         for place in (LOSS, NORM2):
             ours, theirs = float(sums[name][place]), float(sums[WHOLE][place])
             if not abs(ours - theirs) <= bound * abs(theirs):
-                sys.exit(f"{name}: found {ours}, expected {theirs} within {bound:.2g}")
+                raise VerificationError(
+                    f"{name}: found {ours}, expected {theirs} within {bound:.2g} of it; try weft "
+                    "verify, which names the tensor"
+                )
 
 
-def turns(variants: Mapping[str, Rig], sums: Mapping[str, Tensor], rounds: int) -> dict[str, Found]:
+def turns(
+    rig: Rig, variants: Mapping[str, Rig], sums: Mapping[str, Tensor], errand: Errand
+) -> dict[str, Found]:
     """Every variant once a round."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     chance = random.Random(0)  # every rank draws the same turns
     for each in variants.values():
         for _ in range(WARM_UP):
             run(each)
-    for _ in range(rounds):
+    for round_ in range(errand.rounds):
         order = list(variants)
         chance.shuffle(order)
         watches: dict[str, Stopwatch] = {}
         for name in order:
-            rig = variants[name]
             rig.transport.barrier()
             watches[name] = Stopwatch(rig.place.device)
-            run(rig)
+            run(variants[name])
             watches[name].stop()
-        for name, watch in watches.items():
-            times[name].append(watch.milliseconds())
+        own = {name: watch.milliseconds() for name, watch in watches.items()}
+        errand.append(rig, {"round": round_, "times_ms": own})
+        for name, taken in own.items():
+            times[name].append(taken)
     return {
         name: Found(
             step_ms=spread(times[name]),

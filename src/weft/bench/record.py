@@ -30,10 +30,13 @@ def entry(bench: str, device: torch.device, figures: Mapping[str, Any]) -> dict[
 
 
 def append(file: Path, line: Mapping[str, Any]) -> None:
-    """Adds one line to a file of JSON lines, and its folder where there is none."""
+    """Adds one line to a file of JSON lines, and its folder where there is none.
+
+    In one write: lines of several processes do not mix, and one that is killed leaves no half.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a", encoding="utf-8") as out:
-        out.write(json.dumps(line) + "\n")
+    with file.open("ab", buffering=0) as out:
+        out.write(f"{json.dumps(line)}\n".encode())
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -53,7 +53,13 @@ class Rig:
     def environment(self) -> Environment:
         """What one step reads, its sums cleared."""
         optim = self.config.optim
-        rates = Rates(lr=optim.lr, weight_decay=optim.weight_decay, step=1)
+        return self._environment(Rates(lr=optim.lr, weight_decay=optim.weight_decay, step=1))
+
+    def at_rest(self) -> Environment:
+        """What a step reads that leaves every weight as it is: another one finds the same sums."""
+        return self._environment(Rates(lr=0.0, weight_decay=0.0, step=1))
+
+    def _environment(self, rates: Rates) -> Environment:
         return self.stage.environment(self.batches, divisor=float(self.tokens), rates=rates)
 
     def bound(self, wrap: Wrap, wrap_lanes: Callable[[Lanes], Lanes]) -> BoundStep:
