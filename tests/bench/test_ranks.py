@@ -1,10 +1,13 @@
 """However many ranks measure, one speaks."""
 
 import json
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from torch.multiprocessing.spawn import ProcessRaisedException
 
+from weft.bench.calibrate import SPREAD
 from weft.bench.ranks import Calibration, Order, calibrate_here, measure_here
 from weft.planner.machine import machine
 
@@ -45,3 +48,26 @@ def test_a_calibration_leaves_a_machine_file(tmp_path) -> None:
     assert found.device.peak_flops > 0
     assert "adamw" in found.measured.passes
     assert "passes" in said[-1]
+
+
+def test_two_ranks_leave_a_machine_file_after_each_stack(tmp_path) -> None:
+    file, said = tmp_path / "here.toml", tmp_path / "said"
+    calibrate_here(Calibration(known=None, device="cpu", file=file, say=Appended(said)), 2)
+    found = machine(str(file))
+    assert found.measured.messages
+    assert "adamw" in found.measured.passes
+    lines = said.read_text().splitlines()
+    assert sum("passes" in line for line in lines) == len(SPREAD) + 1  # both stacks at once
+    assert "on 2 rank(s)" in lines[0]  # what takes two comes first
+    assert "12 messages" in lines[1]
+
+
+@dataclass(frozen=True)
+class Appended:
+    """What is said in another process, line by line."""
+
+    file: Path
+
+    def __call__(self, text: str) -> None:
+        with self.file.open("a") as out:
+            out.write(text + "\n")

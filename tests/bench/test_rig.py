@@ -67,3 +67,11 @@ def test_another_step_runs_over_the_same_state(recipe, place) -> None:
         assert serial.stage.state is rig.stage.state
         before = float(rig.stage.bound.run(rig.environment())["stats"][0])
         assert float(serial.stage.bound.run(serial.environment())["stats"][0]) < before  # learned
+
+
+def test_a_step_at_rest_finds_the_same_sums_again(recipe, place) -> None:
+    with rigged(recipe(), place) as rig:
+        first, again = (rig.stage.bound.run(rig.at_rest())["stats"].clone() for _ in range(2))
+        assert torch.equal(first, again)
+        rig.stage.bound.run(rig.environment())
+        assert not torch.equal(first, rig.stage.bound.run(rig.at_rest())["stats"])

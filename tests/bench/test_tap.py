@@ -27,6 +27,15 @@ def test_a_call_is_timed() -> None:
     assert 10 <= call.watch.milliseconds() < 1000
 
 
+def test_calls_of_one_name_add_up() -> None:
+    tap = Tap(CPU)
+    nap = tap.bodies({"nap": lambda: time.sleep(0.01)})["nap"]
+    nap()
+    nap()
+    assert 20 <= tap.milliseconds()["nap"] < 1000
+    assert tap.milliseconds() == {}
+
+
 def test_a_wait_is_timed_under_its_axis() -> None:
     class Late(Handle):
         def ready(self) -> bool:

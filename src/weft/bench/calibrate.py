@@ -1,15 +1,14 @@
 """A machine file from one short run: every body where it runs, collectives by size, host time.
 
-    stacks       layers of published shapes, each at its own width, length and number of experts:
-                 on one rank, dealt out to all of them, and layouts of all ranks
-    tasks        each beside what it asks of a machine, and its host time (`bench.clock`)
     collectives  by size, and beside a product (`bench.collectives`)
+    stacks       layers of published shapes, each at its own width, length and number of experts:
+                 layouts of all ranks, then on one rank, dealt out to all of them
+    tasks        each beside what it asks of a machine, and its host time (`bench.clock`)
 
 Orders are serial, so that nothing runs beside what is timed. A stack that does not fit is said and
-left out.
+left out. What is known so far is a machine after each stack: a run that is ended leaves the last.
 """
 
-import gc
 import os
 import statistics
 import time
@@ -25,13 +24,15 @@ from weft.bench.ceilings import Ceilings, stored
 from weft.bench.clock import Taken, take
 from weft.bench.profile import hold
 from weft.bench.rig import assemble
+from weft.bench.world import Wires, fresh
+from weft.comm.transport import Transport
 from weft.config.load import build
 from weft.config.run import RunConfig
 from weft.planner.calibration import measured
 from weft.planner.machine import Beside, Device, Machine, Message, Network
 from weft.runtime import backends
 from weft.trainer.record import Stopwatch
-from weft.trainer.session import Place, join, open_transport
+from weft.trainer.session import Place, open_transport
 
 Tree = dict[str, Any]
 
@@ -132,52 +133,61 @@ class Order:
     say: Callable[[str], None]
 
 
-def calibrate(place: Place, order: Order) -> Machine:
-    """The machine under this rank; every rank of a world calls it."""
+def calibrate(place: Place, order: Order) -> Iterator[Machine]:
+    """The machine under this rank as it is known after each stack; every rank of a world, which
+    has met the others, goes through all of them.
+    """
     cuda = place.device.type == "cuda"
-    backends.prepare(place.device, threads=None, neighbours=place.neighbours)
-    if place.world > 1:
-        join(place)
     dtype = torch.bfloat16 if cuda else torch.float32
-    ceilings = stored(place.device, dtype)
-    device = _device(place.device, ceilings, order.base)
-    taken = list(_taken(place, order, cuda=cuda))
+    device = _device(place.device, stored(place.device, dtype), order.base)
     messages, beside = _wire(place, dtype, cuda=cuda)
-    found = measured(
-        [sample for one in taken for sample in one.samples],
-        device=device,
-        issue=_issue(taken) if cuda else {},  # a CPU is its own host
-        messages=messages,
-        beside=beside,
-    )
     link, nic = _networks(order.base, place.world)
     name = order.base.name if order.base else record.name(place.device)
-    return Machine(name=name, device=device, link=link, nic=nic, measured=found)
+    taken: list[Taken] = []
+    for more in _taken(place, order, cuda=cuda):
+        taken += more
+        found = measured(
+            [sample for one in taken for sample in one.samples],
+            device=device,
+            issue=_issue(taken) if cuda else {},  # a CPU is its own host
+            messages=messages,
+            beside=beside,
+        )
+        yield Machine(name=name, device=device, link=link, nic=nic, measured=found)
 
 
-def _taken(place: Place, order: Order, *, cuda: bool) -> Iterator[Taken]:
-    """Stacks of one rank, each on one of the ranks, then what all of them run together."""
-    alone, stacks = replace(place, world=1, rank=0), list(singles(cuda=cuda))
-    own = [_of(c, alone, order) for many in stacks[place.rank :: place.world] for c in many]
-    shares: list[list[Taken]] = [[] for _ in range(place.world)]
-    if place.world > 1:
-        dist.all_gather_object(shares, own)
-    else:
-        shares = [own]
-    for share in shares:
-        yield from share
+def _taken(place: Place, order: Order, *, cuda: bool) -> Iterator[list[Taken]]:
+    """What all ranks run together, then stacks of one rank, one on each of them at a time."""
+    wires = Wires(place)
     for config in spreads(place.world, cuda=cuda):
-        yield _of(config, place, order)
+        yield [_of(config, wires.of(config), place, order)]
+    wires.close()
+    alone, stacks = replace(place, world=1, rank=0), list(singles(cuda=cuda))
+    for first in range(0, len(stacks), place.world):
+        mine = stacks[first + place.rank : first + place.rank + 1]
+        yield _shared(
+            [_of(c, Wires(alone).of(c), alone, order) for many in mine for c in many], place
+        )
+
+
+def _shared(own: list[Taken], place: Place) -> list[Taken]:
+    """What every rank found, on each of them."""
+    if place.world == 1:
+        return own
+    shares: list[list[Taken]] = [[] for _ in range(place.world)]
+    dist.all_gather_object(shares, own)
+    return [one for share in shares for one in share]
 
 
 def _issue(taken: Sequence[Taken]) -> Mapping[str, float]:
-    """Host seconds of each body, with the executor's part."""
+    """Host seconds of each body, with the executor's part once a rank alone has shown it."""
     every: dict[str, list[float]] = {}
     for one in taken:
         for body, times in one.issue.items():
             every.setdefault(body, []).extend(times)
-    between = statistics.median(one.between for one in taken if one.between is not None)
-    return {body: statistics.median(times) + between for body, times in every.items()}
+    between = [one.between for one in taken if one.between is not None]
+    executor = statistics.median(between) if between else 0.0
+    return {body: statistics.median(times) + executor for body, times in every.items()}
 
 
 def _wire(place: Place, dtype: torch.dtype, *, cuda: bool) -> tuple[list[Message], Beside | None]:
@@ -191,19 +201,15 @@ def _wire(place: Place, dtype: torch.dtype, *, cuda: bool) -> tuple[list[Message
     return messages, beside
 
 
-def _of(config: RunConfig, place: Place, order: Order) -> Taken:
+def _of(config: RunConfig, transport: Transport, place: Place, order: Order) -> Taken:
     """What the step of one recipe gives."""
     begun = time.perf_counter()
-    transport = open_transport(config, place)
     try:
         found = take(assemble(config, place, transport))
     except torch.OutOfMemoryError as error:
         order.say(f"{config.name}: left out, {str(error).splitlines()[0]}")
         found = Taken()
-    transport.close()
-    gc.collect()  # a rig's closures hold its tensors in a ring
-    if place.device.type == "cuda":
-        torch.cuda.empty_cache()
+    fresh(place.device)
     layout = f"{config.name} on {config.parallel.ranks} rank(s)"
     order.say(f"{layout}: {time.perf_counter() - begun:.1f} s")
     return found

@@ -13,7 +13,7 @@ CPU by the host's clock.
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -95,8 +95,9 @@ class Row:
         return first.median / self.times_us[label].median
 
 
-def measure(wires: Wires, device: torch.device, work: Work) -> list[Row]:
-    """Every contest over these wires; every rank calls it and finds the same figures.
+def measure(wires: Wires, device: torch.device, work: Work) -> Iterator[Row]:
+    """Every contest over these wires as it ends; every rank goes through all of them and finds the
+    same figures.
 
     Raises:
         VerificationError: two wires do not give the same bits.
@@ -107,7 +108,8 @@ def measure(wires: Wires, device: torch.device, work: Work) -> list[Row]:
         *short_sums(wires, device, ranks),
         lambda: gradients(wires, device, ranks, work.elements),
     )
-    return [_contest(make(), wires, device, work) for make in contests]
+    for make in contests:
+        yield _contest(make(), wires, device, work)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,16 +140,19 @@ def measure_rank(rank: int, meeting: str, order: Order) -> None:
         world_size=order.ranks,
     )
     wires = open_wires(Mesh(dp=order.ranks), device)
-    rows = measure(wires, device, order.work)
     if rank == 0:
-        order.say(render(rows, title(wires, device, order.ranks)))
-        if device.type == "cuda" and order.ranks == 2:
-            asked = [(row.name, row.received_bytes) for row in rows if row.name != "all_reduce"]
-            slot_bytes = slot_bytes_of(ARENA_BYTES, order.ranks)
-            order.say("\n" + foretold.render(asked, slot_bytes=slot_bytes))
-        if order.file is not None:
-            for row in rows:
+        order.say(render([], title(wires, device, order.ranks)))
+    asked: list[tuple[str, int]] = []
+    for row in measure(wires, device, order.work):
+        if row.name != "all_reduce":
+            asked.append((row.name, row.received_bytes))
+        if rank == 0:
+            order.say("\n".join(lines(row)))
+            if order.file is not None:
                 append(order.file, entry("comm", device, {"ranks": order.ranks, **record(row)}))
+    if rank == 0 and device.type == "cuda" and order.ranks == 2:
+        slot_bytes = slot_bytes_of(ARENA_BYTES, order.ranks)
+        order.say("\n" + foretold.render(asked, slot_bytes=slot_bytes))
     list(wires.values())[-1].close()
     dist.destroy_process_group()
 
@@ -307,19 +312,17 @@ def title(wires: Wires, device: torch.device, ranks: int) -> str:
 
 def render(rows: list[Row], about: str) -> str:
     """A table: a line for each collective, size and wire."""
-    lines = [
-        about,
-        "",
-        f"{'collective':<15}{'MB':>9}  {'wire':<16}{'us (min to p90)':>30}{'GB/s':>8}",
-    ]
-    for row in rows:
-        for label, times in row.times_us.items():
-            ratio = row.ratio(label)
-            lines.append(
-                f"{row.name:<15}{row.received_bytes / 2**20:>9.4g}  {label:<16}"
-                f"{times.text(1):>30}{row.rate(label):>8.0f}  {ratio:.2f}x"
-            )
-    return "\n".join(lines)
+    head = f"{'collective':<15}{'MB':>9}  {'wire':<16}{'us (min to p90)':>30}{'GB/s':>8}"
+    return "\n".join((about, "", head, *(line for row in rows for line in lines(row))))
+
+
+def lines(row: Row) -> Iterator[str]:
+    """A line for each wire of a row."""
+    for label, times in row.times_us.items():
+        yield (
+            f"{row.name:<15}{row.received_bytes / 2**20:>9.4g}  {label:<16}"
+            f"{times.text(1):>30}{row.rate(label):>8.0f}  {row.ratio(label):.2f}x"
+        )
 
 
 def record(row: Row) -> dict[str, object]:

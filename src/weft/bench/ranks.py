@@ -11,10 +11,11 @@ from weft.bench import block, calibrate, record, step
 from weft.bench.ceilings import Ceilings, stored
 from weft.bench.record import append, entry
 from weft.bench.rig import rigged
+from weft.bench.world import start
 from weft.config.load import dump
 from weft.config.run import RunConfig
 from weft.planner.calibration import machine_text
-from weft.planner.machine import machine, sources
+from weft.planner.machine import Machine, machine, sources
 from weft.runtime import backends
 from weft.runtime.state import precision
 from weft.trainer.session import Place
@@ -95,33 +96,30 @@ class Calibration:
 
 def calibrate_here(order: Calibration, world: int) -> None:
     """Measures this machine with a process for each rank; the first one writes its file."""
-    for rank in range(world):
-        backends.pick_device(order.device, rank)  # refused before anything starts
-    if world == 1:
-        calibrate_rank(0, 1, None, order)
-        return
-    with tempfile.TemporaryDirectory(prefix="weft-bench-") as folder:
-        meeting = f"file://{folder}/meeting"
-        spawn(calibrate_rank, (world, meeting, order), nprocs=world)
+    start(calibrate_rank, order, world=world, device=order.device)
 
 
-def calibrate_rank(rank: int, world: int, meeting: str | None, order: Calibration) -> None:
-    """Measures one rank; the first writes the file."""
-    device = backends.pick_device(order.device, rank)
-    place = Place(rank=rank, world=world, device=device, meeting=meeting, neighbours=world)
-    say = order.say if rank == 0 else _silent
+def calibrate_rank(place: Place, order: Calibration) -> None:
+    """Measures one rank; the first writes the file, as soon as there is something to write."""
+    say = order.say if place.rank == 0 else _silent
     base = machine(order.known) if order.known else None
-    found = calibrate.calibrate(place, calibrate.Order(base=base, say=say))
-    if rank:
-        return
-    facts = record.machine(device)
+    for found in calibrate.calibrate(place, calibrate.Order(base=base, say=say)):
+        if place.rank == 0:
+            _write(found, place, order)
+
+
+def _write(found: Machine, place: Place, order: Calibration) -> None:
+    """The machine as it is known, in place of what the file had."""
+    facts = record.machine(place.device)
     run = (
-        f"weft bench calibrate, {record.today()}, {world} x {facts['name']}, "
+        f"weft bench calibrate, {record.today()}, {place.world} x {facts['name']}, "
         f"torch {facts['torch']}, commit {record.commit()}"
     )
     known = sources(order.known) if order.known else {}
     source = calibrate.sources_of(found, known, run)
-    order.file.write_text(machine_text(found, source=source, run=run), encoding="utf-8")
+    fresh = order.file.with_suffix(".part")
+    fresh.write_text(machine_text(found, source=source, run=run), encoding="utf-8")
+    fresh.replace(order.file)
     measured = found.measured
     order.say(
         f"{order.file}: {len(measured.products)} shapes of products, {len(measured.passes)} "
