@@ -6,7 +6,8 @@ A small model learns real text. The yardstick is one device with its micro-batch
 gradients in another order, and the balance loss, which is that of a micro-batch, of other halves. A
 layout follows if it is nowhere farther from one device than TWICE that, neither in the first EARLY
 steps, where rounding alone speaks, nor later, where it has grown. The control, a layout in which
-one rank reads a step ahead of the other, must not. Settings given last go to every run.
+one rank reads a step ahead of the other, must not: else nothing has been shown, and the run fails.
+Settings given last go to every run.
 
 First each of two processes trains by itself, one of them by the yardstick; then both go through the
 layouts, one after the other. A line is printed every few steps, and a record with the loss of every
@@ -31,6 +32,7 @@ from weft.bench.rig import Rig, assemble
 from weft.bench.world import Wires, fresh, start
 from weft.config.load import build, dump
 from weft.config.run import RunConfig
+from weft.errors import VerificationError
 from weft.optim.lr import learning_rate
 from weft.runtime.stage import Rates
 from weft.trainer.feed import Feed, open_feed
@@ -92,13 +94,19 @@ def process(place: Place, work: Work) -> None:
     for name, losses in zip((ONE, HALVED), runs, strict=True):
         tell(place, work, name, losses, apart(losses, one))
 
-    def run(name: str, rig: Rig, ahead: int = 0) -> None:
+    def run(name: str, rig: Rig, ahead: int = 0) -> bool:
         losses = train(rig, feed, told(place, name), ahead=ahead)
         found = apart(losses, one)
-        tell(place, work, name, losses, {**found, "yardsticks": far(found, yardstick)})
+        found["yardsticks"] = far(found, yardstick)
+        tell(place, work, name, losses, found)
+        return found["yardsticks"] <= TWICE
 
     def sabotaged(name: str, rig: Rig) -> None:
-        run(name, rig, ahead=place.rank)
+        if run(name, rig, ahead=place.rank):
+            raise VerificationError(
+                f"{name}: found that it follows, expected that it does not: such a yardstick shows "
+                "nothing; try fewer steps or a lower optim.lr"
+            )
 
     visit(place, work.layouts, lambda sets: recipe(work, sets), run)
     visit(place, {CONTROL: LAYOUTS[CONTROLLED]}, lambda sets: recipe(work, sets), sabotaged)

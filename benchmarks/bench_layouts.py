@@ -82,7 +82,7 @@ def visit(
     place: Place,
     layouts: Mapping[str, tuple[str, ...]],
     recipe: Callable[[Sequence[str]], RunConfig],
-    run: Callable[[str, Rig], None],
+    run: Callable[[str, Rig], object],
 ) -> None:
     """Sets this rank up for one layout after the other; one that is refused leaves the others."""
     wires = Wires(place)

@@ -24,7 +24,7 @@ EXCEPTIONS = {
 }
 
 # Folders of tests that mirror no room.
-EXTRA = {"agreement", "architecture", "system"}
+EXTRA = {"agreement", "architecture", "benchmarks", "system"}
 
 
 def expected_test(module: Path) -> Path:
