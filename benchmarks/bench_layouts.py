@@ -84,19 +84,26 @@ def visit(
     recipe: Callable[[Sequence[str]], RunConfig],
     run: Callable[[str, Rig], object],
 ) -> None:
-    """Sets this rank up for one layout after the other; one that is refused leaves the others."""
-    wires = Wires(place)
+    """Sets this rank up for one layout after the other; one that is refused leaves the others.
+
+    Raises:
+        WeftError: all of them are refused.
+    """
+    wires, refused = Wires(place), list[WeftError]()
     for name, sets in layouts.items():
         try:
             config = recipe(sets)
             rig = assemble(config, place, wires.of(config))
         except WeftError as error:
             print(f"{name:<32} refused on rank {place.rank}: {error}", flush=True)
+            refused.append(error)
             continue
         run(name, rig)
         del rig
         fresh(place.device)
     wires.close()
+    if len(refused) == len(layouts):
+        raise refused[-1]
 
 
 def process(place: Place, work: Work) -> None:
