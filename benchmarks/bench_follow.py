@@ -135,7 +135,7 @@ def told(place: Place, name: str) -> Say:
     begun = time.perf_counter()
 
     def tell_step(step: int, loss: torch.Tensor) -> None:
-        if place.rank == 0 and step % TOLD == 0:
+        if place.rank == 0 and (step == 1 or step % TOLD == 0):  # the first compiles kernels
             seconds = time.perf_counter() - begun
             print(f"    {name}: step {step}, loss {float(loss):.4f}, {seconds:.1f} s", flush=True)
 
