@@ -55,7 +55,7 @@ RECIPE: Mapping[str, Any] = {
 }  # fmt: skip
 TWICE = 2.0  # two runs that each are a yardstick from a third may be that far apart
 EARLY = 10  # steps, as long as the learning rate warms up
-TINY = 1e-12  # a yardstick of no length
+LEAST = 1e-12  # a yardstick of no length
 TOLD = 50  # steps between two lines
 
 Losses = list[float]
@@ -178,7 +178,7 @@ def apart(losses: Sequence[float], one: Sequence[float]) -> dict[str, float]:
 def far(found: Mapping[str, float], yardstick: Mapping[str, float]) -> float:
     """How many yardsticks a run is from one device, early or over all, whichever is more."""
     parts = ("early", "largest")
-    return float(np.max([found[part] / max(yardstick[part], TINY) for part in parts]))
+    return float(np.max([found[part] / max(yardstick[part], LEAST) for part in parts]))
 
 
 def verdict(found: Mapping[str, float]) -> str:

@@ -123,7 +123,7 @@ def step(name: str, shape: str, gpus: int, *settings: str) -> Measurement:
         name=f"step {shape} {name}",
         question="how fast is a training step, and where does it go?",
         gpus=gpus,
-        limit=90,
+        limit=60 + 30 * gpus,
         words=weft("step", RECIPES[shape], "--json", "{file}"),
         settings=settings,
         flag=("--set",),
