@@ -3,11 +3,12 @@
     python benchmarks/bench_follow.py [--steps 200] [--out FILE] [--only WORD]* [key=value ...]
 
 A small model learns real text. The yardstick is one device with its micro-batch halved: sums of
-gradients in another order, and the balance loss, which is that of a micro-batch, of other halves. A
-layout follows if it is nowhere farther from one device than TWICE that, neither in the first EARLY
-steps, where rounding alone speaks, nor later, where it has grown. The control, a layout in which
-one rank reads a step ahead of the other, must not: else nothing has been shown, and the run fails.
-Settings given last go to every run.
+gradients in another order, and the balance loss, which is that of a micro-batch, of other halves;
+at least it is what one rounding of every token's loss comes to in their mean, since halving rounds
+nothing anew in a forward and layouts do. A layout follows if it is nowhere farther from one device
+than TWICE that, neither in the first EARLY steps, before differences grow, nor later. The control,
+a layout in which one rank reads a step ahead of the other, must not: else nothing has been shown,
+and the run fails. Settings given last go to every run.
 
 First each of two processes trains by itself, one of them by the yardstick; then both go through the
 layouts, one after the other. A line is printed every few steps, and a record with the loss of every
@@ -35,6 +36,7 @@ from weft.config.run import RunConfig
 from weft.errors import VerificationError
 from weft.optim.lr import learning_rate
 from weft.runtime.stage import Rates
+from weft.runtime.state import precision
 from weft.trainer.feed import Feed, open_feed
 from weft.trainer.session import Place
 
@@ -55,7 +57,7 @@ RECIPE: Mapping[str, Any] = {
 }  # fmt: skip
 TWICE = 2.0  # two runs that each are a yardstick from a third may be that far apart
 EARLY = 10  # steps, as long as the learning rate warms up
-LEAST = 1e-12  # a yardstick of no length
+LEAST = 1e-12  # in place of no difference at all
 TOLD = 50  # steps between two lines
 
 Losses = list[float]
@@ -90,7 +92,7 @@ def process(place: Place, work: Work) -> None:
     runs: list[Losses] = [[], []]
     dist.all_gather_object(runs, alone(place, work))
     (one, halved), feed = runs, open_feed(recipe(work, ()))
-    yardstick = apart(halved, one)
+    yardstick = yardstick_of(apart(halved, one), recipe(work, ()))
     for name, losses in zip((ONE, HALVED), runs, strict=True):
         tell(place, work, name, losses, apart(losses, one))
 
@@ -98,6 +100,7 @@ def process(place: Place, work: Work) -> None:
         losses = train(rig, feed, told(place, name), ahead=ahead)
         found = apart(losses, one)
         found["yardsticks"] = far(found, yardstick)
+        found["times_halved"] = found["largest"] / max(apart(halved, one)["largest"], LEAST)
         tell(place, work, name, losses, found)
         return found["yardsticks"] <= TWICE
 
@@ -175,18 +178,25 @@ def apart(losses: Sequence[float], one: Sequence[float]) -> dict[str, float]:
     }
 
 
+def yardstick_of(halved: Mapping[str, float], config: RunConfig) -> dict[str, float]:
+    """How far runs of the same mathematics may be apart, early and over all."""
+    tokens = config.train.global_batch * config.data.sequence
+    rounding = torch.finfo(precision(config.train.precision).act).eps * halved["first"]
+    return {part: max(halved[part], rounding / tokens**0.5) for part in ("early", "largest")}
+
+
 def far(found: Mapping[str, float], yardstick: Mapping[str, float]) -> float:
     """How many yardsticks a run is from one device, early or over all, whichever is more."""
-    parts = ("early", "largest")
-    return float(np.max([found[part] / max(yardstick[part], LEAST) for part in parts]))
+    return float(np.max([found[part] / length for part, length in yardstick.items()]))
 
 
 def verdict(found: Mapping[str, float]) -> str:
     """Whether a run follows; nothing of the runs that the others are held to."""
     if "yardsticks" not in found:
         return ""
-    times = found["yardsticks"]
-    return f"{times:.2f} yardsticks: {'follows' if times <= TWICE else 'DOES NOT FOLLOW'}"
+    times, halved = found["yardsticks"], found["times_halved"]
+    follows = "follows" if times <= TWICE else "DOES NOT FOLLOW"
+    return f"{times:.2f} yardsticks, {halved:.2f} times the halved one: {follows}"
 
 
 def tell(place: Place, work: Work, name: str, losses: Losses, found: Mapping[str, float]) -> None:

@@ -126,7 +126,7 @@ def run(command: Sequence[str], *, limit: float, log: Path) -> tuple[Outcome, fl
     paths = [str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
     with log.open("ab") as said:
-        # a group of its own, in the session of this one: who ends the session ends it too
+        # a process group of its own, so that all that it starts can be ended at once
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=said, stderr=said, process_group=0
         )

@@ -5,33 +5,47 @@ import numpy as np
 import pytest
 from bench_layouts import chosen
 
+from weft.config.load import build
+
+SINGLE = build(bench.RECIPE, ("train.precision=float32",))
+
+
+def verdict(yardsticks):
+    return bench.verdict({"yardsticks": yardsticks, "times_halved": 1.0})
+
 
 def test_a_run_is_as_far_as_its_worst_part() -> None:
     one = [5.0] * 20
     halved = [*[5.001] * 10, *[5.01] * 10]
-    yardstick = bench.apart(halved, one)
+    yardstick = bench.yardstick_of(bench.apart(halved, one), SINGLE)
     early = bench.far(bench.apart([5.003, *[5.0] * 19], one), yardstick)
     late = bench.far(bench.apart([*[5.0] * 19, 5.015], one), yardstick)
     assert early == pytest.approx(3.0)
     assert late == pytest.approx(1.5)
-    assert "DOES NOT" in bench.verdict({"yardsticks": early})
-    assert "DOES NOT" not in bench.verdict({"yardsticks": late})
-    assert bench.verdict(yardstick) == ""
+    assert "DOES NOT" in verdict(early)
+    assert "DOES NOT" not in verdict(late)
+    assert bench.verdict(bench.apart(halved, one)) == ""
 
 
 @pytest.mark.parametrize("place", [0, 19])
 def test_a_loss_that_is_no_number_follows_nothing(place) -> None:
     one, lost = [5.0] * 20, [5.0] * 20
     lost[place] = np.nan
-    far = bench.far(bench.apart(lost, one), bench.apart([5.1] * 20, one))
-    assert "DOES NOT" in bench.verdict({"yardsticks": far})
+    yardstick = bench.yardstick_of(bench.apart([5.1] * 20, one), SINGLE)
+    far = bench.far(bench.apart(lost, one), yardstick)
+    assert "DOES NOT" in verdict(far)
 
 
-def test_a_yardstick_of_no_length_lets_nothing_but_the_same_pass() -> None:
+@pytest.mark.parametrize(("dtype", "eps"), [("float32", 2.0**-23), ("bfloat16", 2.0**-7)])
+def test_a_yardstick_is_no_shorter_than_rounding(dtype, eps) -> None:
+    config = build(bench.RECIPE, (f"train.precision={dtype}",))
     one = [5.0] * 20
-    same = bench.apart(one, one)
-    assert bench.far(same, same) == 0
-    assert bench.far(bench.apart([5.0001] * 20, one), same) > bench.TWICE
+    same = bench.yardstick_of(bench.apart(one, one), config)
+    assert set(same.values()) == {eps * 5.0 / 8192**0.5}  # the tokens of a step
+    assert bench.far(bench.apart(one, one), same) == 0
+    assert bench.far(bench.apart([5.001 + eps] * 20, one), same) > bench.TWICE
+    longer = bench.yardstick_of(bench.apart([5.1] * 20, one), config)
+    assert longer["largest"] == pytest.approx(0.1)
 
 
 def test_words_choose_layouts() -> None:
