@@ -62,6 +62,7 @@ RECIPES = {"Q": "recipes/h200-qwen3-6layer.toml", "M": "recipes/h200-mixtral-2la
 CUDNN = "kernels.attention=cudnn"
 SYMMETRIC = "kernels.transport=symmetric"
 GATHER = "parallel.dispatch=all_gather"
+BOUND = "parallel.row_bound=1.25"
 ALONE = ("parallel.sp=1", "parallel.ep=1", "train.global_batch=4", "train.micro_batch=4")
 PAIR = ("parallel.sp=1", "parallel.dp=2", "parallel.ep=2", GATHER, "train.global_batch=16")
 
@@ -205,10 +206,15 @@ TWO: tuple[Measurement, ...] = (
     speed("layouts M symmetric", "M", SYMMETRIC),
     schedule("Q"),
     schedule("M"),
-    step("8 layers", "Q", 2, *PAIR, "model.layers=8"),
-    step("8 layers cudnn", "Q", 2, *PAIR, "model.layers=8", CUDNN),
-    step("4 layers", "M", 2, *PAIR, "model.layers=4"),
-    step("4 layers cudnn", "M", 2, *PAIR, "model.layers=4", CUDNN),
+    *(
+        step(" ".join((f"{layers} layers", *words)), shape, 2, *PAIR, *settings)
+        for shape, layers in (("Q", 8), ("M", 4))
+        for words, settings in (
+            ((), (f"model.layers={layers}",)),
+            (("bounded",), (f"model.layers={layers}", BOUND)),
+            (("cudnn", "bounded"), (f"model.layers={layers}", BOUND, CUDNN)),
+        )
+    ),
     Measurement(
         name="wires",
         question="how fast are collectives by size over each wire?",
@@ -225,7 +231,8 @@ TWO: tuple[Measurement, ...] = (
     split("M"),
 )
 ONE: tuple[Measurement, ...] = (
-    gpu_tests("tests of one GPU", "gpu", 1, "tests/kernels", "tests/ops", "tests/runtime"),
+    gpu_tests("kernels of one GPU", "not gpus2", 1, "tests/kernels"),
+    gpu_tests("tests of one GPU", "gpu", 1, "tests/ops", "tests/runtime"),
     *(
         step(f"{layers} layers {fuse}", shape, 1, *ALONE, f"kernels.fuse={fuse}")
         for shape, layers in (("Q", 6), ("M", 2))
