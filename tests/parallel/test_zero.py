@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from weft.compose import stage
 from weft.model.params import parameters
+from weft.parallel import zero
 from weft.parallel.layout import Attention, FeedForward, Layout
-from weft.parallel.zero import ALIGNMENT, Bucket, buckets, decayed, pieces
+from weft.parallel.zero import ALIGNMENT, ALONE, Bucket, buckets, decayed, pieces
 from weft.testing import models
 from weft.testing.models import FAMILIES
 
@@ -91,17 +92,21 @@ def test_decayed_parts_of_shards_add_up(layout):
 
 
 @EVERY
-def test_buckets_cover_their_buffer_and_stay_below_their_bound(layout):
+@pytest.mark.parametrize("alone", [MOST, ALONE])
+def test_buckets_cover_their_buffer_and_stay_below_their_bound(layout, alone, monkeypatch):
+    monkeypatch.setattr(zero, "ALONE", alone)
     covered: dict[str, list[int]] = {}
     for bucket in of_rank(layout, 0, most=MOST):
         unit = layout.degree(bucket.axis) * ALIGNMENT
-        assert bucket.numel <= max(-(-MOST // unit) * unit, unit)
+        most = MOST if layout.degree(bucket.axis) > 1 else alone
+        assert bucket.numel <= max(-(-most // unit) * unit, unit)
         covered.setdefault(bucket.buffer.name, []).extend(
             range(bucket.start, bucket.start + bucket.numel)
         )
     whole = {b.buffer.name: b.buffer.numel for b in of_rank(layout, 0)}
     assert {name: list(range(numel)) for name, numel in whole.items()} == covered
-    assert len(of_rank(layout, 0, most=MOST)) > len(whole)
+    if alone == MOST or layout.degree("dense") > 1:
+        assert len(of_rank(layout, 0, most=MOST)) > len(whole)
 
 
 def test_experts_and_dense_parameters_share_no_bucket():

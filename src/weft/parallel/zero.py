@@ -23,6 +23,9 @@ from weft.parallel.layout import Layout, Leg
 from weft.parallel.sync import shard_index
 
 ALIGNMENT = 8  # elements: 16 bytes of bfloat16
+# Elements of a bucket that nobody else holds: 512 MB of FP32, of which a plain body makes a few.
+# Each bucket costs two launches of the update.
+ALONE = 2**27
 
 
 class Part(Protocol):
@@ -129,7 +132,8 @@ class Piece:
 def buckets(
     parameters: Sequence[Tensor], layout: Layout, *, most: int, zero: int = 1
 ) -> tuple[Bucket, ...]:
-    """The buckets of one rank's parameters, in order of use, none of more than `most` elements.
+    """The buckets of one rank's parameters, in order of use: of no more than `most` elements where
+    they are summed over replicas, else only so many that the passes of the update stay short.
 
     With ZeRO-2 the gradients of layers of one size take turns in the memory of two.
     """
@@ -143,8 +147,12 @@ def buckets(
     return tuple(
         bucket
         for buffer in (_share_memory(laid) if zero > 1 else laid)
-        for bucket in _cut(buffer, layout.legs(buffer.axis), most)
+        for bucket in _cut(buffer, layout.legs(buffer.axis), _most(layout, buffer, most))
     )
+
+
+def _most(layout: Layout, buffer: Buffer, most: int) -> int:
+    return max(most, ALONE) if layout.degree(buffer.axis) == 1 else most
 
 
 def _share_memory(laid: Sequence[Buffer]) -> Iterator[Buffer]:
