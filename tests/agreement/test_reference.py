@@ -445,6 +445,15 @@ def sorted_rows(chosen, first, local):
     return order, slots, torch.tensor(ends, dtype=torch.int32)
 
 
+def rows_within(chosen, *, rows, first, local):
+    order, slots, ends = sorted_rows(chosen, first, local)
+    held = min(len(order), rows)
+    filled = order[:held].tolist() + [0] * (rows - held)
+    slots = torch.where(slots < held, slots, -1)
+    overflow = torch.tensor([len(order) - held])
+    return torch.tensor(filled, dtype=torch.int64), slots, ends.clamp_max(held), overflow
+
+
 def visits_of(chosen, rank, local):
     return [t for t, row in enumerate(chosen.tolist()) if rank in {e // local for e in row}]
 
@@ -578,7 +587,8 @@ def decide(stats, *, clip_norm):
     loss, norm2, loss_bound, norm2_bound = (stats[i].item() for i in (0, 3, 5, 6))
     factor = min(1.0, clip_norm / (math.sqrt(norm2) + 1e-6)) if not math.isnan(norm2) else math.nan
     finite = math.isfinite(loss) and math.isfinite(norm2)
-    return real([factor, float(not finite or loss * loss_bound > 1 or norm2 * norm2_bound > 1)])
+    above = loss * loss_bound > 1 or norm2 * norm2_bound > 1
+    return real([factor, float(not finite or above or stats[-1].item() > 0)])
 
 
 def adamw(shard, verdict, rates, master, mean, square, own, decay, *, beta1, beta2, eps):
@@ -731,6 +741,7 @@ WRITTEN_OUT = {
     "plan_received": plan_received,
     "count_local": lambda chosen, *, first, local: counted(chosen, range(first, first + local)),
     "plan_local": lambda chosen, _, *, first, local: sorted_rows(chosen, first, local),
+    "plan_within": rows_within,
     "permute": permute,
     "permute_weights": permute_weights,
     "reorder": reorder,

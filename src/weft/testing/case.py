@@ -661,8 +661,14 @@ def _step() -> Table:
         own = state[0].to(m.dtype)
         return Case(inputs=(*signals, (3e-3, 0.1, step), *state, own, decay), attrs=betas)
 
-    def stats(m: Maker, loss: float, norm2: float, bounds: tuple[float, float] = (0, 0)) -> Case:
-        sums = [loss, 0.1, 0.2, norm2, 0.0, *bounds, 3.0, 4.0]
+    def stats(
+        m: Maker,
+        loss: float,
+        norm2: float,
+        bounds: tuple[float, float] = (0, 0),
+        overflow: float = 0.0,
+    ) -> Case:
+        sums = [loss, 0.1, 0.2, norm2, 0.0, *bounds, 3.0, 4.0, overflow]
         values = torch.tensor(sums, dtype=accumulation_dtype(m.dtype), device=m.device)
         return Case(inputs=(values,), attrs={"clip_norm": 1.0})
 
@@ -680,6 +686,7 @@ def _step() -> Table:
             "within_bounds": stats(m, 2.0, 9.0, (0.25, 0.0625)),
             "loss_above_its_bound": stats(m, 2.0, 9.0, (1.0, 0.0625)),
             "norm_above_its_bound": stats(m, 2.0, 9.0, (0.25, 0.25)),
+            "rows_without_room": stats(m, 2.0, 9.0, overflow=3.0),
         },
         "round_params": lambda m: {"shard": Case(inputs=(m.acc(21), m.act(21)))},
         "adamw": lambda m: {
