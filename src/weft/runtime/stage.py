@@ -1,7 +1,7 @@
 """One rank's part of a model: its state and its bound steps, ready to be fed."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -36,6 +36,11 @@ class Stage:
     @property
     def plan(self) -> Plan:
         return self.step.plan
+
+    @property
+    def exactly(self) -> "Stage":
+        """The same stage with room for every row, whose number the host waits for."""
+        return replace(self, bound=self.exact)
 
     def environment(
         self,
@@ -73,18 +78,6 @@ class Stage:
         """One step; the environment it returns holds the step's results (`stats`, `verdict`)."""
         made = self.environment(batches, divisor=divisor, rates=rates, notes=notes)
         return self.bound.run(made)
-
-    def train_exactly(
-        self,
-        batches: Sequence[Batch],
-        *,
-        divisor: float,
-        rates: Rates,
-        notes: Mapping[int, float] = MappingProxyType({}),
-    ) -> Environment:
-        """The same with room for every row, whose number the host waits for."""
-        made = self.environment(batches, divisor=divisor, rates=rates, notes=notes)
-        return self.exact.run(made)
 
 
 def build(

@@ -182,8 +182,8 @@ class Loop:
         notes = dict(self.window.bounds(step)) if session.leads else {}
         if session.place.stop.asked:
             notes[STOP] = 1.0
-        run = session.stage.train_exactly if self.room.is_exact(step) else session.stage.train
-        results = run(batches, divisor=read.divisor, rates=rates, notes=notes)
+        stage = session.stage.exactly if self.room.is_exact(step) else session.stage
+        results = stage.train(batches, divisor=read.divisor, rates=rates, notes=notes)
         self.readings.append(
             record.read(
                 results,
