@@ -20,6 +20,7 @@ TWO = {"sp": 2, "ep": 2}
         ({"parallel": {"dp": 2, "pipeline": "zero_bubble"}}, r"parallel.pp = 1; .*\"1f1b\"$"),
         ({"parallel": {"pp": 2, "pipeline": "interleaved"}}, r"is 1f1b with .*\"1f1b\"$"),
         ({"parallel": {"pp": 2, "zero": 2}}, r"parallel.zero = 2: .*parallel.zero = 1$"),
+        ({"parallel": {"bucket_elements": 9}}, r"bucket_elements = 9: has no meaning.*= 40000000$"),
         (
             {"parallel": {"sp": 2, "dispatch": "all_gather"}},
             r"has no meaning with parallel.ep = 1, .*parallel.dispatch = \"all_to_all\"$",
@@ -60,7 +61,7 @@ def test_what_nobody_reads_is_refused(branches: dict[str, Any], message: str) ->
     "branches",
     [
         {"parallel": {"dispatch": "auto"}},
-        {"parallel": {"bucket_elements": 1000}},
+        {"parallel": {"dp": 2, "bucket_elements": 1000}},
         {"parallel": {**TWO, "dispatch": "all_gather", "row_bound": 1.25}},
         {"parallel": {**TWO, "dp": 2, "node": 2, "zero": 2, "dispatch": "deduplicated"}},
         {"parallel": TWO, "compression": {"dispatch": "fp8", "scales": "block"}},

@@ -40,7 +40,7 @@ def test_a_real_product_in_each_dtype_lies_within_its_bound():
 
 
 def test_one_wrong_row_of_a_hundred_is_beyond_every_bound():
-    wanted = torch.randn(100, 8)
+    wanted = torch.randn(100, 8, generator=torch.Generator().manual_seed(0))
     found = wanted.clone()
     found[17] = found[18]
     with pytest.raises(VerificationError, match="relative error"):

@@ -5,6 +5,7 @@
     parallel.dispatch                       parallel.ep = 1: every expert is here
     parallel.row_bound                      the number of rows is known, or asked for anyway
     parallel.zero, compression.gradients    parallel.dp * parallel.sp = 1: there are no replicas
+    parallel.bucket_elements                the same: what no other rank holds is not summed
     parallel.node                           its blocks are of one rank, or hold the whole stage
     parallel.pipeline                       parallel.pp = 1; interleaved with parallel.chunks = 1
     compression.dispatch and its like       parallel.ep = 1: nothing crosses
@@ -13,8 +14,7 @@
                                             layers follow one another on a stage
     overlap.merge                           in a pipeline, and with one micro-batch a rank
 
-Not here: what says how large something is at most (`parallel.bucket_elements`), what describes the
-model, and the order of operators, which every layout has.
+Not here: what describes the model, and the order of operators, which every layout has.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from weft.config.compression import CROSSINGS, CompressionConfig
 from weft.config.overlap import OverlapConfig
-from weft.config.parallel import ParallelConfig
+from weft.config.parallel import BUCKET, ParallelConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +59,7 @@ def _idle_degrees(parallel: ParallelConfig) -> Iterator[Idle]:
         ("ffn", "ep", parallel.sp, "parallel.sp"),
         ("pipeline", "1f1b", parallel.pp, "parallel.pp"),
         ("zero", 1, parallel.stage_ranks, "parallel.dp * parallel.sp"),
+        ("bucket_elements", BUCKET, parallel.stage_ranks, "parallel.dp * parallel.sp"),
     )
     for name, plain, degree, axis in settings:
         value = getattr(parallel, name)

@@ -6,6 +6,8 @@ from pydantic import BeforeValidator, Field
 
 from weft.config.branch import Branch, Count, NonNegative, Size, as_tuple
 
+BUCKET = 40_000_000  # elements, Megatron-LM's default
+
 
 class ParallelConfig(Branch):
     """A layout: `pp` stages of `dp x sp` ranks, of which consecutive blocks of `ep` hold every
@@ -52,7 +54,7 @@ class ParallelConfig(Branch):
         default=0, description="ranks of a node, whose wires are faster; 0 where all are alike"
     )
     bucket_elements: Size = Field(
-        default=40_000_000,  # Megatron-LM's default
+        default=BUCKET,
         description="the most gradients that are summed in one collective",
     )
 
