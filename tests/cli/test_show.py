@@ -90,6 +90,16 @@ def test_the_layout_says_where_everything_lives(
     assert [" ".join(rank[4:7]) for rank in ranks] == ["0 to 1", "2 to 3"] * 2
 
 
+def test_a_bound_on_rows_is_shown_beside_what_there_can_be(
+    recipe_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gathered = ["parallel.sp=2", "parallel.ep=2", "parallel.dispatch=all_gather"]
+    for overrides, shown in ((gathered, False), ([*gathered, "parallel.row_bound=1.25"], True)):
+        show.show_layout(str(recipe_file), overrides)
+        room = plan(load(recipe_file, overrides), 0).bounded_rows
+        assert (f", room for {room}\n" in capsys.readouterr().out) is shown
+
+
 def test_what_is_not_there_is_refused(recipe_file: Path) -> None:
     with pytest.raises(ConfigError, match="--segment moe.sideways: expected one of"):
         show.show_program(str(recipe_file), segment="moe.sideways")

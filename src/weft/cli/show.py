@@ -199,7 +199,8 @@ def _layout_lines(plan: Plan, global_batch: int) -> Iterable[str]:
     yield f"each rank   {plan.local_micro_batches} micro-batches, {n.T} of {n.N} tokens of each"
     yield f"attention   {heads} on each rank"
     yield f"experts     {n.L} of {shape.experts} on each rank, top-{shape.top_k}"
-    yield f"rows        {n.R} on each rank when balanced, at most {n.bounds['R']}"
+    room = f", room for {plan.bounded_rows}" if plan.bounded_rows else ""
+    yield f"rows        {n.R} on each rank when balanced, at most {n.bounds['R']}{room}"
     yield ""
     yield "rank  dp  sp  ep  experts        owns of the optimizer state"
     for rank in range(layout.world):
