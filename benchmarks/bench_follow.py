@@ -106,10 +106,7 @@ def process(place: Place, work: Work) -> None:
 
     def sabotaged(name: str, rig: Rig) -> None:
         if run(name, rig, ahead=place.rank):
-            raise VerificationError(
-                f"{name}: found that it follows, expected that it does not: such a yardstick shows "
-                "nothing; try fewer steps or a lower optim.lr"
-            )
+            raise not_told_apart(name)
 
     visit(place, work.layouts, lambda sets: recipe(work, sets), run)
     visit(place, {CONTROL: LAYOUTS[CONTROLLED]}, lambda sets: recipe(work, sets), sabotaged)
@@ -190,6 +187,14 @@ def far(found: Mapping[str, float], yardstick: Mapping[str, float]) -> float:
     return float(np.max([found[part] / length for part, length in yardstick.items()]))
 
 
+def not_told_apart(control: str) -> VerificationError:
+    """What a run ends with whose control follows."""
+    return VerificationError(
+        f"{control}: found that it follows, expected that it does not: such a yardstick shows "
+        "nothing; try fewer steps or a lower optim.lr"
+    )
+
+
 def verdict(found: Mapping[str, float]) -> str:
     """Whether a run follows; nothing of the runs that the others are held to."""
     if "yardsticks" not in found:
@@ -210,7 +215,7 @@ def tell(place: Place, work: Work, name: str, losses: Losses, found: Mapping[str
         flush=True,
     )
     if work.out:
-        config = recipe(work, LAYOUTS.get(name, ()))
+        config = recipe(work, work.layouts.get(name, ()))
         made = {"what": "follows", "layout": name, "recipe": config.name, "config": dump(config)}
         figures = {**found, "verdict": verdict(found), "losses": losses}
         append(work.out, entry("follow", place.device, {**made, **figures}))

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+# asked of the driver's library, since ranks are forked: a process that has used CUDA cannot be
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 if not torch.cuda.is_available():  # before anything imports Triton: it asks once
     os.environ.setdefault("TRITON_INTERPRET", "1")
 

@@ -3,6 +3,7 @@
 step      after warm-up, bodies untouched; on CUDA between events, steps back to back as in training
 issue     on CUDA: host time of a step whose device starts idle; as a share of the step it says
           how far the host runs ahead
+idle      on CUDA: the share of steps in which the device runs nothing (`bench.busy`)
 bodies    a second pass over the same state, each body timed (`bench.profile`)
 waits     on CUDA: whether the host waits for the device outside named host tasks
           (`bench.synchronisation`)
@@ -15,6 +16,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from weft.bench import profile as profiling
+from weft.bench.busy import idle
 from weft.bench.ceilings import Ceilings
 from weft.bench.profile import Profile
 from weft.bench.rig import Rig, rigged
@@ -40,6 +42,7 @@ class Report:
     step_ms: Spread
     issue_ms: Spread | None
     exposed_ms: float
+    idle: float  # of a step: no kernel runs, on a CPU no body
     peak_bytes: int
     peak_flops: float | None
     synchronisations: Synchronisations | None
@@ -49,11 +52,6 @@ class Report:
     @property
     def tokens_per_s(self) -> float:
         return self.tokens / self.step_ms.median * 1e3
-
-    @property
-    def idle(self) -> float:
-        """The share of a step in which the device computes nothing."""
-        return max(1 - self.profile.compute_ms / self.step_ms.median, 0.0)
 
     @property
     def tflops(self) -> float:
@@ -74,6 +72,7 @@ def measure(
         issue = _issue_times(rig, steps) if cuda else None
         waited = _exposed_ms(rig) if not cuda else None
         found = profiling.profile(rig, steps=max(steps // 2, 1), ceilings=ceilings)
+        outside = max(1 - found.compute_ms / times.median, 0.0)
         return Report(
             title=_title(rig, documents),
             tokens=rig.tokens,
@@ -82,6 +81,7 @@ def measure(
             step_ms=times,
             issue_ms=issue,
             exposed_ms=found.exposed_ms if waited is None else waited,
+            idle=idle(rig) if cuda else outside,
             peak_bytes=peak,
             peak_flops=peak_flops(place.device) if rig.plan.precision == "bfloat16" else None,
             synchronisations=synchronisations(rig) if cuda else None,
@@ -158,7 +158,7 @@ def _lines(report: Report) -> Iterator[str]:
     floor = report.profile.floor_ms
     ratio = times.median / floor
     yield f"floor         {floor:.2f} ms at the ceilings; the step takes {ratio:.2f} times that"
-    yield f"idle          {report.idle:.1%} of the step outside any body on the compute lane"
+    yield f"idle          {report.idle:.1%} of the step, in which the device runs nothing"
     if issue is not None:
         share = issue.median / times.median
         yield f"issue         {issue.text()} ms of host time, {share:.0%} of the step"

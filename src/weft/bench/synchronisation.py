@@ -4,7 +4,9 @@ torch raises an error at each call that waits, the copies to the host among them
 away while a task of the host lane runs, and those are counted.
 """
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,11 +51,8 @@ class Watch:
             if not host:
                 return body(*inputs, **attributes)
             self.named += 1
-            torch.cuda.set_sync_debug_mode("default")
-            try:
+            with mode("default"):
                 return body(*inputs, **attributes)
-            finally:
-                torch.cuda.set_sync_debug_mode("error")
 
         return run
 
@@ -65,14 +64,28 @@ def synchronisations(rig: Rig) -> Synchronisations:
     bound.run(rig.environment())
     torch.cuda.synchronize(rig.place.device)
     watch.named = 0
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        bound.run(rig.environment())
-    except RuntimeError as error:
-        if "synchroniz" not in str(error):  # torch's word: "called a synchronizing CUDA operation"
-            raise
-        return Synchronisations(named=watch.named, unnamed=f"{watch.running}: {error}")
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
+    with mode("error"):
+        try:
+            bound.run(rig.environment())
+        except RuntimeError as error:
+            if "synchroniz" not in str(error):  # torch's "called a synchronizing CUDA operation"
+                raise
+            return Synchronisations(named=watch.named, unnamed=f"{watch.running}: {error}")
     return Synchronisations(named=watch.named, unnamed=None)
+
+
+@contextmanager
+def mode(wanted: str) -> Iterator[None]:
+    """What torch does where the host waits, "default" or "error"; then as it was before."""
+    before = torch.cuda.get_sync_debug_mode()
+    _set_mode(wanted)
+    try:
+        yield
+    finally:
+        _set_mode(before)
+
+
+def _set_mode(wanted: int | str) -> None:
+    with warnings.catch_warnings():  # that it does not see every wait is known
+        warnings.simplefilter("ignore", UserWarning)
+        torch.cuda.set_sync_debug_mode(wanted)

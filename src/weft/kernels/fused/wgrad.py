@@ -141,23 +141,23 @@ def _launch(
         TensorDescriptor.from_tensor(lies.contiguous(), [tile.rows, columns]),
         moves.contiguous(), gather.order,
         destination(acc, tile.m, tile.part, copy_engine=tile.copy_engine),
-        ends, m, n, tiles_n, DIVISOR=gather.divisor, GATHERS_LEFT=gathers_left,
+        ends, m, n, tiles_m, tiles_n, DIVISOR=gather.divisor, GATHERS_LEFT=gathers_left,
         COPY_ENGINE=tile.copy_engine, PART=tile.part,
         TILE_M=tile.m, TILE_N=tile.n, STEP=tile.rows, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return acc
 
 
-@triton.jit(do_not_specialize=["tiles_n"])
+@triton.jit(do_not_specialize=["tiles_m", "tiles_n"])
 def _wgrad_gathered(
-    lies, moves, order, acc, ends, m, n, tiles_n,
+    lies, moves, order, acc, ends, m, n, tiles_m, tiles_n,
     DIVISOR: tl.constexpr, GATHERS_LEFT: tl.constexpr, COPY_ENGINE: tl.constexpr,
     PART: tl.constexpr, TILE_M: tl.constexpr, TILE_N: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     expert = tl.program_id(1)
     first, last = rows_of(ends, expert)
     if last > first:
-        at_m, at_n = tile_at(tiles_n, TILE_M, TILE_N)
+        at_m, at_n = tile_at(tiles_m, tiles_n, TILE_M, TILE_N)
         total = _product(
             lies, moves, order, first, last, at_m, at_n, m, n,
             DIVISOR, GATHERS_LEFT, TILE_M, TILE_N, STEP,
@@ -165,15 +165,15 @@ def _wgrad_gathered(
         add_tile(total, acc, expert, at_m, at_n, m, n, COPY_ENGINE, PART, TILE_M, TILE_N)
 
 
-@triton.jit(do_not_specialize=["tiles_n"])
+@triton.jit(do_not_specialize=["tiles_m", "tiles_n"])
 def _wgrad_gathered_first(
-    lies, moves, order, acc, ends, m, n, tiles_n,
+    lies, moves, order, acc, ends, m, n, tiles_m, tiles_n,
     DIVISOR: tl.constexpr, GATHERS_LEFT: tl.constexpr, COPY_ENGINE: tl.constexpr,
     PART: tl.constexpr, TILE_M: tl.constexpr, TILE_N: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     expert = tl.program_id(1)
     first, last = rows_of(ends, expert)
-    at_m, at_n = tile_at(tiles_n, TILE_M, TILE_N)
+    at_m, at_n = tile_at(tiles_m, tiles_n, TILE_M, TILE_N)
     total = _product(
         lies, moves, order, first, last, at_m, at_n, m, n,
         DIVISOR, GATHERS_LEFT, TILE_M, TILE_N, STEP,

@@ -49,13 +49,16 @@ def unchanged(acc: Tensor) -> Tensor:
     return acc
 
 
+_HEIGHT = tl.constexpr(8)  # tiles: of 132 that run at a time a block is 8 x 16
+
 # The copy engine's additions run at a quarter of the memory's rate. Long walks over rows hide most
 # of that; short ones less than two programs a multiprocessor do that add what they read: measured
 # at 1,024 and at 4,096 rows an expert (docs/log.md).
 LONG, SHORT = Tile(), Tile(n=128, stages=3, copy_engine=False, part=32)
 MANY_ROWS = 2048
-# It writes at the memory's rate; which tiles suit writing best has not been measured.
-LONG_FIRST, SHORT_FIRST = Tile(), Tile(n=128, stages=3, part=64)
+# It writes at the memory's rate, no faster than a program that need not read (docs/log.md).
+LONG_FIRST = Tile(copy_engine=False, part=32)
+SHORT_FIRST = Tile(n=128, stages=3, copy_engine=False, part=32)
 
 
 def expert_wgrad(acc: Tensor, du: Tensor, x: Tensor, ends: Tensor) -> Tensor:
@@ -106,7 +109,7 @@ def _launch(ending: Ending, acc: Tensor, du: Tensor, x: Tensor, ends: Tensor, ti
         TensorDescriptor.from_tensor(du, [tile.rows, tile.m]),
         TensorDescriptor.from_tensor(x, [tile.rows, tile.n]),
         destination(acc, tile.m, tile.part, copy_engine=tile.copy_engine),
-        ends, m, n, tiles_n, COPY_ENGINE=tile.copy_engine, PART=tile.part,
+        ends, m, n, tiles_m, tiles_n, COPY_ENGINE=tile.copy_engine, PART=tile.part,
         TILE_M=tile.m, TILE_N=tile.n, STEP=tile.rows, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return acc
@@ -119,27 +122,27 @@ def destination(acc: Tensor, rows: int, part: int, *, copy_engine: bool) -> obje
 
 @triton.jit
 def _wgrad(
-    du, x, acc, ends, m, n, tiles_n,
+    du, x, acc, ends, m, n, tiles_m, tiles_n,
     COPY_ENGINE: tl.constexpr, PART: tl.constexpr,
     TILE_M: tl.constexpr, TILE_N: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     expert = tl.program_id(1)
     first, last = rows_of(ends, expert)
     if last > first:
-        at_m, at_n = tile_at(tiles_n, TILE_M, TILE_N)
+        at_m, at_n = tile_at(tiles_m, tiles_n, TILE_M, TILE_N)
         total = _product(du, x, first, last, at_m, at_n, TILE_M, TILE_N, STEP)
         add_tile(total, acc, expert, at_m, at_n, m, n, COPY_ENGINE, PART, TILE_M, TILE_N)
 
 
 @triton.jit
 def _wgrad_first(
-    du, x, acc, ends, m, n, tiles_n,
+    du, x, acc, ends, m, n, tiles_m, tiles_n,
     COPY_ENGINE: tl.constexpr, PART: tl.constexpr,
     TILE_M: tl.constexpr, TILE_N: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     expert = tl.program_id(1)
     first, last = rows_of(ends, expert)
-    at_m, at_n = tile_at(tiles_n, TILE_M, TILE_N)
+    at_m, at_n = tile_at(tiles_m, tiles_n, TILE_M, TILE_N)
     total = _product(du, x, first, last, at_m, at_n, TILE_M, TILE_N, STEP)
     write_tile(total, acc, expert, at_m, at_n, m, n, COPY_ENGINE, PART, TILE_M, TILE_N)
 
@@ -151,11 +154,13 @@ def rows_of(ends, expert):
 
 
 @triton.jit
-def tile_at(tiles_n, TILE_M: tl.constexpr, TILE_N: tl.constexpr):
-    """Returns where a program's tile lies: neighbours share columns of `du`, of which there are
-    more.
+def tile_at(tiles_m, tiles_n, TILE_M: tl.constexpr, TILE_N: tl.constexpr):
+    """Returns where a program's tile lies: programs that run at a time make up a block of tiles,
+    about as high as wide, so that they read few columns of either operand.
     """
-    return tl.program_id(0) // tiles_n * TILE_M, tl.program_id(0) % tiles_n * TILE_N
+    strip, within = tl.program_id(0) // (_HEIGHT * tiles_n), tl.program_id(0) % (_HEIGHT * tiles_n)
+    height = tl.minimum(tiles_m - strip * _HEIGHT, _HEIGHT)
+    return (strip * _HEIGHT + within % height) * TILE_M, within // height * TILE_N
 
 
 @triton.jit
