@@ -14,7 +14,7 @@ from weft.comm import symmetric
 from weft.comm.driver import open_driver
 from weft.comm.exchange import SLOTS, Channel, Flag, Mark, Queue
 from weft.comm.route import Block, find_route, in_turn
-from weft.comm.short import LINE, PROGRAMS
+from weft.comm.short import LINE, SHAPE
 from weft.comm.symmetric import (
     CudaPeers,
     _flag_at,
@@ -136,7 +136,7 @@ def boards_of(size, monkeypatch):
 @pytest.mark.parametrize("size", [2, 3, 8])
 def test_short_slots_and_flags_are_a_pairs_own_and_nobody_elses(size, monkeypatch):
     arenas, _, boards = boards_of(size, monkeypatch)
-    slot_bytes, flag_bytes = boards[0].slot_bytes, PROGRAMS * LINE
+    slot_bytes, flag_bytes = boards[0].slot_bytes, 2 * SHAPE.programs * LINE
     for owner in range(size):
         arena, base = arenas[owner], arenas[owner].data_ptr()
         for writer in set(range(size)) - {owner}:

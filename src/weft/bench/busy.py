@@ -7,7 +7,6 @@ time themselves, and steps that wait for them run cooler, thus faster, than thos
 from collections.abc import Iterable
 
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from weft.bench.rig import Rig
@@ -27,8 +26,8 @@ def idle(rig: Rig) -> float:
         torch.cuda.synchronize(rig.place.device)
     return uncovered(
         (event.time_range.start, event.time_range.end)
-        for event in seen.events()
-        if event.device_type is DeviceType.CUDA and not event.is_user_annotation
+        for event in seen.events() or ()
+        if event.device_type.name == "CUDA" and not event.is_user_annotation
     )
 
 

@@ -11,6 +11,7 @@ CPU by the host's clock.
                                               reduce-scatter in FP32, then bfloat16 on each wire
 """
 
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +29,6 @@ from weft.bench.record import append, entry
 from weft.bench.spread import Spread, spread
 from weft.comm.mesh import Mesh
 from weft.comm.reach import ARENA_BYTES
-from weft.comm.short import SHORT_BYTES
 from weft.comm.symmetric import slot_bytes_of
 from weft.comm.transport import Transport
 from weft.comm.transports.gloo import GlooTransport
@@ -166,7 +166,7 @@ def open_wires(mesh: Mesh, device: torch.device) -> Wires:
     open_peers = partial(peers.beside, nccl, "symmetric", device, timeout_seconds=seconds)
     return {
         "NCCL": nccl,
-        KERNELS: open_peers(short=short_calls(device)),
+        KERNELS: open_peers(short=short_calls(device), most=sys.maxsize),
         "symmetric": open_peers(),
     }
 
@@ -195,13 +195,12 @@ def _move(
     def run(transport: Transport) -> Tensor:
         return getattr(transport, name)(x, axis=AXIS, label="bench").wait()
 
-    taking = [wire for wire in wires if wire != KERNELS or received_bytes <= SHORT_BYTES]
     adds = name == "reduce_scatter" and ranks > 2  # each wire in an order of its own
     return Contest(
         name=name,
         received_bytes=elements * 2 * (ranks - 1),
-        runs={wire: (wire, run) for wire in taking},
-        alike=tuple(taking)[1:] if adds else tuple(taking),
+        runs={wire: (wire, run) for wire in wires},
+        alike=tuple(wires)[1:] if adds else tuple(wires),
     )
 
 
@@ -237,7 +236,7 @@ def gradients(wires: Wires, device: torch.device, ranks: int, elements: int) -> 
         return transport.all_to_all_sum(grad, out, wire=wire, axis=AXIS, label="bench").wait()
 
     first = next(iter(wires))
-    halves = {f"{wire} BF16": (wire, rounded) for wire in wires if wire != KERNELS}
+    halves = {f"{wire} BF16": (wire, rounded) for wire in wires}
     return Contest(
         name="gradients",
         received_bytes=elements * 2 * (ranks - 1) // ranks,

@@ -1,21 +1,26 @@
-"""Short calls in one kernel a member: chunks through slots of peer memory, in which order, under
-which flags.
+"""Calls of even blocks in one kernel a member: chunks through slots of peer memory, in which order,
+under which flags.
 
-A call of k-th number runs as programs that do not know of each other, alike on every member. Each
-of the others has two slots and a flag a program at a member:
+A call runs as programs that do not know of each other, alike on every member. Each of the others
+has a ring of slots and two flags a program at a member, FULL and LANDED. A program walks through
+its chunks, one ahead of what it takes out; with e the steps of all calls before, step t is
 
-    program p    chunk p of what is for r -> own slot k mod 2 at r, for each r
-                 raise own flag p at r to k, for each r
-                 await flag p of s here >= k, for each s
-                 chunk p of slot k mod 2 of s -> where it belongs, copied or added
+    await LANDED of r here >= e + t - RING + 1      for each r, from step RING on
+    chunk t of what is for r -> own slot t mod RING at r
+    raise own FULL at r to e + t + 1                for each r
+    await FULL of s here >= e + t                   for each s, of the step before
+    slot (t - 1) mod RING of s -> where it belongs, copied or added
+    raise own LANDED at s to e + t                  where s waits for it
 
-Nobody says that a slot is empty. Whoever writes a slot in call k has ended call k - 1, and in it
-has seen a flag of each of the others: they had begun call k - 1, behind the end of call k - 2,
-which was the last one to read this slot.
+There are two such sets of slots, for even and for odd calls, so that nobody has to say that the
+slots of the call before are empty. Whoever writes in call k has ended call k - 1, and in it has
+seen a flag of each of the others: they had begun call k - 1, behind the end of call k - 2, which
+was the last one to read these slots.
 
-A program pushes before it waits, and waits for its own number alone, so it does not matter how many
-of them a device runs at once. Slots and flags are others than those of `weft.comm.exchange`; the
-two kinds of calls of a channel follow each other on a stream and share no more.
+A program waits for its own number alone, and whatever it waits for is done before its peer waits in
+its turn, so it does not matter how many of them a device runs at once. Slots and flags are others
+than those of `weft.comm.exchange`; the two kinds of calls of a channel follow each other on a
+stream and share no more.
 
 NOTE: a kernel cannot be held from the host, so its waits are counted: one that has looked often
 enough writes down for whom it waited and ends, and `Watch` tells.
@@ -25,19 +30,64 @@ from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple, Protocol, final
 
+import torch
 from torch import Tensor
 
 from weft.comm.call import Call, Collective
 from weft.comm.exchange import Flag, Mark
 
-PROGRAMS = 32  # at most: a quarter of an H200's multiprocessors, whose other kernels go on
-SHORT_BYTES = 1 << 22  # received in a call, at most: 10 us of wire, for which copy engines do
 LINE = 128  # bytes of a cache line: a flag has its own
-_GRAIN = 1 << 14  # bytes of a chunk: 64 a thread of eight warps
+SHORT_BYTES = 1 << 24  # of a set of slots, at most, over all other members
 _WRAP = 1 << 32
-_SUMS = (Collective.REDUCE_SCATTER, Collective.ALL_REDUCE)
+_SUMS = (Collective.REDUCE_SCATTER, Collective.ALL_REDUCE, Collective.ALL_TO_ALL_SUM)
 _MOVES = (Collective.ALL_GATHER, Collective.ALL_TO_ALL)
 _TO_ALL = (Collective.ALL_GATHER, Collective.ALL_REDUCE)  # the same block to every member
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shape:
+    """How a block is cut: programs at most, slots of each, bytes that a chunk has at least, and
+    what chunks are multiples of.
+    """
+
+    programs: int = 128  # one a multiprocessor, beside whatever else runs there
+    ring: int = 4
+    grain: int = 1 << 14
+    line: int = LINE
+
+
+SHAPE = Shape()
+
+
+class Walk(NamedTuple):
+    """How the programs of a call go through a block: bytes of a chunk, chunks, programs."""
+
+    chunk: int
+    chunks: int
+    programs: int
+
+    @property
+    def steps(self) -> int:
+        """The most chunks of a program."""
+        return -(-self.chunks // self.programs)
+
+
+def walk(size: int, slot_bytes: int, shape: Shape = SHAPE) -> Walk:
+    """How to go through a block of so many bytes; the same on all members, whatever their tensors
+    are made of.
+
+    Example:
+        >>> walk(2**20, 2**24)
+        Walk(chunk=16384, chunks=64, programs=64)
+        >>> walk(2**26, 2**24), walk(2**26, 2**24).steps
+        (Walk(chunk=32768, chunks=2048, programs=128), 16)
+    """
+    programs = min(shape.programs, slot_bytes // (shape.ring * shape.line))
+    most = slot_bytes // (programs * shape.ring) // shape.line * shape.line
+    even = -(-size // (programs * shape.line)) * shape.line
+    chunk = min(max(even, shape.grain), most)
+    chunks = max(-(-size // chunk), 1)
+    return Walk(chunk=chunk, chunks=chunks, programs=min(chunks, programs))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,23 +98,43 @@ class Board:
     failed: Tensor  # int32 [2]: one more than the position that did not come, and the epoch
     size: int
     position: int
-    slot_bytes: int
+    slot_bytes: int  # of one of the two sets of slots
     spins: int  # looks at a flag, at most
+    shape: Shape = SHAPE
+
+    def walk(self, block_bytes: int) -> Walk:
+        """How the programs of a call go through a block."""
+        return walk(block_bytes, self.slot_bytes, self.shape)
 
 
-class Body(Protocol):
+class Turn(NamedTuple):
+    """Which call it is: the steps of all before it, and which set of slots it takes."""
+
+    epoch: int
+    slots: int
+
+
+class Exchange(Protocol):
     """A kernel: `x` begins with what is for position 0, and what is for the next one lies `stride`
-    elements behind it. The epoch is a signed number of 32 bits.
+    elements behind it; what arrives lies side by side in `out`.
     """
 
-    def __call__(self, board: Board, epoch: int, x: Tensor, out: Tensor, stride: int) -> None: ...
+    def __call__(self, board: Board, turn: Turn, x: Tensor, out: Tensor, stride: int) -> None: ...
+
+
+class Add(Protocol):
+    """The same, but what arrives is added up in `out`. All terms are rounded to `wire`."""
+
+    def __call__(
+        self, board: Board, turn: Turn, x: Tensor, out: Tensor, stride: int, wire: torch.dtype
+    ) -> None: ...
 
 
 class Bodies(NamedTuple):
-    """The two kernels: what arrives lies side by side in `out`, or is added there."""
+    """The two kernels."""
 
-    exchange: Body
-    add: Body
+    exchange: Exchange
+    add: Add
 
 
 class Calls(Protocol):
@@ -79,29 +149,39 @@ class Calls(Protocol):
 
 @final
 class ShortChannel:
-    """One member's short calls in a group, counted."""
+    """One member's calls in a group that are one kernel, counted; their blocks have `most` bytes at
+    most.
+    """
 
-    def __init__(self, memory: Calls, board: Board, bodies: Bodies, *, epoch: int = 0) -> None:
+    def __init__(
+        self, memory: Calls, board: Board, bodies: Bodies, *, most: int, epoch: int = 0
+    ) -> None:
         self._memory = memory
         self._board = board
         self._bodies = bodies
+        self._most = most
         self._epoch = epoch
+        self._calls = 0
 
     def takes(self, call: Call) -> bool:
-        """Whether a call is short; found alike on all members, so ragged rows never are."""
+        """Whether a call is one kernel; found alike on all members, so ragged rows never are."""
         if call.collective not in (*_SUMS, *_MOVES):
             return False
-        return _block_bytes(call, self._board.size) <= self._board.slot_bytes
+        return _block_bytes(call, self._board.size) <= self._most
 
     def post(self, name: object, call: Call, x: Tensor, out: Tensor) -> None:
         """Orders a call behind what the caller has issued."""
-        self._epoch += 1
-        others = (peer for peer in range(self._board.size) if peer != self._board.position)
+        board, turn = self._board, Turn(self._epoch, self._calls % 2)
+        self._calls += 1
+        self._epoch += board.walk(_block_bytes(call, board.size)).steps
+        others = (peer for peer in range(board.size) if peer != board.position)
         self._memory.begin(name)
         self._memory.expect([Mark(peer, Flag.SHORT, self._epoch) for peer in others])
-        body = self._bodies.add if call.collective in _SUMS else self._bodies.exchange
-        stride = 0 if call.collective in _TO_ALL else x.numel() // self._board.size
-        body(self._board, signed(self._epoch), x.view(-1), out.view(-1), stride)
+        stride = 0 if call.collective in _TO_ALL else x.numel() // board.size
+        if call.collective in _SUMS:
+            self._bodies.add(board, turn, x.view(-1), out.view(-1), stride, call.dtype)
+        else:
+            self._bodies.exchange(board, turn, x.view(-1), out.view(-1), stride)
         self._memory.end()
 
 
@@ -116,11 +196,11 @@ def signed(epoch: int) -> int:
 
 
 def short_slot_bytes(slot_bytes: int, size: int) -> int:
-    """The bytes of a slot for short calls, of which each of the others has two.
+    """The bytes of a set of slots, of which each of the others has two.
 
     Example:
         >>> [short_slot_bytes(2**24, size) >> 10 for size in (2, 3, 9)]
-        [4096, 2048, 512]
+        [16384, 8192, 2048]
     """
     return min(SHORT_BYTES // (size - 1), slot_bytes) // LINE * LINE
 
@@ -128,14 +208,3 @@ def short_slot_bytes(slot_bytes: int, size: int) -> int:
 def _block_bytes(call: Call, size: int) -> int:
     num_bytes = prod(call.shape) * call.dtype.itemsize
     return num_bytes if call.collective in _TO_ALL else num_bytes // size
-
-
-def chunk_bytes(size: int) -> int:
-    """The bytes of a block that one program carries; the same on all members, whatever their
-    tensors are made of.
-
-    Example:
-        >>> [chunk_bytes(size) >> 10 for size in (1, 2**16, 2**20, 2**22)]
-        [16, 16, 32, 128]
-    """
-    return -(-size // (PROGRAMS * _GRAIN)) * _GRAIN if size else _GRAIN

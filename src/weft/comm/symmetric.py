@@ -1,9 +1,9 @@
 """Peer memory of GPUs of one host: an arena a channel, which the copy engines of peers push into.
 
     arena of a member    flags     words, a line each: of each member FULL, even and odd, LANDED,
-                                   and those of the programs of a short call
+                                   and two of each program of a call that is one kernel
                          slots     n - 1 members, SLOTS each
-                         short     n - 1 members, two slots each for short calls
+                         short     n - 1 members, two sets of slots each for those calls
 
 The arenas of a channel are mapped once, at the start, in the same order on every rank. Copies and
 flags are operations of the driver on three streams: the one on which a collective is issued, and
@@ -23,7 +23,7 @@ from torch.distributed import ProcessGroup
 from weft.comm.driver import Driver, symmetric_memory
 from weft.comm.exchange import SLOTS, Flag, Mark, PeerMemory, Queue
 from weft.comm.route import Piece
-from weft.comm.short import LINE, PROGRAMS, Board, short_slot_bytes
+from weft.comm.short import LINE, SHAPE, Board, short_slot_bytes
 from weft.comm.watch import Flight
 from weft.errors import CommunicationError
 
@@ -31,7 +31,8 @@ _MASK = 0xFFFFFFFF  # flags are 32 bits wide
 # A copy takes 3 to 6 us to start and 42 us for 16 MiB at 400 GB/s; what lands last is not hidden.
 _LARGEST = 1 << 24
 _PAGE = 4096  # slots begin and end on pages
-_LINES = Flag.SHORT + PROGRAMS  # a member has in an arena
+_SHORT_LINES = 2 * SHAPE.programs  # full and landed
+_LINES = Flag.SHORT + _SHORT_LINES  # a member has in an arena
 _LOOKS = 2_000_000  # at a flag in a second, at most: half a microsecond each
 _RECENT = 64  # short calls that can still be named
 _FARTHEST = (1 << 31) - 1  # how far ahead of an awaited epoch a flag may be
@@ -237,8 +238,8 @@ class CudaPeers(PeerMemory):
         rescue = torch.cuda.Stream(self._device).cuda_stream
         for (peer, flag), address in self._awaited.items():
             epoch = self.standing()[peer, flag] + _FARTHEST
-            for program in range(PROGRAMS if flag is Flag.SHORT else 1):
-                self._driver.write(rescue, address + program * LINE, epoch & _MASK)
+            for line in range(_SHORT_LINES if flag is Flag.SHORT else 1):
+                self._driver.write(rescue, address + line * LINE, epoch & _MASK)
 
     def _make_streams(self) -> None:
         for queue in (Queue.PUSH, Queue.LAND):

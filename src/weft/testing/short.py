@@ -1,9 +1,11 @@
-"""Short calls of peers inside one process: each program of each kernel is a queue of the adversary.
+"""Calls in one kernel of peers inside one process: each program is a queue of the adversary.
 
 Programs of a member wait for each other nowhere but at the end of a kernel, so on every member some
 may have ended before others begin. What they do is what `weft.kernels.triton.short` does.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -11,24 +13,24 @@ from torch import Tensor
 
 from weft.comm.call import sum_in_rank_order
 from weft.comm.exchange import Queue
-from weft.comm.short import Board, Bodies
+from weft.comm.short import Board, Bodies, Shape, Turn
 from weft.testing.peers import PeerWorld, StackedPeers
 
-Program = tuple[str, int]  # a queue, and the flag that it raises
+Program = tuple[str, int]  # a queue, and its flag that says full
+Keep = Callable[[Program, slice], None]
+Take = Callable[[Program, slice, dict[int, Tensor]], None]
 
 
 @final
 class ShortWorld:
-    """The short slots of all members of a world, and the kernels of each; a program carries
-    `chunk` elements of a block.
-    """
+    """The slots of all members of a world, and the kernels of each."""
 
-    def __init__(self, world: PeerWorld, *, slot_bytes: int, chunk: int) -> None:
+    def __init__(self, world: PeerWorld, *, slot_bytes: int, shape: Shape) -> None:
         self.size = len(world.members)
         self.slot_bytes = slot_bytes
-        self.chunk = chunk
-        shape = (self.size, self.size, 2, slot_bytes)  # owners, writers, calls in turn, bytes
-        self.slots = torch.full(shape, 0xA5, dtype=torch.uint8)
+        self.shape = shape
+        sizes = (self.size, self.size, 2, slot_bytes)  # owners, writers, calls in turn, bytes
+        self.slots = torch.full(sizes, 0xA5, dtype=torch.uint8)
 
     def board(self, position: int) -> Board:
         """What a kernel is told, less the addresses."""
@@ -40,12 +42,34 @@ class ShortWorld:
             position=position,
             slot_bytes=self.slot_bytes,
             spins=0,
+            shape=self.shape,
         )
 
     def bodies(self, memory: StackedPeers) -> Bodies:
         """The kernels of one member."""
         kernels = _Kernels(self, memory)
         return Bodies(exchange=kernels.exchange, add=kernels.add)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Call:
+    """A call of a member, whose blocks have `size` elements."""
+
+    board: Board
+    turn: Turn
+    x: Tensor
+    size: int
+    stride: int
+    wire: torch.dtype
+
+    @property
+    def others(self) -> list[int]:
+        board = self.board
+        return [(board.position + way) % board.size for way in range(1, board.size)]
+
+    def block(self, member: int) -> Tensor:
+        """What is for a member."""
+        return self.x[member * self.stride :][: self.size]
 
 
 class _Kernels:
@@ -55,53 +79,89 @@ class _Kernels:
         self._world = world
         self._memory = memory
 
-    def exchange(self, board: Board, epoch: int, x: Tensor, out: Tensor, stride: int) -> None:
-        memory, size = self._memory, out.numel() // board.size
-        for program, part in self._programs(size):
-            self._push(program, board, epoch, x, part, stride)
-            own = x[board.position * stride :][:size][part]
-            memory.copy(program, out[board.position * size :][:size][part], own)
-            for peer in _others(board):
-                memory.await_one(program, peer, program, epoch)
-                here = self._slot(board.position, peer, epoch, x)[part]
-                memory.copy(program, out[peer * size :][:size][part], here)
-            memory.wait(Queue.CALLER, program)
+    def exchange(self, board: Board, turn: Turn, x: Tensor, out: Tensor, stride: int) -> None:
+        size = out.numel() // board.size
+        call = _Call(board=board, turn=turn, x=x, size=size, stride=stride, wire=x.dtype)
 
-    def add(self, board: Board, epoch: int, x: Tensor, out: Tensor, stride: int) -> None:
-        memory, size = self._memory, out.numel()
-        for program, part in self._programs(size):
-            self._push(program, board, epoch, x, part, stride)
-            for peer in _others(board):
-                memory.await_one(program, peer, program, epoch)
-            terms = [self._slot(board.position, rank, epoch, x)[part] for rank in range(board.size)]
-            terms[board.position] = x[board.position * stride :][:size][part]
-            total = out[part]
-            memory.order(program, "a sum", lambda a=terms, b=total: sum_in_rank_order(a, b))
-            memory.wait(Queue.CALLER, program)
+        def keep(program: Program, part: slice) -> None:
+            own = call.block(board.position)[part]
+            self._memory.copy(program, out[board.position * size :][:size][part], own)
 
-    def _programs(self, size: int) -> list[tuple[Program, slice]]:
-        """Each program behind the caller, with its chunk."""
-        chunk = self._world.chunk
-        programs = [
-            (("program", number), slice(first, min(first + chunk, size)))
-            for number, first in enumerate(range(0, max(size, 1), chunk))
-        ]
-        for program, _ in programs:
-            self._memory.wait(program, Queue.CALLER)
-        return programs
+        def take(program: Program, part: slice, slots: dict[int, Tensor]) -> None:
+            for peer, slot in slots.items():
+                self._memory.copy(program, out[peer * size :][:size][part], slot)
 
-    def _push(
-        self, program: Program, board: Board, epoch: int, x: Tensor, part: slice, stride: int
+        self._run(call, keep, take)
+
+    def add(
+        self, board: Board, turn: Turn, x: Tensor, out: Tensor, stride: int, wire: torch.dtype
     ) -> None:
-        for peer in _others(board):
-            there = self._slot(peer, board.position, epoch, x)[part]
-            self._memory.copy(program, there, x[peer * stride :][part])
-        for peer in _others(board):
-            self._memory.raise_one(program, peer, program, epoch)
+        call = _Call(board=board, turn=turn, x=x, size=out.numel(), stride=stride, wire=wire)
 
-    def _slot(self, owner: int, writer: int, epoch: int, like: Tensor) -> Tensor:
-        return self._world.slots[owner, writer, epoch % 2].view(like.dtype)
+        def take(program: Program, part: slice, slots: dict[int, Tensor]) -> None:
+            own, total = call.block(board.position)[part], out[part]
 
+            def add_up() -> None:
+                terms = {**slots, board.position: own.to(wire)}
+                sum_in_rank_order([terms[rank] for rank in range(board.size)], total)
 
-def _others(board: Board) -> list[int]:
-    return [(board.position + way) % board.size for way in range(1, board.size)]
+            self._memory.order(program, "a sum", add_up)
+
+        self._run(call, lambda *_: None, take)
+
+    def _run(self, call: _Call, keep: Keep, take: Take) -> None:
+        """Every program behind the caller, the caller behind every program."""
+        way = call.board.walk(call.size * call.wire.itemsize)
+        chunk = way.chunk // call.wire.itemsize
+        for number in range(way.programs):
+            program = ("program", number)
+            firsts = range(number * chunk, way.chunks * chunk, way.programs * chunk)
+            parts = [slice(first, max(min(first + chunk, call.size), first)) for first in firsts]
+            self._memory.wait(program, Queue.CALLER)
+            self._walk(call, program, parts, keep, take)
+            self._memory.wait(Queue.CALLER, program)
+
+    def _walk(
+        self, call: _Call, program: Program, parts: list[slice], keep: Keep, take: Take
+    ) -> None:
+        memory, ring, epoch = self._memory, call.board.shape.ring, call.turn.epoch
+        landed = ("landed", program[1])
+        for step in range(len(parts) + 1):
+            if step < len(parts):
+                for peer in call.others if step >= ring else ():
+                    memory.await_one(program, peer, landed, epoch + step - ring + 1)
+                self._push(call, program, step, parts[step])
+                keep(program, parts[step])
+            if step > 0:
+                self._land(call, program, step - 1, parts[step - 1], take)
+                for peer in call.others if step - 1 + ring < len(parts) else ():
+                    memory.raise_one(program, peer, landed, epoch + step)
+
+    def _push(self, call: _Call, program: Program, step: int, part: slice) -> None:
+        memory, writer = self._memory, call.board.position
+        for peer in call.others:
+            there, source = self._slot(call, peer, writer, program, step, part), call.block(peer)
+            if source.dtype == call.wire:
+                memory.copy(program, there, source[part])
+            else:
+                memory.order(program, "rounded", lambda a=there, b=source[part]: a.copy_(b))
+        for peer in call.others:
+            memory.raise_one(program, peer, program, call.turn.epoch + step + 1)
+
+    def _land(self, call: _Call, program: Program, step: int, part: slice, take: Take) -> None:
+        owner = call.board.position
+        for peer in call.others:
+            self._memory.await_one(program, peer, program, call.turn.epoch + step + 1)
+        slots = {
+            peer: self._slot(call, owner, peer, program, step, part) for peer in call.others
+        }
+        take(program, part, slots)
+
+    def _slot(
+        self, call: _Call, owner: int, writer: int, program: Program, step: int, part: slice
+    ) -> Tensor:
+        width, ring = call.wire.itemsize, call.board.shape.ring
+        chunk = call.board.walk(call.size * width).chunk
+        first = (program[1] * ring + step % ring) * chunk
+        held = self._world.slots[owner, writer, call.turn.slots]
+        return held[first : first + (part.stop - part.start) * width].view(call.wire)

@@ -15,7 +15,7 @@ import torch
 
 from weft.comm.crossover import everything, measured
 from weft.comm.reach import open_channels
-from weft.comm.short import Bodies
+from weft.comm.short import SHORT_BYTES, Bodies
 from weft.comm.transport import Transport
 from weft.comm.transports.nccl import NcclTransport
 from weft.comm.transports.symmetric import SymmetricTransport
@@ -32,9 +32,10 @@ def beside(
     *,
     timeout_seconds: float,
     short: Bodies | None = None,
+    most: int = SHORT_BYTES,
 ) -> Transport:
-    """The transport of a rank on a GPU. Kernels for `short` calls are given where they are wanted:
-    no run has them before they have been measured.
+    """The transport of a rank on a GPU, with kernels for calls of `most` bytes a block where there
+    are such.
 
     Raises:
         ConfigError: peer memory is asked for and some group cannot have it.
@@ -42,7 +43,9 @@ def beside(
     rule = everything() if wanted == "symmetric" else measured()
     if wanted == "nccl" or not rule.sizes:
         return nccl
-    reach = open_channels(nccl.groups, device, seconds=timeout_seconds, tell=give_up, bodies=short)
+    reach = open_channels(
+        nccl.groups, device, seconds=timeout_seconds, tell=give_up, bodies=short, most=most
+    )
     if wanted == "symmetric" and reach.reasons:
         (axis, lane), why = next(iter(reach.reasons.items()))
         raise ConfigError(

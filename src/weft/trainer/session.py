@@ -170,7 +170,13 @@ def open_transport(config: RunConfig, place: Place) -> Transport:
         nccl = NcclTransport(
             mesh, device=place.device, timeout_seconds=seconds, lanes=_LANES, links=links
         )
-        return peers.beside(nccl, config.kernels.transport, place.device, timeout_seconds=seconds)
+        return peers.beside(
+            nccl,
+            config.kernels.transport,
+            place.device,
+            timeout_seconds=seconds,
+            short=backends.short_calls(place.device),
+        )
     return GlooTransport(mesh, timeout_seconds=place.timeout_seconds, lanes=_LANES, links=links)
 
 

@@ -16,7 +16,7 @@ from weft.comm.driver import open_driver
 from weft.comm.exchange import Channel
 from weft.comm.mesh import Mesh, groups, memberships
 from weft.comm.reach import Reach, open_channels
-from weft.comm.short import ShortChannel
+from weft.comm.short import Shape, ShortChannel
 from weft.comm.symmetric import CudaPeers, map_arenas
 from weft.comm.transports.counting import CountingTransport
 from weft.comm.transports.gloo import GlooTransport
@@ -80,6 +80,8 @@ def post_everything(t, rank, device, rows=40):
 def sum_in_place(t, grad, *, axis, lane):
     own = grad.view(t.group_size(axis), -1)[t.group_rank(axis)]
     return t.all_to_all_sum(grad, own, wire=torch.bfloat16, axis=axis, label="gradients", lane=lane)
+SHORT_SHAPE = Shape(programs=3, ring=2, grain=160, line=8)
+SHORT_SLOTS = 3 * 2 * 160
 
 
 class Peers:
@@ -93,10 +95,11 @@ class Peers:
             for ranks in groups(mesh, axis)
         }
         self.short = {
-            key: ShortWorld(world, slot_bytes=short_bytes, chunk=50)
+            key: ShortWorld(world, slot_bytes=SHORT_SLOTS, shape=SHORT_SHAPE)
             for key, world in self.worlds.items()
             if short_bytes
         }
+        self.short_bytes = short_bytes
         self.inner = StackedWorld(mesh)
         rule = rule or crossover.everything()
         self.ranks = [self.transport(mesh, rank, rule) for rank in range(mesh.world)]
@@ -123,7 +126,8 @@ class Peers:
     def short_channel(self, axis, lane, member):
         world, short = self.worlds[axis, lane, member.ranks], self.short[axis, lane, member.ranks]
         memory = world.memory(member.position)
-        return ShortChannel(memory, short.board(member.position), short.bodies(memory))
+        board, bodies = short.board(member.position), short.bodies(memory)
+        return ShortChannel(memory, board, bodies, most=self.short_bytes)
 
     def run(self, seed):
         for world in self.worlds.values():

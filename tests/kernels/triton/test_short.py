@@ -14,23 +14,28 @@ import torch
 pytest.importorskip("triton", reason="Triton is built for Linux alone")
 
 from weft.comm.call import sum_in_rank_order
-from weft.comm.short import LINE, PROGRAMS, Board
+from weft.comm.short import LINE, Board, Shape, Turn, signed
 from weft.kernels.triton import short
+from weft.testing.ranks import run_ranks
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SLOT = 1 << 16
-EPOCHS = (1, 2, 3, -1, 0)  # the last ones as they wrap
+SHAPE = Shape(programs=4, ring=4)  # chunks of 4 KiB at most
+EPOCHS = (1, 2**31 - 1, 2**32 - 3)  # the last ones as they wrap
 
 
 class Group:
-    """Members of one process, each with a board."""
+    """Members of one process, each with a board; their flags stand at an epoch."""
 
-    def __init__(self, size, spins=3):
-        flags, slots = PROGRAMS * LINE, 2 * SLOT
+    def __init__(self, size, spins=3, shape=SHAPE, slot=SLOT, epoch=0, share=lambda x: x):
+        flags, slots = 2 * shape.programs * LINE, 2 * slot
         self.size, row = size, flags + slots
         self.arenas = [
-            torch.zeros(size * row, dtype=torch.uint8, device=DEVICE) for _ in range(size)
+            share(torch.zeros(size * row, dtype=torch.uint8, device=DEVICE)) for _ in range(size)
         ]
+        for arena in self.arenas:
+            arena.view(size, row)[:, :flags].view(torch.int32).fill_(signed(epoch))
+        self.turns = 0
         at = [[arena.data_ptr() + writer * row for writer in range(size)] for arena in self.arenas]
         self.boards = [
             Board(
@@ -46,19 +51,21 @@ class Group:
                 failed=torch.zeros(2, dtype=torch.int32, device=DEVICE),
                 size=size,
                 position=i,
-                slot_bytes=SLOT,
+                slot_bytes=slot,
                 spins=spins,
+                shape=shape,
             )
             for i in range(size)
         ]
 
-    def call(self, kernel, epoch, x, outs, stride):
+    def call(self, kernel, epoch, x, outs, *how):
         """One call of all members, twice, since none but the last finds all flags at first."""
+        self.turns += 1
         for _ in range(2):
             for board in self.boards:
                 board.failed.zero_()
             for board, one, out in zip(self.boards, x, outs, strict=True):
-                kernel(board, epoch, one, out, stride)
+                kernel(board, Turn(epoch, self.turns % 2), one, out, *how)
         assert all(board.failed.tolist() == [0, 0] for board in self.boards)
 
 
@@ -71,8 +78,8 @@ def make(n, count, dtype, seed):
 @pytest.mark.parametrize("size", [2, 3])
 @pytest.mark.parametrize("count", [0, 1, 4096, 9001])
 def test_blocks_arrive_and_the_own_one_stays(size, count):
-    group = Group(size)
     for epoch in EPOCHS:
+        group = Group(size, epoch=epoch)
         x = make(size, size * count, torch.int16, epoch)
         outs = [torch.full_like(one, 7) for one in x]
         group.call(short.exchange, epoch, x, outs, count)
@@ -86,7 +93,7 @@ def test_one_block_goes_to_all_wherever_it_lies(shift):
     group, count = Group(2), 5000
     x = [one[shift:] for one in make(2, count + shift, torch.int16, 3)]
     outs = [torch.full((2 * count,), 7, dtype=torch.int16, device=DEVICE) for _ in x]
-    group.call(short.exchange, 1, x, outs, 0)
+    group.call(short.exchange, 0, x, outs, 0)
     assert all(torch.equal(out, torch.cat(x)) for out in outs)
 
 
@@ -98,11 +105,12 @@ DTYPES += [torch.bfloat16, torch.float16] if DEVICE == "cuda" else [torch.float1
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("scatter", [True, False])
 def test_sums_have_the_bits_of_those_in_rank_order(size, dtype, scatter):
-    count, group = 4100, Group(size)
+    count = 4100
     for epoch in EPOCHS:
+        group = Group(size, epoch=epoch)
         x = make(size, count * (size if scatter else 1), dtype, epoch)
         outs = [torch.empty(count, dtype=dtype, device=DEVICE) for _ in x]
-        group.call(short.add, epoch, x, outs, count if scatter else 0)
+        group.call(short.add, epoch, x, outs, count if scatter else 0, dtype)
         for i, out in enumerate(outs):
             terms = [one.view(-1, count)[i if scatter else 0] for one in x]
             assert torch.equal(out, sum_in_rank_order(terms, torch.empty_like(out)))
@@ -111,9 +119,9 @@ def test_sums_have_the_bits_of_those_in_rank_order(size, dtype, scatter):
 def test_who_does_not_come_is_written_down_with_the_epoch():
     group = Group(3, spins=2)
     x, out = torch.ones(8, device=DEVICE), torch.empty(8, device=DEVICE)
-    short.add(group.boards[1], 5, x, out, 0)
+    short.add(group.boards[1], Turn(5, 0), x, out, 0, torch.float32)
     position, epoch = group.boards[1].failed.tolist()
-    assert (position - 1, epoch) in ((0, 5), (2, 5))
+    assert (position - 1, epoch) in ((0, 6), (2, 6))
 
 
 def test_without_flags_a_call_reads_what_lies_there():
@@ -121,29 +129,73 @@ def test_without_flags_a_call_reads_what_lies_there():
     group = Group(2)
     x, out = make(2, 64, torch.float32, 0), torch.empty(64, device=DEVICE)
     deaf = replace(group.boards[0], spins=0)
-    short.add(deaf, 1, x[0], out, 0)
+    short.add(deaf, Turn(0, 0), x[0], out, 0, torch.float32)
     assert torch.equal(out, x[0])
     assert deaf.failed.tolist() == [2, 1]
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_terms_are_rounded_as_they_travel(size):
+    count, group = 9000, Group(size)
+    x = make(size, count * size, torch.float32, 4)
+    outs = [torch.empty(count, device=DEVICE) for _ in x]
+    group.call(short.add, 0, x, outs, count, torch.float16)
+    for i, out in enumerate(outs):
+        terms = [one.view(size, count)[i].half() for one in x]
+        assert torch.equal(out, sum_in_rank_order(terms, torch.empty_like(out)))
+
+
+def run_long(rank, boards, x, outs):
+    """Calls of more chunks than a program has slots, one after the other."""
+    board, epoch = boards[rank], 0
+    for number, (one, out) in enumerate(zip(x[rank], outs[rank], strict=True)):
+        stride = one.numel() // 2
+        short.add(board, Turn(epoch, number % 2), one, out, stride, torch.float16)
+        epoch += board.walk(out.numel() * 2).steps
+    return board.failed.tolist()
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="the members are processes that share no device")
+def test_members_that_run_at_a_time_take_turns_with_their_slots():
+    shape, calls, count = Shape(programs=2, ring=2, grain=LINE), 3, 20_000
+    group = Group(2, 10**7, shape, slot=2**13, share=torch.Tensor.share_memory_)
+    assert group.boards[0].walk(count * 2).steps > 2 * shape.ring
+    x = [make(calls, 2 * count, torch.float32, rank) for rank in range(2)]
+    outs = [[torch.empty(count).share_memory_() for _ in range(calls)] for _ in range(2)]
+    assert run_ranks(2, run_long, group.boards, x, outs) == [[0, 0], [0, 0]]
+    for number in range(calls):
+        for i in range(2):
+            terms = [x[rank][number].view(2, count)[i].half() for rank in range(2)]
+            assert torch.equal(outs[i][number], sum_in_rank_order(terms, torch.empty(count)))
 
 
 # A kernel that is interpreted cannot be compiled in the same process.
 COMPILE = """
 import re
+import triton.language as tl
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from weft.kernels.triton import short
 
-for kernel, kind in ((short._exchange, "i32"), (short._add, "bf16"), (short._add, "fp32")):
+KINDS = {"i32": tl.int32, "bf16": tl.bfloat16, "fp32": tl.float32}
+CALLS = (
+    (short._exchange, "i32", "i32"),
+    (short._add, "bf16", "bf16"),
+    (short._add, "fp32", "fp32"),
+    (short._add, "fp32", "bf16"),
+)
+for kernel, kind, wire in CALLS:
     names = kernel.arg_names
     types = dict.fromkeys(names, "i32")
     types |= {"x": "*" + kind, "out": "*" + kind, "table": "*i64", "failed": "*i32"}
-    types |= {"SIZE": "constexpr", "BLOCK": "constexpr"}
-    aligned = ("x", "out", "table", "failed", "slot_bytes", "size", "stride", "chunk")
+    constants = {"SIZE": 2, "RING": 4, "PROGRAMS": 128, "WIRE": KINDS[wire], "BLOCK": 4096}
+    types |= dict.fromkeys(constants, "constexpr")
+    aligned = ("x", "out", "table", "failed", "half", "size", "stride", "chunk")
     source = ASTSource(
         kernel,
         types,
-        {"SIZE": 2, "BLOCK": 4096},
+        constants,
         {(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
     ptx = compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8}).asm["ptx"]
@@ -171,4 +223,4 @@ def test_kernels_for_a_gpu_release_and_acquire_to_the_system_and_move_16_bytes(t
         assert {"ld.global.v4.b32", "st.global.v4.b32"} <= moved, line
         # flags, the table and the word for who did not come are all that is narrower
         assert not {"ld.global.b16", "st.global.b16", "ld.global.b32"} & moved, line
-    assert len(done.stdout.splitlines()) == 3
+    assert len(done.stdout.splitlines()) == 4

@@ -1,9 +1,10 @@
-"""Short collectives in one kernel: what is sent, flagged, awaited and taken out, chunk by chunk.
+"""Collectives in one kernel: what is sent, flagged, awaited and taken out, chunk by chunk.
 
-    program p    chunk p of every block -> the slots of the others
-                 raise flag p at the others        released to the system
-                 await flag p of the others        acquired from the system, so often at most
-                 chunk p of their slots -> out, copied or added in rank order
+    program p    chunk of every block -> the slots of the others, one step ahead
+                 raise its FULL flag at the others      released to the system
+                 await its FULL flag of the others      acquired from the system, so often at most
+                 chunk of their slots -> out, copied or added in rank order
+                 raise its LANDED flag at the others    where they wait for it
 
 `weft.comm.short` has the protocol and says why no program has to wait for another one of its own
 member.
@@ -14,28 +15,31 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from weft.comm.short import LINE, Board, Bodies, chunk_bytes
+from weft.comm.short import LINE, Board, Bodies, Turn, signed
 
 _BLOCK, _WARPS = 4096, 8  # of words of 4 bytes four times 16 bytes a thread
 _LINE = tl.constexpr(LINE)
 _FLAGS_THERE, _SLOTS_THERE, _FLAGS_HERE, _SLOTS_HERE = (tl.constexpr(row) for row in range(4))
 
 
-def exchange(board: Board, epoch: int, x: Tensor, out: Tensor, stride: int) -> None:
+def exchange(board: Board, turn: Turn, x: Tensor, out: Tensor, stride: int) -> None:
     """Copies blocks to the other members and theirs, and the own one, to `out`."""
     moved = stride * x.element_size()
     wide = _widest(x, out, out.numel() // board.size * out.element_size())
     x, out = x.view(wide), out.view(wide)
     size = out.numel() // board.size
-    _launch(_exchange, board, epoch, x, out, size, moved // wide.itemsize)
+    _launch(_exchange, board, turn, x, out, size, moved // wide.itemsize, wide)
 
 
-def add(board: Board, epoch: int, x: Tensor, out: Tensor, stride: int) -> None:
+def add(
+    board: Board, turn: Turn, x: Tensor, out: Tensor, stride: int, wire: torch.dtype
+) -> None:
     """Copies blocks to the other members and adds theirs and the own one.
 
-    Numerics: in rank order in FP32 (wider numbers and integers in their own dtype), rounded once.
+    Numerics: every term rounded once to `wire`; added in rank order in FP32 (wider numbers and
+    integers in their own dtype), rounded once.
     """
-    _launch(_add, board, epoch, x, out, out.numel(), stride)
+    _launch(_add, board, turn, x, out, out.numel(), stride, wire)
 
 
 BODIES = Bodies(exchange=exchange, add=add)
@@ -44,27 +48,33 @@ BODIES = Bodies(exchange=exchange, add=add)
 def _launch(
     kernel: triton.JITFunction,
     board: Board,
-    epoch: int,
+    turn: Turn,
     x: Tensor,
     out: Tensor,
     size: int,
     stride: int,
+    wire: torch.dtype,
 ) -> None:
-    width = x.element_size()
-    chunk = chunk_bytes(size * width) // width
-    kernel[(max(triton.cdiv(size, chunk), 1),)](
+    width = wire.itemsize
+    way = board.walk(size * width)
+    kernel[(way.programs,)](
         x,
         out,
         board.table,
         board.failed,
-        epoch,
+        signed(turn.epoch),
+        signed(turn.epoch + way.steps),
         board.spins,
         board.position,
-        board.slot_bytes,
+        turn.slots * board.slot_bytes,
         size,
         stride,
-        chunk,
+        way.chunk // width,
+        way.chunks,
         SIZE=board.size,
+        RING=board.shape.ring,
+        PROGRAMS=board.shape.programs,
+        WIRE=getattr(tl, str(wire).removeprefix("torch.")),
         BLOCK=_BLOCK,
         num_warps=_WARPS,
     )
@@ -76,122 +86,211 @@ def _widest(x: Tensor, out: Tensor, size: int) -> torch.dtype:
     return torch.uint8 if odd else torch.int32
 
 
-@triton.jit(do_not_specialize=["epoch", "spins", "position"])
+_EVERY = ["epoch", "last", "spins", "position", "chunks"]  # one kernel for all their values
+
+
+@triton.jit(do_not_specialize=_EVERY)
 def _exchange(
     x,
     out,
     table,
     failed,
     epoch,
+    last,
     spins,
     position,
-    slot_bytes,
+    half,
     size,
     stride,
     chunk,
+    chunks,
     SIZE: tl.constexpr,
+    RING: tl.constexpr,
+    PROGRAMS: tl.constexpr,
+    WIRE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    first = tl.program_id(0) * chunk
-    last = tl.minimum(first + chunk, size)
-    half = (epoch & 1) * slot_bytes
-    _push(x, table, epoch, position, half, first, last, stride, SIZE, BLOCK)
-    _copy(x + position * stride, out + position * size, first, last, BLOCK)
-    for way in tl.static_range(1, SIZE):
-        peer = (position + way) % SIZE
-        _await(table, failed, peer, epoch, spins, SIZE)
-        here = _slot(table, _SLOTS_HERE, peer, half, SIZE, out.dtype)
-        _copy(here, out + peer * size, first, last, BLOCK)
+    steps = _steps(chunks)
+    for step in range(steps + 1):
+        if step < steps:
+            spins = _push(
+                x, table, failed, epoch, last, spins, position, half, size, stride, chunk, step,
+                SIZE, RING, PROGRAMS, WIRE, BLOCK,
+            )  # fmt: skip
+            first, count = _chunk(step, size, chunk)
+            own = x + _far(position, stride) + first
+            _copy(own, out + _far(position, size) + first, count, BLOCK)
+        if step > 0:
+            first, count = _chunk(step - 1, size, chunk)
+            for way in tl.static_range(1, SIZE):
+                peer = (position + way) % SIZE
+                spins = _await(table, failed, peer, epoch + step, last, spins, 0, SIZE)
+                here = _slot(table, _SLOTS_HERE, peer, half, step - 1, chunk, SIZE, RING, WIRE)
+                _copy(here, out + _far(peer, size) + first, count, BLOCK)
+            _landed(table, epoch, position, step, steps, SIZE, RING, PROGRAMS)
 
 
-@triton.jit(do_not_specialize=["epoch", "spins", "position"])
+@triton.jit(do_not_specialize=_EVERY)
 def _add(
     x,
     out,
     table,
     failed,
     epoch,
+    last,
     spins,
     position,
-    slot_bytes,
+    half,
     size,
     stride,
     chunk,
+    chunks,
     SIZE: tl.constexpr,
+    RING: tl.constexpr,
+    PROGRAMS: tl.constexpr,
+    WIRE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    first = tl.program_id(0) * chunk
-    last = tl.minimum(first + chunk, size)
-    half = (epoch & 1) * slot_bytes
-    _push(x, table, epoch, position, half, first, last, stride, SIZE, BLOCK)
-    for way in tl.static_range(1, SIZE):
-        _await(table, failed, (position + way) % SIZE, epoch, spins, SIZE)
-    own = x + position * stride
-    for at in range(first, last, BLOCK):
-        places = at + tl.arange(0, BLOCK)
-        inside = places < last
-        total = _term(x, own, table, 0, position, half, places, inside, SIZE)
-        for rank in tl.static_range(1, SIZE):
-            total += _term(x, own, table, rank, position, half, places, inside, SIZE)
-        tl.store(out + places, total.to(out.dtype.element_ty), mask=inside)
+    steps = _steps(chunks)
+    for step in range(steps + 1):
+        if step < steps:
+            spins = _push(
+                x, table, failed, epoch, last, spins, position, half, size, stride, chunk, step,
+                SIZE, RING, PROGRAMS, WIRE, BLOCK,
+            )  # fmt: skip
+        if step > 0:
+            first, count = _chunk(step - 1, size, chunk)
+            for way in tl.static_range(1, SIZE):
+                peer = (position + way) % SIZE
+                spins = _await(table, failed, peer, epoch + step, last, spins, 0, SIZE)
+            own = x + _far(position, stride) + first
+            for at in range(0, count, BLOCK):
+                places = at + tl.arange(0, BLOCK)
+                inside = places < count
+                total = _term(
+                    own, table, 0, position, half, step - 1, chunk, places, inside, SIZE, RING, WIRE
+                )
+                for rank in tl.static_range(1, SIZE):
+                    total += _term(
+                        own, table, rank, position, half, step - 1, chunk, places, inside,
+                        SIZE, RING, WIRE,
+                    )  # fmt: skip
+                tl.store(out + first + places, total.to(out.dtype.element_ty), mask=inside)
+            _landed(table, epoch, position, step, steps, SIZE, RING, PROGRAMS)
 
 
 @triton.jit
-def _term(x, own, table, rank, position, half, places, inside, SIZE: tl.constexpr):
+def _term(
+    own, table, rank, position, half, step, chunk, places, inside,
+    SIZE: tl.constexpr, RING: tl.constexpr, WIRE: tl.constexpr,
+):  # fmt: skip
     """What a member brings: where its chunk lies here, or the own one."""
-    slot = _slot(table, _SLOTS_HERE, rank, half, SIZE, x.dtype)
-    term = tl.load(tl.where(rank == position, own, slot) + places, mask=inside)
-    narrow: tl.constexpr = x.dtype.element_ty.primitive_bitwidth < 32 and (
-        x.dtype.element_ty.is_floating()
-    )
+    slot = _slot(table, _SLOTS_HERE, rank, half, step, chunk, SIZE, RING, WIRE)
+    if rank == position:
+        term = tl.load(own + places, mask=inside).to(WIRE)
+    else:
+        term = tl.load(slot + places, mask=inside)
+    narrow: tl.constexpr = WIRE.primitive_bitwidth < 32 and WIRE.is_floating()
     return term.to(tl.float32) if narrow else term
 
 
 @triton.jit
 def _push(
-    x, table, epoch, position, half, first, last, stride, SIZE: tl.constexpr, BLOCK: tl.constexpr
-):
-    """Copies a chunk to every other member and raises its flags there."""
+    x, table, failed, epoch, last, spins, position, half, size, stride, chunk, step,
+    SIZE: tl.constexpr, RING: tl.constexpr, PROGRAMS: tl.constexpr, WIRE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Copies a chunk to every other member, once its slot is empty, and raises its flags there."""
+    first, count = _chunk(step, size, chunk)
     for way in tl.static_range(1, SIZE):
         peer = (position + way) % SIZE
-        there = _slot(table, _SLOTS_THERE, peer, half, SIZE, x.dtype)
-        _copy(x + peer * stride, there, first, last, BLOCK)
+        if step >= RING:
+            emptied = epoch + step - RING + 1
+            spins = _await(table, failed, peer, emptied, last, spins, PROGRAMS, SIZE)
+        there = _slot(table, _SLOTS_THERE, peer, half, step, chunk, SIZE, RING, WIRE)
+        _copy(x + _far(peer, stride) + first, there, count, BLOCK)
+    _raise(table, position, epoch + step + 1, 0, SIZE)
+    return spins
+
+
+@triton.jit
+def _landed(
+    table, epoch, position, step, steps,
+    SIZE: tl.constexpr, RING: tl.constexpr, PROGRAMS: tl.constexpr,
+):  # fmt: skip
+    """Tells the others that a slot is empty, where a later step of theirs takes it."""
+    if step - 1 + RING < steps:
+        _raise(table, position, epoch + step, PROGRAMS, SIZE)
+
+
+@triton.jit
+def _raise(table, position, epoch, kind, SIZE: tl.constexpr):
+    """Raises flags at every other member."""
     tl.debug_barrier()  # a flag is one thread's, what it tells of is everybody's
     for way in tl.static_range(1, SIZE):
-        flag = _flag(table, _FLAGS_THERE, (position + way) % SIZE, SIZE)
+        flag = _flag(table, _FLAGS_THERE, (position + way) % SIZE, kind, SIZE)
         tl.atomic_xchg(flag, epoch, sem="release", scope="sys")
 
 
 @triton.jit
-def _await(table, failed, peer, epoch, spins, SIZE: tl.constexpr):
-    """Looks at a flag until it is there, or often enough; epochs wrap."""
-    flag = _flag(table, _FLAGS_HERE, peer, SIZE)
+def _await(table, failed, peer, epoch, last, spins, kind, SIZE: tl.constexpr):
+    """Looks at a flag until it is there, or often enough; epochs wrap. Returns how often the next
+    one is looked at: who has not come is not waited for twice.
+    """
+    flag = _flag(table, _FLAGS_HERE, peer, kind, SIZE)
     missing = epoch - tl.atomic_add(flag, 0, sem="acquire", scope="sys")
     looks = 0
     while (missing > 0) & (looks < spins):
         missing = epoch - tl.atomic_add(flag, 0, sem="acquire", scope="sys")
         looks += 1
     tl.store(failed, peer + 1, mask=missing > 0)
-    tl.store(failed + 1, epoch, mask=missing > 0)
+    tl.store(failed + 1, last, mask=missing > 0)
     tl.debug_barrier()  # what one thread has acquired is everybody's
+    return tl.where(missing > 0, 0, spins)
 
 
 @triton.jit
-def _copy(source, target, first, last, BLOCK: tl.constexpr):
-    for at in range(first, last, BLOCK):
+def _steps(chunks):
+    """The chunks of this program: each of as many in turn as there are programs."""
+    return tl.cdiv(chunks - tl.program_id(0), tl.num_programs(0))
+
+
+@triton.jit
+def _chunk(step, size, chunk):
+    """Returns where a chunk of this program begins in a block, and its elements."""
+    first = tl.cast(step * tl.num_programs(0) + tl.program_id(0), tl.int64) * chunk
+    return first, tl.minimum(size - first, chunk).to(tl.int32)
+
+
+@triton.jit
+def _far(member, stride):
+    """Where a member's block begins."""
+    return tl.cast(member, tl.int64) * stride
+
+
+@triton.jit
+def _copy(source, target, count, BLOCK: tl.constexpr):
+    for at in range(0, count, BLOCK):
         places = at + tl.arange(0, BLOCK)
-        inside = places < last
-        tl.store(target + places, tl.load(source + places, mask=inside), mask=inside)
+        inside = places < count
+        moved = tl.load(source + places, mask=inside)
+        tl.store(target + places, moved.to(target.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _slot(table, row: tl.constexpr, peer, half, SIZE: tl.constexpr, kind: tl.constexpr):
-    """Where a slot begins: on a line, which lets a thread move 16 bytes at once."""
+def _slot(
+    table, row: tl.constexpr, peer, half, step, chunk,
+    SIZE: tl.constexpr, RING: tl.constexpr, WIRE: tl.constexpr,
+):  # fmt: skip
+    """Where a slot of this program begins: on a line, so that a thread may move 16 bytes."""
     address = tl.load(table + row * SIZE + peer) + half
-    return tl.multiple_of(address.to(kind), 16)
+    number = tl.program_id(0) * RING + step % RING
+    slots = tl.multiple_of(address.to(tl.pointer_type(WIRE)), 16)
+    return slots + tl.cast(number, tl.int64) * chunk
 
 
 @triton.jit
-def _flag(table, row: tl.constexpr, peer, SIZE: tl.constexpr):
-    address = tl.load(table + row * SIZE + peer) + tl.program_id(0) * _LINE
+def _flag(table, row: tl.constexpr, peer, kind, SIZE: tl.constexpr):
+    """A flag of this program: those that say full, `kind` 0, and behind them those of landings."""
+    address = tl.load(table + row * SIZE + peer) + (kind + tl.program_id(0)) * _LINE
     return address.to(tl.pointer_type(tl.int32))
