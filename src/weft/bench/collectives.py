@@ -95,6 +95,10 @@ def beside(transport: Transport, device: torch.device, dtype: torch.dtype) -> Be
     product = products(ROUNDS)
     transport.barrier()
     gather = gathers(ROUNDS).milliseconds() / ROUNDS
+    # the counts below come of these, and all ranks must gather equally often
+    alike = torch.tensor([product, gather], device=device)
+    alike = transport.all_reduce(alike, axis=AXIS, label="bench").wait()
+    product, gather = (alike / transport.group_size(AXIS)).tolist()
     transport.barrier()
     # far more of the one than lasts as long as the other: it is never alone
     around = gathers(3 * ROUNDS + round(3 * ROUNDS * product / gather))

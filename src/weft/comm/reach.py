@@ -15,7 +15,7 @@ from torch.distributed import ProcessGroup
 
 from weft.comm.driver import obstacle, open_driver
 from weft.comm.exchange import Channel
-from weft.comm.short import SHORT_BYTES, Bodies, ShortChannel
+from weft.comm.short import MOST_BYTES, Bodies, ShortChannel
 from weft.comm.symmetric import CudaPeers, map_arenas, slot_bytes_of
 from weft.comm.watch import Watch
 from weft.comm.wire import GroupKey
@@ -44,7 +44,7 @@ def open_channels(
     seconds: float,
     tell: Callable[[CommunicationError], None],
     bodies: Bodies | None = None,
-    most: int = SHORT_BYTES,
+    most: int = MOST_BYTES,
 ) -> Reach:
     """A channel for each group of collectives whose members reach each other, and one for calls of
     `most` bytes a block where there are kernels for them.
@@ -67,9 +67,7 @@ def open_channels(
         channels[key] = Channel(memory, size=group.size(), position=group.rank())
         if bodies is not None:
             # the thread below is to speak first
-            short[key] = ShortChannel(
-                memory, memory.board(seconds=2 * seconds), bodies, most=most
-            )
+            short[key] = ShortChannel(memory, memory.board(seconds=2 * seconds), bodies, most=most)
         peers.append(memory)
     watch = Watch(tuple(peers), rank=dist.get_rank(), seconds=seconds, tell=tell)
     return Reach(channels=channels, short=short, reasons=reasons, close=watch.close)

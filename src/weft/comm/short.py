@@ -7,10 +7,10 @@ its chunks, one ahead of what it takes out; with e the steps of all calls before
 
     await LANDED of r here >= e + t - RING + 1      for each r, from step RING on
     chunk t of what is for r -> own slot t mod RING at r
-    raise own FULL at r to e + t + 1                for each r
     await FULL of s here >= e + t                   for each s, of the step before
     slot (t - 1) mod RING of s -> where it belongs, copied or added
     raise own LANDED at s to e + t                  where s waits for it
+    raise own FULL at r to e + t + 1                for each r; the last one before it awaits
 
 There are two such sets of slots, for even and for odd calls, so that nobody has to say that the
 slots of the call before are empty. Whoever writes in call k has ended call k - 1, and in it has
@@ -38,6 +38,7 @@ from weft.comm.exchange import Flag, Mark
 
 LINE = 128  # bytes of a cache line: a flag has its own
 SHORT_BYTES = 1 << 24  # of a set of slots, at most, over all other members
+MOST_BYTES = 1 << 20  # of a block in a step: longer calls would hold multiprocessors from products
 _WRAP = 1 << 32
 _SUMS = (Collective.REDUCE_SCATTER, Collective.ALL_REDUCE, Collective.ALL_TO_ALL_SUM)
 _MOVES = (Collective.ALL_GATHER, Collective.ALL_TO_ALL)

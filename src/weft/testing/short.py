@@ -131,11 +131,15 @@ class _Kernels:
                 for peer in call.others if step >= ring else ():
                     memory.await_one(program, peer, landed, epoch + step - ring + 1)
                 self._push(call, program, step, parts[step])
+                if step == len(parts) - 1:
+                    self._announce(call, program, step)
                 keep(program, parts[step])
             if step > 0:
                 self._land(call, program, step - 1, parts[step - 1], take)
                 for peer in call.others if step - 1 + ring < len(parts) else ():
                     memory.raise_one(program, peer, landed, epoch + step)
+            if step < len(parts) - 1:
+                self._announce(call, program, step)
 
     def _push(self, call: _Call, program: Program, step: int, part: slice) -> None:
         memory, writer = self._memory, call.board.position
@@ -145,16 +149,16 @@ class _Kernels:
                 memory.copy(program, there, source[part])
             else:
                 memory.order(program, "rounded", lambda a=there, b=source[part]: a.copy_(b))
+
+    def _announce(self, call: _Call, program: Program, step: int) -> None:
         for peer in call.others:
-            memory.raise_one(program, peer, program, call.turn.epoch + step + 1)
+            self._memory.raise_one(program, peer, program, call.turn.epoch + step + 1)
 
     def _land(self, call: _Call, program: Program, step: int, part: slice, take: Take) -> None:
         owner = call.board.position
         for peer in call.others:
             self._memory.await_one(program, peer, program, call.turn.epoch + step + 1)
-        slots = {
-            peer: self._slot(call, owner, peer, program, step, part) for peer in call.others
-        }
+        slots = {peer: self._slot(call, owner, peer, program, step, part) for peer in call.others}
         take(program, part, slots)
 
     def _slot(

@@ -15,7 +15,7 @@ import torch
 
 from weft.comm.crossover import everything, measured
 from weft.comm.reach import open_channels
-from weft.comm.short import SHORT_BYTES, Bodies
+from weft.comm.short import MOST_BYTES, Bodies
 from weft.comm.transport import Transport
 from weft.comm.transports.nccl import NcclTransport
 from weft.comm.transports.symmetric import SymmetricTransport
@@ -32,7 +32,7 @@ def beside(
     *,
     timeout_seconds: float,
     short: Bodies | None = None,
-    most: int = SHORT_BYTES,
+    most: int = MOST_BYTES,
 ) -> Transport:
     """The transport of a rank on a GPU, with kernels for calls of `most` bytes a block where there
     are such.

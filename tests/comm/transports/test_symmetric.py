@@ -80,6 +80,8 @@ def post_everything(t, rank, device, rows=40):
 def sum_in_place(t, grad, *, axis, lane):
     own = grad.view(t.group_size(axis), -1)[t.group_rank(axis)]
     return t.all_to_all_sum(grad, own, wire=torch.bfloat16, axis=axis, label="gradients", lane=lane)
+
+
 SHORT_SHAPE = Shape(programs=3, ring=2, grain=160, line=8)
 SHORT_SLOTS = 3 * 2 * 160
 

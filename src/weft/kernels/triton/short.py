@@ -1,10 +1,13 @@
 """Collectives in one kernel: what is sent, flagged, awaited and taken out, chunk by chunk.
 
-    program p    chunk of every block -> the slots of the others, one step ahead
-                 raise its FULL flag at the others      released to the system
-                 await its FULL flag of the others      acquired from the system, so often at most
+    program p    chunk of every block -> the slots of the others
+                 await its FULL flag of the others      of the step before, so often at most
                  chunk of their slots -> out, copied or added in rank order
                  raise its LANDED flag at the others    where they wait for it
+                 raise its FULL flag at the others      of this step; released to the system
+
+What has been pushed is on its way while the step before lands, so that the release waits little.
+The last step, behind which nothing is to be pushed, is released at once.
 
 `weft.comm.short` has the protocol and says why no program has to wait for another one of its own
 member.
@@ -31,9 +34,7 @@ def exchange(board: Board, turn: Turn, x: Tensor, out: Tensor, stride: int) -> N
     _launch(_exchange, board, turn, x, out, size, moved // wide.itemsize, wide)
 
 
-def add(
-    board: Board, turn: Turn, x: Tensor, out: Tensor, stride: int, wire: torch.dtype
-) -> None:
+def add(board: Board, turn: Turn, x: Tensor, out: Tensor, stride: int, wire: torch.dtype) -> None:
     """Copies blocks to the other members and adds theirs and the own one.
 
     Numerics: every term rounded once to `wire`; added in rank order in FP32 (wider numbers and
@@ -117,6 +118,8 @@ def _exchange(
                 x, table, failed, epoch, last, spins, position, half, size, stride, chunk, step,
                 SIZE, RING, PROGRAMS, WIRE, BLOCK,
             )  # fmt: skip
+            if step == steps - 1:
+                _raise(table, position, epoch + step + 1, 0, SIZE)
             first, count = _chunk(step, size, chunk)
             own = x + _far(position, stride) + first
             _copy(own, out + _far(position, size) + first, count, BLOCK)
@@ -128,6 +131,8 @@ def _exchange(
                 here = _slot(table, _SLOTS_HERE, peer, half, step - 1, chunk, SIZE, RING, WIRE)
                 _copy(here, out + _far(peer, size) + first, count, BLOCK)
             _landed(table, epoch, position, step, steps, SIZE, RING, PROGRAMS)
+        if step < steps - 1:
+            _raise(table, position, epoch + step + 1, 0, SIZE)
 
 
 @triton.jit(do_not_specialize=_EVERY)
@@ -158,6 +163,8 @@ def _add(
                 x, table, failed, epoch, last, spins, position, half, size, stride, chunk, step,
                 SIZE, RING, PROGRAMS, WIRE, BLOCK,
             )  # fmt: skip
+            if step == steps - 1:
+                _raise(table, position, epoch + step + 1, 0, SIZE)
         if step > 0:
             first, count = _chunk(step - 1, size, chunk)
             for way in tl.static_range(1, SIZE):
@@ -177,6 +184,8 @@ def _add(
                     )  # fmt: skip
                 tl.store(out + first + places, total.to(out.dtype.element_ty), mask=inside)
             _landed(table, epoch, position, step, steps, SIZE, RING, PROGRAMS)
+        if step < steps - 1:
+            _raise(table, position, epoch + step + 1, 0, SIZE)
 
 
 @triton.jit
@@ -200,7 +209,7 @@ def _push(
     SIZE: tl.constexpr, RING: tl.constexpr, PROGRAMS: tl.constexpr, WIRE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Copies a chunk to every other member, once its slot is empty, and raises its flags there."""
+    """Copies a chunk to every other member, once its slot is empty."""
     first, count = _chunk(step, size, chunk)
     for way in tl.static_range(1, SIZE):
         peer = (position + way) % SIZE
@@ -209,7 +218,6 @@ def _push(
             spins = _await(table, failed, peer, emptied, last, spins, PROGRAMS, SIZE)
         there = _slot(table, _SLOTS_THERE, peer, half, step, chunk, SIZE, RING, WIRE)
         _copy(x + _far(peer, stride) + first, there, count, BLOCK)
-    _raise(table, position, epoch + step + 1, 0, SIZE)
     return spins
 
 
