@@ -10,7 +10,8 @@ from weft.planner.work import Attend, Passing, Products, Way, Work
 H200 = machine("H200")
 COPY = H200.device.memory_bandwidth * H200.device.copy
 UP = Products(rows=8192, n=4096, k=2048, groups=8, phase="", flops=2 * 8192 * 4096 * 2048, moved=0)
-AHEAD = Attend(length=4096, phase="", flops=10**12)
+BACK = Attend(length=4096, heads=64, phase="dgrad", flops=10**12)  # 192 blocks: two waves of 132
+AHEAD = Attend(length=4096, heads=64, phase="", flops=10**12)
 
 
 def passing(moved: int) -> Passing:
@@ -26,11 +27,16 @@ def price(asked: Work, of: Measured) -> float:
     return seconds(asked, rates(replace(H200, measured=of)))
 
 
-@pytest.mark.parametrize("asked", [UP, AHEAD, passing(10**9)])
+@pytest.mark.parametrize("asked", [UP, AHEAD, BACK, passing(10**9)])
 def test_what_was_timed_is_priced_at_its_time(asked: Work):
     of = found((asked, 3e-3))
     assert price(asked, of) == pytest.approx(3e-3, rel=1e-3)
     assert price(asked, found((asked, 6e-3))) > 1.9 * price(asked, of)  # another time is another
+
+
+def test_a_backward_that_fills_its_waves_better_is_faster_for_its_work():
+    of, fuller = found((BACK, 3e-3)), replace(BACK, heads=128)
+    assert price(fuller, of) == pytest.approx(3e-3 * (192 / 264) / (256 / 264), rel=1e-3)
 
 
 def test_a_body_has_a_line_through_its_sizes():

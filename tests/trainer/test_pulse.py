@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 
+import pytest
 import torch
 
 from weft.comm.call import Call, Collective
@@ -43,6 +44,30 @@ def test_a_rank_that_computes_is_alive(tmp_path: Path) -> None:
     sign = pulse.read(tmp_path / "pulse")
     assert sign is not None
     assert sign.alive_ns > sign.moved_ns
+
+
+class Torn:
+    """A writer that is stopped in the middle, where all is cleared and little is written."""
+
+    size, unpack_from = pulse._REST.size, pulse._REST.unpack_from
+
+    def pack_into(self, page, at: int, moved: int, *_rest: object) -> None:
+        page[at : at + self.size] = moved.to_bytes(8, "little") + bytes(self.size - 8)
+        raise InterruptedError
+
+
+def test_a_rank_stopped_while_it_writes_shows_what_it_did_before(tmp_path, monkeypatch) -> None:
+    shown = Pulse(tmp_path / "pulse")
+    for step in (7, 8):  # whichever of the two is written next
+        shown.enter("step", step)
+        before = pulse.read(tmp_path / "pulse")
+        with monkeypatch.context() as patched, pytest.raises(InterruptedError):
+            patched.setattr(pulse, "_REST", Torn())
+            shown.posting(CALL, 3)
+        after = pulse.read(tmp_path / "pulse")
+        assert before is not None
+        assert after is not None
+        assert (after.phase, after.step, after.moved_ns) == ("step", step, before.moved_ns)
 
 
 def test_a_file_cut_short_shows_nothing(tmp_path: Path) -> None:

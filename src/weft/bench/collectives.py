@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
+from weft.bench.profile import hold
 from weft.comm.handle import Handle
 from weft.comm.transport import Transport
 from weft.planner.machine import Beside, Message
@@ -49,8 +50,11 @@ def sweep(transport: Transport, device: torch.device, dtype: torch.dtype) -> Ite
 
 
 def _median(transport: Transport, device: torch.device, run: Callable[[], object]) -> float:
-    """Seconds on the device, from when every rank has come; issued behind one another."""
+    """Seconds on the device, from when every rank has come; issued behind one another while it is
+    held, so that the host's time to issue one is not in it.
+    """
     transport.barrier()
+    hold(device)
     watches: list[Stopwatch] = []
     for _ in range(REPEATS + WARM_UP):
         watch = Stopwatch(device)

@@ -27,7 +27,7 @@ from weft.planner.machine import (
     Pass,
     Product,
 )
-from weft.planner.work import Attend, Passing, Products, Work
+from weft.planner.work import Attend, Passing, Products, Work, filled
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,6 +74,7 @@ def _attention(samples: Iterable[Sample], device: Device) -> Iterable[Attention]
     for one in samples:
         if isinstance(asked := one.asked, Attend):
             rate = asked.flops / max(one.seconds - device.launch, device.launch)
+            rate /= filled(asked, device.multiprocessors)
             lengths.setdefault((asked.length, asked.phase), []).append(rate)
     for (length, phase), rates in sorted(lengths.items()):
         yield Attention(length=length, phase=phase, flops=median(rates))

@@ -22,7 +22,17 @@ from weft.graph.opset import FIRST
 from weft.graph.program import Program, Task
 from weft.planner.constants import Constants, constants
 from weft.planner.machine import Machine, Message, Product
-from weft.planner.work import Attend, Passing, Products, Sending, Waiting, Way, Work, work
+from weft.planner.work import (
+    Attend,
+    Passing,
+    Products,
+    Sending,
+    Waiting,
+    Way,
+    Work,
+    filled,
+    work,
+)
 
 Pricing = Callable[[Task, Program, Sizes], float]
 
@@ -166,7 +176,9 @@ def _attend(asked: Attend, found: Rates) -> float:
     known = [a for a in found.machine.measured.attention if a.phase == asked.phase]
     if known:
         nearest = min(known, key=lambda a: abs(log(a.length / max(asked.length, 1))))
-        return asked.flops / nearest.flops + found.machine.device.launch
+        device = found.machine.device
+        rate = nearest.flops * filled(asked, device.multiprocessors)
+        return asked.flops / rate + device.launch
     device = found.machine.device
     rate = device.peak_flops * device.sustained * found.constants.attention
     return asked.flops / rate + device.launch

@@ -29,7 +29,9 @@ class Product:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attention:
-    """Measured causal attention over sequences of a length: FLOP/s of each phase."""
+    """Measured causal attention over sequences of a length: FLOP/s of each phase, every wave of it
+    full (`planner.work.filled`).
+    """
 
     length: int
     phase: str

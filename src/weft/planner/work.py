@@ -7,6 +7,7 @@ vocabulary, wire bytes of the collective. What they cost is another file's quest
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from math import ceil
 from types import MappingProxyType
 
 from weft.compose.price import BYTES, flops, moved_bytes, value_bytes, wire_bytes
@@ -62,11 +63,30 @@ class Products:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attend:
-    """Causal attention over sequences of a length."""
+    """Causal attention over sequences of a length; `heads` counts those of every sequence."""
 
     length: int
+    heads: int
     phase: str
     flops: int
+
+
+def filled(asked: Attend, multiprocessors: int) -> float:
+    """The share of a device's multiprocessors at work in the waves of an attention.
+
+    A backward whose bits repeat (flash attention's deterministic mode) has a block for each head,
+    or where these are fewer than multiprocessors as many for each as fill the device once; one runs
+    on a multiprocessor at a time. Forwards have a block for 128 positions of a head: far more.
+
+    Example:
+        >>> [round(filled(Attend(length=4096, heads=n, phase="dgrad", flops=1), 132), 2)
+        ...  for n in (32, 64, 128, 132)]
+        [0.61, 0.73, 0.97, 1.0]
+    """
+    if asked.phase != "dgrad":
+        return 1.0
+    blocks = asked.heads * ceil(multiprocessors / asked.heads)
+    return blocks / (ceil(blocks / multiprocessors) * multiprocessors)
 
 
 class Way(StrEnum):
@@ -120,7 +140,7 @@ def work(task: Task, program: Program, n: Sizes, widths: Mapping[str, int] = BYT
     if task.body in VIEWS or task.attributes.get("sp") == 1:
         return Waiting(synchronises=False)
     if task.op.tolerance is Tolerance.ATTENTION and not task.is_wgrad:
-        return Attend(length=n.S, phase=task.phase, flops=flops(task, n))
+        return _attend(task, n)
     moved = moved_bytes(task, program, n, widths)
     if task.op.tolerance is Tolerance.MATMUL:
         return _products(task, program, n, widths, moved)
@@ -128,6 +148,13 @@ def work(task: Task, program: Program, n: Sizes, widths: Mapping[str, int] = BYT
         way = Way.SUMS if task.body in SUMS else Way.ROWS
         return Passing(body=task.body, moved=_touched(task, program, n, widths), way=way)
     return Passing(body=task.body, moved=moved, way=Way.STREAM)
+
+
+def _attend(task: Task, n: Sizes) -> Attend:
+    asked = flops(task, n)
+    forward = asked * 2 // 5 if task.phase == "dgrad" else asked
+    heads = max(forward // (2 * n.S * n.S * n.C), 1)
+    return Attend(length=n.S, heads=heads, phase=task.phase, flops=asked)
 
 
 def _touched(task: Task, program: Program, n: Sizes, widths: Mapping[str, int]) -> int:

@@ -9,6 +9,9 @@ all, its main thread the second wherever it gets on.
     step, posted          the step, the collectives posted in it and before
     waits                 1 while it waits in a collective
     phase, call           names: where it is, the collective it posted or waits for
+
+All but the first clock is there twice, and a byte says which of the two is whole: a process may be
+stopped while it writes, and then shows what it had shown before.
 """
 
 import mmap
@@ -27,7 +30,9 @@ Phase = Literal["start", "first step", "step", "evaluate", "save", "inspect", "e
 
 ALIVE_SECONDS = 0.25  # how often the thread turns its clock
 _ALIVE, _REST = struct.Struct("<q"), struct.Struct("<qqqB12s160s")
-_BYTES = _ALIVE.size + _REST.size
+_WHOLE = _ALIVE.size  # where the byte is
+_RESTS = (_WHOLE + 1, _WHOLE + 1 + _REST.size)
+_BYTES = _RESTS[1] + _REST.size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,7 +95,9 @@ class Pulse(Observer):
     def _show(self, *, waits: bool) -> None:
         now = time.monotonic_ns()
         values = (now, self._step, self._posted, waits, self._phase, self._call)
-        _REST.pack_into(self._page, _ALIVE.size, *values)
+        whole = 1 - self._page[_WHOLE]
+        _REST.pack_into(self._page, _RESTS[whole], *values)
+        self._page[_WHOLE] = whole
 
     def _beat(self) -> None:
         while True:
@@ -107,7 +114,7 @@ def read(path: Path) -> Sign | None:
     if len(page) != _BYTES:
         return None
     (alive,) = _ALIVE.unpack_from(page)
-    moved, step, posted, waits, phase, call = _REST.unpack_from(page, _ALIVE.size)
+    moved, step, posted, waits, phase, call = _REST.unpack_from(page, _RESTS[page[_WHOLE]])
     if not moved:
         return None
     return Sign(
