@@ -3,6 +3,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 import pytest
 from tests.compose.test_first import added
@@ -140,9 +141,8 @@ RECORDS = Path(__file__).parents[2] / "benchmarks/results/h200/predict.jsonl"
 ALONE = [o for o in map(json.loads, RECORDS.read_text().splitlines()) if " one" in o["name"]]
 
 
-def recorded(monkeypatch) -> list[Step]:
-    """The steps of that day, which zeroed all gradients and added to them."""
-    monkeypatch.setattr(step_module, "begun", added)
+def recorded() -> list[Step]:
+    """The steps of one GPU on record."""
     return [training_step(make_plan(build(tomllib.loads(one["config"])), 0)) for one in ALONE]
 
 
@@ -151,13 +151,17 @@ def errors(found: Machine, made: Sequence[Step]) -> list[float]:
     return [abs(played(step, found).seconds / t - 1) for step, t in zip(made, took, strict=True)]
 
 
-def test_recorded_steps_of_one_gpu_take_what_they_took(monkeypatch):
-    assert len(ALONE) >= 12
-    assert max(errors(machine("H200"), recorded(monkeypatch))) < 0.06
+def test_recorded_steps_of_one_gpu_take_what_they_took():
+    assert len(ALONE) >= 24
+    found = errors(machine("H200"), recorded())
+    assert median(found) < 0.05
+    assert max(found) < 0.09
 
 
 def test_a_step_that_writes_its_first_gradients_is_shorter(monkeypatch):
-    """By what is not zeroed, but for what the host then shows of itself."""
+    """By what is not zeroed, by what its products need not read, but for what the host then shows
+    of itself.
+    """
     config = build(tomllib.loads(ALONE[0]["config"]))
     writing = training_step(make_plan(config, 0))
     monkeypatch.setattr(step_module, "begun", added)
@@ -165,13 +169,15 @@ def test_a_step_that_writes_its_first_gradients_is_shorter(monkeypatch):
     one, other = (played(step, machine("H200")) for step in (writing, adding))
     zeros = [next(s.stop - s.start for s in w.spans if s.name == ZERO) for w in (one, other)]
     assert 0 < zeros[0] < 0.1 * zeros[1]
-    assert one.products == pytest.approx(other.products, rel=0.01)
+    saved = other.products - one.products
+    assert 0 < saved < 0.1 * other.products
     hosts = one.exposed.get(HOST, 0.0) - other.exposed.get(HOST, 0.0)
-    assert other.seconds - one.seconds + hosts == pytest.approx(zeros[1] - zeros[0], rel=0.05)
+    expected = zeros[1] - zeros[0] + saved
+    assert other.seconds - one.seconds + hosts == pytest.approx(expected, rel=0.05)
 
 
-def test_a_machine_with_slower_products_would_be_noticed(monkeypatch):
+def test_a_machine_with_slower_products_would_be_noticed():
     known = machine("H200")
     slow = tuple(replace(one, flops=one.flops / 1.5) for one in known.measured.products)
     slower = replace(known, measured=replace(known.measured, products=slow))
-    assert max(errors(slower, recorded(monkeypatch))) > 0.12
+    assert max(errors(slower, recorded())) > 0.12

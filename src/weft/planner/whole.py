@@ -143,7 +143,7 @@ def _play(
                 device.issue(issue.get(task.body, 0.0) or prices.tasks[task.name])
             case Run(task):
                 device.issue(issue.get(task.body, usual))
-                device.run(task.name, prices.tasks[task.name])
+                device.run(task.body, prices.tasks[task.name])
             case Post(task):
                 device.issue(issue.get(task.body, usual))
                 sent = posted[task.name] = device.post(task, prices.tasks[task.name])
@@ -266,5 +266,5 @@ def _span(lane: str, name: str, start: float, stop: float) -> Span:
 
 def _sent_span(head: _Sent, stop: float) -> Span:
     task = head.task
-    name = f"{task.name} {task.attributes['label']}"
+    name = f"{task.body} {task.attributes['label']}"
     return _span(f"{task.lane} {task.group}", name, head.begun, stop)
