@@ -273,4 +273,4 @@ def test_a_member_with_nothing_to_send_raises_its_flags_all_the_same():
     world.run(0)
     for i in range(2):
         flags = {flag: world.members[i].flags[1 - i, flag] for flag in Flag}
-        assert flags == {Flag.FULL_EVEN: 0, Flag.FULL_ODD: 1, Flag.LANDED: 1, Flag.SHORT: 0}
+        assert flags == {Flag.FULL_EVEN: 0, Flag.FULL_ODD: 1, Flag.LANDED: 1, Flag.KERNEL: 0}

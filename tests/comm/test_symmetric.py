@@ -13,8 +13,8 @@ from tests.comm.device import Device, Driver, Stream
 from weft.comm import symmetric
 from weft.comm.driver import open_driver
 from weft.comm.exchange import SLOTS, Channel, Flag, Mark, Queue
+from weft.comm.kernel import LINE, SHAPE
 from weft.comm.route import Block, find_route, in_turn
-from weft.comm.short import LINE, SHAPE
 from weft.comm.symmetric import (
     CudaPeers,
     _flag_at,
@@ -134,7 +134,7 @@ def boards_of(size, monkeypatch):
 
 
 @pytest.mark.parametrize("size", [2, 3, 8])
-def test_short_slots_and_flags_are_a_pairs_own_and_nobody_elses(size, monkeypatch):
+def test_slots_and_flags_of_kernels_are_a_pairs_own_and_nobody_elses(size, monkeypatch):
     arenas, _, boards = boards_of(size, monkeypatch)
     slot_bytes, flag_bytes = boards[0].slot_bytes, 2 * SHAPE.programs * LINE
     for owner in range(size):
@@ -145,7 +145,7 @@ def test_short_slots_and_flags_are_a_pairs_own_and_nobody_elses(size, monkeypatc
             assert torch.equal(there, here)
             arena[here[0] :][:flag_bytes] += 1
             arena[here[1] :][: 2 * slot_bytes] += 1
-            for flag in set(Flag) - {Flag.SHORT}:
+            for flag in set(Flag) - {Flag.KERNEL}:
                 arena[_flag_at(writer, flag) :][:LINE] += 1
             for slot in _slots(arena, writer, owner, size, 4096):
                 slot.add_(1)
@@ -158,15 +158,15 @@ def test_a_kernel_that_gave_up_is_named_also_when_later_calls_have_ended(monkeyp
     assert memory.gave_up() is None
     for call in range(5):
         memory.begin(f"call {call}")
-        memory.expect([Mark(1, Flag.SHORT, 2**32 + call)])
+        memory.expect([Mark(1, Flag.KERNEL, 2**32 + call)])
         memory.end()
     assert memory.gave_up() is None
     board.failed.copy_(torch.tensor([2, 3]))
     flight, mark = memory.gave_up()
-    assert (flight.name, mark) == ("call 3", Mark(1, Flag.SHORT, 2**32 + 3))
+    assert (flight.name, mark) == ("call 3", Mark(1, Flag.KERNEL, 2**32 + 3))
     board.failed.copy_(torch.tensor([2, 9]))
     flight, mark = memory.gave_up()
-    assert (flight.name, mark) == ("a short call long past", Mark(1, Flag.SHORT, 9))
+    assert (flight.name, mark) == ("a kernel long past", Mark(1, Flag.KERNEL, 9))
 
 
 # ---- two members in one process ------------------------------------------------------------------

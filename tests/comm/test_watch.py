@@ -78,14 +78,14 @@ def test_a_call_that_gave_up_is_told_though_it_is_done():
     lane = Lane()
     done = lane.post("all_reduce 'loads'")
     done.done = True
-    lane.ended = (lane.flights[0], Mark(1, Flag.SHORT, 12))
+    lane.ended = (lane.flights[0], Mark(1, Flag.KERNEL, 12))
     watch, told, heard = watched(lane, 0.1)
     assert heard.wait(10)
     watch.close()
     assert told[0].startswith(
-        "rank 3: all_reduce 'loads', call 0 of its channel, gave up: SHORT of"
+        "rank 3: all_reduce 'loads', call 0 of its channel, gave up: KERNEL of"
     )
-    assert "SHORT of position 1 did not reach epoch 12; look for" in told[0]
+    assert "KERNEL of position 1 did not reach epoch 12; look for" in told[0]
 
 
 def test_a_call_with_all_its_flags_blames_the_device():

@@ -103,11 +103,11 @@ def test_gradients_between_peers_are_added_by_the_reference_on_a_cpu():
     assert backends.gradient_sums(CPU) is REFERENCE
 
 
-def test_short_calls_between_peers_are_kernels_on_a_gpu_alone():
+def test_collectives_between_peers_are_kernels_on_a_gpu_alone():
     pytest.importorskip("triton", reason="Triton is built for Linux alone")
-    assert backends.short_calls(CPU) is None
-    bodies = backends.short_calls(torch.device("cuda", 0))
-    assert bodies.exchange.__module__ == bodies.add.__module__ == "weft.kernels.triton.short"
+    assert backends.peer_kernels(CPU) is None
+    bodies = backends.peer_kernels(torch.device("cuda", 0))
+    assert bodies.exchange.__module__ == bodies.add.__module__ == "weft.kernels.triton.collectives"
 
 
 def test_gradients_between_peers_are_added_in_one_pass_on_a_gpu():

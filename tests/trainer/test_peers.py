@@ -25,7 +25,7 @@ class Nccl:
 @pytest.fixture
 def reach(monkeypatch):
     def answer(channels, reasons):
-        found = Reach(channels=channels, short={}, reasons=reasons, close=lambda: None)
+        found = Reach(channels=channels, kernels={}, reasons=reasons, close=lambda: None)
         monkeypatch.setattr(peers, "open_channels", lambda *_, **__: found)
 
     return answer
@@ -44,17 +44,17 @@ def test_a_table_that_takes_nothing_opens_nothing(monkeypatch):
     assert peers.beside(nccl, "auto", CPU, timeout_seconds=1) is nccl
 
 
-@pytest.mark.parametrize("given", [{}, {"short": "kernels"}])
-def test_kernels_for_short_calls_are_had_by_who_gives_them(monkeypatch, given):
+@pytest.mark.parametrize("given", [{}, {"kernels": "bodies"}])
+def test_kernels_are_had_by_who_gives_them(monkeypatch, given):
     asked = []
 
     def open_channels(*_, bodies, **__):
         asked.append(bodies)
-        return Reach(channels={}, short={}, reasons={}, close=lambda: None)
+        return Reach(channels={}, kernels={}, reasons={}, close=lambda: None)
 
     monkeypatch.setattr(peers, "open_channels", open_channels)
     peers.beside(Nccl(), "symmetric", CPU, timeout_seconds=1, **given)
-    assert asked == [given.get("short")]
+    assert asked == [given.get("kernels")]
 
 
 def test_groups_that_cannot_have_it_keep_nccl_and_the_reason_is_said(reach, monkeypatch):

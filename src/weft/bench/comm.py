@@ -34,14 +34,14 @@ from weft.comm.transport import Transport
 from weft.comm.transports.gloo import GlooTransport
 from weft.comm.transports.nccl import NcclTransport
 from weft.errors import VerificationError
-from weft.runtime.backends import pick_device, prepare, short_calls
+from weft.runtime.backends import peer_kernels, pick_device, prepare
 from weft.trainer import peers
 
 MOVES = ("all_gather", "reduce_scatter", "all_to_all")
 TIMEOUT_SECONDS = 60.0
 AXIS = "dense"
 SHORT_SUMS = (1 << 8, 1 << 14, 1 << 18)  # bytes
-KERNELS = "one kernel"  # peer memory whose short calls are kernels
+KERNELS = "one kernel"  # peer memory, every call of even blocks a kernel
 _SIDE, _PRODUCTS = 8192, 4  # six milliseconds of an H200: the host issues a call meanwhile
 
 Call = Callable[[Transport], Tensor]
@@ -166,7 +166,7 @@ def open_wires(mesh: Mesh, device: torch.device) -> Wires:
     open_peers = partial(peers.beside, nccl, "symmetric", device, timeout_seconds=seconds)
     return {
         "NCCL": nccl,
-        KERNELS: open_peers(short=short_calls(device), most=sys.maxsize),
+        KERNELS: open_peers(kernels=peer_kernels(device), most=sys.maxsize),
         "symmetric": open_peers(),
     }
 

@@ -63,7 +63,7 @@ class Flag(IntEnum):
     FULL_EVEN = 0
     FULL_ODD = 1
     LANDED = 2
-    SHORT = 3  # calls that are one kernel: `weft.comm.short`
+    KERNEL = 3  # calls that are one kernel: `weft.comm.kernel`
 
 
 _FULL = (Flag.FULL_EVEN, Flag.FULL_ODD)

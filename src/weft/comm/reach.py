@@ -15,7 +15,7 @@ from torch.distributed import ProcessGroup
 
 from weft.comm.driver import obstacle, open_driver
 from weft.comm.exchange import Channel
-from weft.comm.short import MOST_BYTES, Bodies, ShortChannel
+from weft.comm.kernel import MOST_BYTES, Bodies, KernelChannel
 from weft.comm.symmetric import CudaPeers, map_arenas, slot_bytes_of
 from weft.comm.watch import Watch
 from weft.comm.wire import GroupKey
@@ -32,7 +32,7 @@ class Reach:
     """The channels of a rank, why other groups have none, and how to end."""
 
     channels: Mapping[GroupKey, Channel]
-    short: Mapping[GroupKey, ShortChannel]
+    kernels: Mapping[GroupKey, KernelChannel]
     reasons: Mapping[GroupKey, str]
     close: Callable[[], None]
 
@@ -52,7 +52,7 @@ def open_channels(
     Communicates: an all-gather of 24 bytes a group, and for each channel a rendezvous.
     """
     channels: dict[GroupKey, Channel] = {}
-    short: dict[GroupKey, ShortChannel] = {}
+    kernels: dict[GroupKey, KernelChannel] = {}
     reasons: dict[GroupKey, str] = {}
     peers: list[CudaPeers] = []
     for key, group in groups.items():
@@ -67,10 +67,12 @@ def open_channels(
         channels[key] = Channel(memory, size=group.size(), position=group.rank())
         if bodies is not None:
             # the thread below is to speak first
-            short[key] = ShortChannel(memory, memory.board(seconds=2 * seconds), bodies, most=most)
+            kernels[key] = KernelChannel(
+                memory, memory.board(seconds=2 * seconds), bodies, most=most
+            )
         peers.append(memory)
     watch = Watch(tuple(peers), rank=dist.get_rank(), seconds=seconds, tell=tell)
-    return Reach(channels=channels, short=short, reasons=reasons, close=watch.close)
+    return Reach(channels=channels, kernels=kernels, reasons=reasons, close=watch.close)
 
 
 def _memory(group: ProcessGroup, slot_bytes: int, device: torch.device) -> CudaPeers:

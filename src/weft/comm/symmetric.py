@@ -3,7 +3,7 @@
     arena of a member    flags     words, a line each: of each member FULL, even and odd, LANDED,
                                    and two of each program of a call that is one kernel
                          slots     n - 1 members, SLOTS each
-                         short     n - 1 members, two sets of slots each for those calls
+                         kernel    n - 1 members, two sets of slots each for those calls
 
 The arenas of a channel are mapped once, at the start, in the same order on every rank. Copies and
 flags are operations of the driver on three streams: the one on which a collective is issued, and
@@ -22,8 +22,8 @@ from torch.distributed import ProcessGroup
 
 from weft.comm.driver import Driver, symmetric_memory
 from weft.comm.exchange import SLOTS, Flag, Mark, PeerMemory, Queue
+from weft.comm.kernel import LINE, SHAPE, Board, kernel_slot_bytes
 from weft.comm.route import Piece
-from weft.comm.short import LINE, SHAPE, Board, short_slot_bytes
 from weft.comm.watch import Flight
 from weft.errors import CommunicationError
 
@@ -31,10 +31,10 @@ _MASK = 0xFFFFFFFF  # flags are 32 bits wide
 # A copy takes 3 to 6 us to start and 42 us for 16 MiB at 400 GB/s; what lands last is not hidden.
 _LARGEST = 1 << 24
 _PAGE = 4096  # slots begin and end on pages
-_SHORT_LINES = 2 * SHAPE.programs  # full and landed
-_LINES = Flag.SHORT + _SHORT_LINES  # a member has in an arena
+_KERNEL_LINES = 2 * SHAPE.programs  # full and landed
+_LINES = Flag.KERNEL + _KERNEL_LINES  # a member has in an arena
 _LOOKS = 2_000_000  # at a flag in a second, at most: half a microsecond each
-_RECENT = 64  # short calls that can still be named
+_RECENT = 64  # calls that were kernels and can still be named
 _FARTHEST = (1 << 31) - 1  # how far ahead of an awaited epoch a flag may be
 
 
@@ -84,7 +84,7 @@ class CudaPeers(PeerMemory):
         self._flags = own[: _flags_bytes(size)].view(torch.int32)
         self._arenas, self._position = arenas, position
         self._failed: Tensor | None = None
-        self._short: deque[Flight] = deque(maxlen=_RECENT)
+        self._recent: deque[Flight] = deque(maxlen=_RECENT)
         caller = torch.cuda.current_stream(self._device)
         self._streams = [caller] * len(Queue)  # a channel that nobody uses needs none of its own
         self._numbers = [0] * len(Queue)  # of the streams, as the driver knows them
@@ -176,44 +176,44 @@ class CudaPeers(PeerMemory):
             self._driver.wait_all(self._numbers[queue], words)
 
     def board(self, *, seconds: float) -> Board:
-        """What a kernel is told for short calls; it looks at a flag for some seconds at least."""
+        """What a kernel is told; it looks at a flag for some seconds at least."""
         size, own = len(self._arenas), self._position
         rows = [[0] * size for _ in range(4)]
         for peer in self._local:
             there, here = self._arenas[peer].data_ptr(), self._arenas[own].data_ptr()
-            rows[0][peer] = there + _flag_at(own, Flag.SHORT)
-            rows[1][peer] = there + _short_at(own, peer, size, self._slot_bytes)
-            rows[2][peer] = here + _flag_at(peer, Flag.SHORT)
-            rows[3][peer] = here + _short_at(peer, own, size, self._slot_bytes)
+            rows[0][peer] = there + _flag_at(own, Flag.KERNEL)
+            rows[1][peer] = there + _kernel_slots_at(own, peer, size, self._slot_bytes)
+            rows[2][peer] = here + _flag_at(peer, Flag.KERNEL)
+            rows[3][peer] = here + _kernel_slots_at(peer, own, size, self._slot_bytes)
         self._failed = torch.zeros(2, dtype=torch.int32, pin_memory=True)  # both sides see it
         return Board(
             table=torch.tensor(rows, dtype=torch.int64, device=self._device),
             failed=self._failed,
             size=size,
             position=own,
-            slot_bytes=short_slot_bytes(self._slot_bytes, size),
+            slot_bytes=kernel_slot_bytes(self._slot_bytes, size),
             spins=min(int(seconds * _LOOKS), _FARTHEST),
         )
 
     def expect(self, marks: Sequence[Mark]) -> None:
         """Notes for what a kernel waits."""
         self._flight.awaited += marks
-        self._short.append(self._flight)
+        self._recent.append(self._flight)
 
     def gave_up(self) -> tuple[Flight, Mark] | None:
-        """The short call that has ended without a flag, and that flag."""
+        """The kernel that has ended without a flag, and that flag."""
         peer, epoch = (0, 0) if self._failed is None else self._failed.tolist()
         if not peer:
             return None
-        recent = tuple(self._short)  # the caller goes on meanwhile
+        recent = tuple(self._recent)  # the caller goes on meanwhile
         marks = ((flight, mark) for flight in recent for mark in flight.awaited)
         alike = (
             (flight, mark)
             for flight, mark in marks
             if mark.peer == peer - 1 and (mark.epoch - epoch) & _MASK == 0
         )
-        unknown = Flight(name="a short call long past", sequence=self._calls)
-        return next(alike, (unknown, Mark(peer - 1, Flag.SHORT, epoch)))
+        unknown = Flight(name="a kernel long past", sequence=self._calls)
+        return next(alike, (unknown, Mark(peer - 1, Flag.KERNEL, epoch)))
 
     def oldest(self) -> Flight | None:
         """The first call that was not done when the last one began."""
@@ -238,7 +238,7 @@ class CudaPeers(PeerMemory):
         rescue = torch.cuda.Stream(self._device).cuda_stream
         for (peer, flag), address in self._awaited.items():
             epoch = self.standing()[peer, flag] + _FARTHEST
-            for line in range(_SHORT_LINES if flag is Flag.SHORT else 1):
+            for line in range(_KERNEL_LINES if flag is Flag.KERNEL else 1):
                 self._driver.write(rescue, address + line * LINE, epoch & _MASK)
 
     def _make_streams(self) -> None:
@@ -266,15 +266,15 @@ def _flags_bytes(size: int) -> int:
 
 def arena_bytes_of(slot_bytes: int, size: int) -> int:
     """The bytes of an arena with its flags."""
-    short = 2 * short_slot_bytes(slot_bytes, size)
-    return _flags_bytes(size) + (size - 1) * (SLOTS * slot_bytes + short)
+    kernel = 2 * kernel_slot_bytes(slot_bytes, size)
+    return _flags_bytes(size) + (size - 1) * (SLOTS * slot_bytes + kernel)
 
 
-def _short_at(writer: int, owner: int, size: int, slot_bytes: int) -> int:
-    """The byte of an owner's arena at which the two short slots of a writer begin."""
+def _kernel_slots_at(writer: int, owner: int, size: int, slot_bytes: int) -> int:
+    """The byte of an owner's arena at which the two sets of slots of a writer begin."""
     row = (writer - owner - 1) % size
     first = _flags_bytes(size) + (size - 1) * SLOTS * slot_bytes
-    return first + row * 2 * short_slot_bytes(slot_bytes, size)
+    return first + row * 2 * kernel_slot_bytes(slot_bytes, size)
 
 
 def _slots(arena: Tensor, writer: int, owner: int, size: int, slot_bytes: int) -> list[Tensor]:

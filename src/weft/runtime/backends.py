@@ -15,7 +15,7 @@ from types import MappingProxyType
 import torch
 from torch.utils import deterministic
 
-from weft.comm.short import Bodies
+from weft.comm.kernel import Bodies
 from weft.comm.transports.symmetric import REFERENCE, Sums
 from weft.compose.plan import Plan, sizes
 from weft.config.kernels import KernelsConfig
@@ -170,11 +170,11 @@ def gradient_sums(device: torch.device) -> Sums:
     return Sums(encode=REFERENCE.encode, add=add_rounded)
 
 
-def short_calls(device: torch.device) -> Bodies | None:
-    """The kernels of short calls between peers, where Triton and a GPU are."""
+def peer_kernels(device: torch.device) -> Bodies | None:
+    """The kernels of collectives between peers, where Triton and a GPU are."""
     if device.type != "cuda" or find_spec("triton") is None:
         return None
-    from weft.kernels.triton.short import BODIES  # noqa: PLC0415 - only where it can be
+    from weft.kernels.triton.collectives import BODIES  # noqa: PLC0415 - only where it can be
 
     return BODIES
 

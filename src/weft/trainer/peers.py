@@ -14,8 +14,8 @@ from typing import Literal
 import torch
 
 from weft.comm.crossover import everything, measured
+from weft.comm.kernel import MOST_BYTES, Bodies
 from weft.comm.reach import open_channels
-from weft.comm.short import MOST_BYTES, Bodies
 from weft.comm.transport import Transport
 from weft.comm.transports.nccl import NcclTransport
 from weft.comm.transports.symmetric import SymmetricTransport
@@ -31,7 +31,7 @@ def beside(
     device: torch.device,
     *,
     timeout_seconds: float,
-    short: Bodies | None = None,
+    kernels: Bodies | None = None,
     most: int = MOST_BYTES,
 ) -> Transport:
     """The transport of a rank on a GPU, with kernels for calls of `most` bytes a block where there
@@ -44,7 +44,7 @@ def beside(
     if wanted == "nccl" or not rule.sizes:
         return nccl
     reach = open_channels(
-        nccl.groups, device, seconds=timeout_seconds, tell=give_up, bodies=short, most=most
+        nccl.groups, device, seconds=timeout_seconds, tell=give_up, bodies=kernels, most=most
     )
     if wanted == "symmetric" and reach.reasons:
         (axis, lane), why = next(iter(reach.reasons.items()))
@@ -57,7 +57,7 @@ def beside(
         reach.channels,
         rule=rule,
         sums=gradient_sums(device),
-        short=reach.short,
+        kernels=reach.kernels,
         reasons=reach.reasons,
         close=reach.close,
     )

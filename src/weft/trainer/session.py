@@ -175,7 +175,7 @@ def open_transport(config: RunConfig, place: Place) -> Transport:
             config.kernels.transport,
             place.device,
             timeout_seconds=seconds,
-            short=backends.short_calls(place.device),
+            kernels=backends.peer_kernels(place.device),
         )
     return GlooTransport(mesh, timeout_seconds=place.timeout_seconds, lanes=_LANES, links=links)
 

@@ -14,9 +14,9 @@ from weft.comm import crossover
 from weft.comm.call import Collective
 from weft.comm.driver import open_driver
 from weft.comm.exchange import Channel
+from weft.comm.kernel import KernelChannel, Shape
 from weft.comm.mesh import Mesh, groups, memberships
 from weft.comm.reach import Reach, open_channels
-from weft.comm.short import Shape, ShortChannel
 from weft.comm.symmetric import CudaPeers, map_arenas
 from weft.comm.transports.counting import CountingTransport
 from weft.comm.transports.gloo import GlooTransport
@@ -25,9 +25,9 @@ from weft.comm.transports.stacked import StackedWorld
 from weft.comm.transports.symmetric import SymmetricTransport
 from weft.comm.watch import Watch
 from weft.runtime import backends
+from weft.testing.peer_kernels import KernelWorld
 from weft.testing.peers import PeerWorld
 from weft.testing.ranks import run_ranks
-from weft.testing.short import ShortWorld
 from weft.trainer import peers
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64)
@@ -82,26 +82,26 @@ def sum_in_place(t, grad, *, axis, lane):
     return t.all_to_all_sum(grad, own, wire=torch.bfloat16, axis=axis, label="gradients", lane=lane)
 
 
-SHORT_SHAPE = Shape(programs=3, ring=2, grain=160, line=8)
-SHORT_SLOTS = 3 * 2 * 160
+KERNEL_SHAPE = Shape(programs=3, ring=2, grain=160, line=8)
+KERNEL_SLOTS = 3 * 2 * 160
 
 
 class Peers:
     """The ranks of a mesh in one process over stacked peer memory."""
 
-    def __init__(self, mesh, rule=None, *, short_bytes=0):
+    def __init__(self, mesh, rule=None, *, kernel_bytes=0):
         self.worlds = {
             (axis, lane, ranks): PeerWorld(len(ranks), slot_bytes=SLOT)
             for axis in AXES
             for lane in LANES
             for ranks in groups(mesh, axis)
         }
-        self.short = {
-            key: ShortWorld(world, slot_bytes=SHORT_SLOTS, shape=SHORT_SHAPE)
+        self.kernels = {
+            key: KernelWorld(world, slot_bytes=KERNEL_SLOTS, shape=KERNEL_SHAPE)
             for key, world in self.worlds.items()
-            if short_bytes
+            if kernel_bytes
         }
-        self.short_bytes = short_bytes
+        self.kernel_bytes = kernel_bytes
         self.inner = StackedWorld(mesh)
         rule = rule or crossover.everything()
         self.ranks = [self.transport(mesh, rank, rule) for rank in range(mesh.world)]
@@ -117,19 +117,22 @@ class Peers:
             for axis in AXES
             for lane in LANES
         }
-        short = {
-            (axis, lane): self.short_channel(axis, lane, members[axis])
+        kernels = {
+            (axis, lane): self.kernel_channel(axis, lane, members[axis])
             for axis in AXES
             for lane in LANES
-            if self.short
+            if self.kernels
         }
-        return SymmetricTransport(self.inner.transport(rank), channels, rule=rule, short=short)
+        return SymmetricTransport(self.inner.transport(rank), channels, rule=rule, kernels=kernels)
 
-    def short_channel(self, axis, lane, member):
-        world, short = self.worlds[axis, lane, member.ranks], self.short[axis, lane, member.ranks]
+    def kernel_channel(self, axis, lane, member):
+        world, kernels = (
+            self.worlds[axis, lane, member.ranks],
+            self.kernels[axis, lane, member.ranks],
+        )
         memory = world.memory(member.position)
-        board, bodies = short.board(member.position), short.bodies(memory)
-        return ShortChannel(memory, board, bodies, most=self.short_bytes)
+        board, bodies = kernels.board(member.position), kernels.bodies(memory)
+        return KernelChannel(memory, board, bodies, most=self.kernel_bytes)
 
     def run(self, seed):
         for world in self.worlds.values():
@@ -154,15 +157,15 @@ TWO, FOUR = Mesh(sp=2, ep=2), Mesh(dp=2, sp=2, ep=4)
 
 
 @pytest.mark.parametrize(
-    ("mesh", "short_bytes"),
+    ("mesh", "kernel_bytes"),
     [(TWO, 0), (TWO, 480), (TWO, 1 << 14), (FOUR, 0), (FOUR, 480)],
     ids=str,
 )
-def test_every_collective_axis_and_dtype_has_the_bits_of_stacked(mesh, short_bytes):
-    """Without short calls, with some of them between others, and with as many as there are."""
+def test_every_collective_axis_and_dtype_has_the_bits_of_stacked(mesh, kernel_bytes):
+    """Without kernels, with some of them between others, and with as many as there are."""
     expected = run_stacked(mesh)
     for seed in range(2):
-        peers = Peers(mesh, short_bytes=short_bytes)
+        peers = Peers(mesh, kernel_bytes=kernel_bytes)
         posted = [post_everything(t, r, torch.device("cpu")) for r, t in enumerate(peers.ranks)]
         peers.run(seed)
         assert_same_bits([[handle.wait() for handle in handles] for handles in posted], expected)
@@ -213,14 +216,14 @@ def place(request):
     return request.param
 
 
-def open_pair(rank, place, *, tell=peers.give_up, seconds=SECONDS, short=lambda _: None):
+def open_pair(rank, place, *, tell=peers.give_up, seconds=SECONDS, kernels=lambda _: None):
     """The transport of one of two ranks, everything over peer memory, and what it is beside."""
     device = torch.device("cuda", rank if place == "two" else 0)
     backends.prepare(device, threads=1, neighbours=2)
     if place == "two":
         other = NcclTransport(PAIR, device=device, timeout_seconds=SECONDS)
         reach = open_channels(
-            other.groups, device, seconds=seconds, tell=tell, bodies=short(device)
+            other.groups, device, seconds=seconds, tell=tell, bodies=kernels(device)
         )
         assert not reach.reasons, reach.reasons
     else:
@@ -232,7 +235,7 @@ def open_pair(rank, place, *, tell=peers.give_up, seconds=SECONDS, short=lambda 
         reach.channels,
         rule=crossover.everything(),
         sums=backends.gradient_sums(device),
-        short=reach.short,
+        kernels=reach.kernels,
         close=reach.close,
     )
 
@@ -252,11 +255,11 @@ def share(groups, device, *, seconds, tell):
         key: Channel(memory, size=2, position=groups[key].rank())
         for key, memory in memories.items()
     }
-    return Reach(channels=channels, short={}, reasons={}, close=watch.close)
+    return Reach(channels=channels, kernels={}, reasons={}, close=watch.close)
 
 
-def run_everything(rank, place, rows, short=lambda _: None):
-    device, t = open_pair(rank, place, short=short)
+def run_everything(rank, place, rows, kernels=lambda _: None):
+    device, t = open_pair(rank, place, kernels=kernels)
     results = [fingerprint(handle.wait()) for handle in post_everything(t, rank, device, rows)]
     t.barrier()
     t.close()
@@ -281,11 +284,11 @@ def test_gpus_give_the_bits_of_stacked(place, rows):
 @pytest.mark.gpus2
 @pytest.mark.parametrize("rows", [40, 4_000])
 @pytest.mark.parametrize("place", ["two"], indirect=True)
-def test_kernels_of_short_calls_give_the_bits_of_stacked(place, rows):
+def test_kernels_give_the_bits_of_stacked(place, rows):
     world, cpu = StackedWorld(PAIR), torch.device("cpu")
     posted = [post_everything(world.transport(r), r, cpu, rows) for r in range(2)]
     expected = [[fingerprint(handle.wait()) for handle in handles] for handles in posted]
-    found = run_ranks(2, run_everything, place, rows, backends.short_calls, timeout=300)
+    found = run_ranks(2, run_everything, place, rows, backends.peer_kernels, timeout=300)
     assert found == expected
 
 
@@ -341,11 +344,11 @@ def post_random(t, i, x, sizes, *, lane):
 
 
 def run_random(rank, place):
-    """The same calls over the other wire, over peer memory, and over it under products; short ones
-    as kernels where each rank has a device.
+    """The same calls over the other wire, over peer memory, and over it under products; by kernels
+    where each rank has a device.
     """
-    short = backends.short_calls if place == "two" else lambda _: None
-    device, t = open_pair(rank, place, short=short)
+    kernels = backends.peer_kernels if place == "two" else lambda _: None
+    device, t = open_pair(rank, place, kernels=kernels)
     lanes = {lane: torch.cuda.Stream(device, priority=-1) for lane in LANES}
     a = torch.randn(4096, 4096, device=device, dtype=torch.bfloat16)
     found = [
@@ -411,7 +414,7 @@ def run_absent_from_kernel(rank, place):
         told.append(str(error))
         heard.set()
 
-    device, t = open_pair(rank, place, tell=tell, seconds=2.0, short=backends.short_calls)
+    device, t = open_pair(rank, place, tell=tell, seconds=2.0, kernels=backends.peer_kernels)
     if rank == 0:
         t.all_reduce(torch.ones(8, device=device), axis="ep", label="loads").wait()
         assert heard.wait(30)
@@ -429,7 +432,7 @@ def test_a_rank_that_does_not_come_to_a_kernel_is_told(place):
     assert there == []
     (message,) = here
     assert message.startswith("rank 0: all_reduce 'loads' of torch.float32 [8] over axis ep")
-    assert "SHORT of position 1" in message
+    assert "KERNEL of position 1" in message
 
 
 @pytest.mark.parametrize("place", PLACES, indirect=True)

@@ -7,8 +7,8 @@
     all_to_all_sum          block j to member j, rounded on its way    added in rank order, FP32
     send, receive, barrier  the other wire
 
-Where there are kernels for short calls, those of even blocks that are not rounded are one kernel
-each (`comm.short`).
+Where there are kernels, calls of even blocks are one each, up to so many bytes
+(`comm.kernel`).
 
 Which of the two a collective takes is decided from its call alone, by a table that is the same on
 every member (`comm.crossover`). Nothing here waits on the host: a call is ordered behind the stream
@@ -29,8 +29,8 @@ from weft.comm.call import Call, Collective, output_shape, sum_in_rank_order
 from weft.comm.crossover import Crossover
 from weft.comm.exchange import Add, Channel, Make
 from weft.comm.handle import Finished, Handle
+from weft.comm.kernel import KernelChannel
 from weft.comm.route import Block, Piece, Route, find_route, in_turn
-from weft.comm.short import ShortChannel
 from weft.comm.transport import Transport
 from weft.comm.wire import GroupKey
 
@@ -86,7 +86,7 @@ class SymmetricTransport(Transport):
         *,
         rule: Crossover,
         sums: Sums = REFERENCE,
-        short: Mapping[GroupKey, ShortChannel] = MappingProxyType({}),
+        kernels: Mapping[GroupKey, KernelChannel] = MappingProxyType({}),
         reasons: Mapping[GroupKey, str] = MappingProxyType({}),
         close: Callable[[], None] = lambda: None,
     ) -> None:
@@ -94,7 +94,7 @@ class SymmetricTransport(Transport):
         self._channels = channels
         self._rule = rule
         self._sums = sums
-        self._short = short
+        self._kernels = kernels
         self._reasons = reasons
         self._close = close
         self._route = lru_cache(_SHAPES)(self._find_route)  # a call of a step is that of the last
@@ -134,9 +134,9 @@ class SymmetricTransport(Transport):
         channel = self._channels.get((call.axis, call.lane))
         if channel is None or not self._rule.takes(call, channel.size):
             return self._inner.post(call, x, out)
-        short = self._short.get((call.axis, call.lane))
-        if short is not None and short.takes(call):
-            short.post(_Named(call), call, x, out)
+        kernel = self._kernels.get((call.axis, call.lane))
+        if kernel is not None and kernel.takes(call):
+            kernel.post(_Named(call), call, x, out)
             return Finished(out)
         name, route = _Named(call), self._route(call)
         match call.collective:

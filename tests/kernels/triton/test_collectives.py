@@ -1,4 +1,4 @@
-"""Short collectives as kernels: over memory of this process, where one member runs after the other.
+"""Collectives as kernels: over memory of this process, where one member runs after the other.
 
 The first one to run pushes, does not find its peer's flags and gives up; once the peer has run, the
 same call again finds all of them.
@@ -14,8 +14,8 @@ import torch
 pytest.importorskip("triton", reason="Triton is built for Linux alone")
 
 from weft.comm.call import sum_in_rank_order
-from weft.comm.short import LINE, Board, Shape, Turn, signed
-from weft.kernels.triton import short
+from weft.comm.kernel import LINE, Board, Shape, Turn, signed
+from weft.kernels.triton import collectives
 from weft.testing.ranks import run_ranks
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -82,7 +82,7 @@ def test_blocks_arrive_and_the_own_one_stays(size, count):
         group = Group(size, epoch=epoch)
         x = make(size, size * count, torch.int16, epoch)
         outs = [torch.full_like(one, 7) for one in x]
-        group.call(short.exchange, epoch, x, outs, count)
+        group.call(collectives.exchange, epoch, x, outs, count)
         blocks = torch.stack(x).view(size, size, count)
         for i, out in enumerate(outs):
             assert torch.equal(out, blocks[:, i].reshape(-1))
@@ -93,7 +93,7 @@ def test_one_block_goes_to_all_wherever_it_lies(shift):
     group, count = Group(2), 5000
     x = [one[shift:] for one in make(2, count + shift, torch.int16, 3)]
     outs = [torch.full((2 * count,), 7, dtype=torch.int16, device=DEVICE) for _ in x]
-    group.call(short.exchange, 0, x, outs, 0)
+    group.call(collectives.exchange, 0, x, outs, 0)
     assert all(torch.equal(out, torch.cat(x)) for out in outs)
 
 
@@ -110,7 +110,7 @@ def test_sums_have_the_bits_of_those_in_rank_order(size, dtype, scatter):
         group = Group(size, epoch=epoch)
         x = make(size, count * (size if scatter else 1), dtype, epoch)
         outs = [torch.empty(count, dtype=dtype, device=DEVICE) for _ in x]
-        group.call(short.add, epoch, x, outs, count if scatter else 0, dtype)
+        group.call(collectives.add, epoch, x, outs, count if scatter else 0, dtype)
         for i, out in enumerate(outs):
             terms = [one.view(-1, count)[i if scatter else 0] for one in x]
             assert torch.equal(out, sum_in_rank_order(terms, torch.empty_like(out)))
@@ -119,7 +119,7 @@ def test_sums_have_the_bits_of_those_in_rank_order(size, dtype, scatter):
 def test_who_does_not_come_is_written_down_with_the_epoch():
     group = Group(3, spins=2)
     x, out = torch.ones(8, device=DEVICE), torch.empty(8, device=DEVICE)
-    short.add(group.boards[1], Turn(5, 0), x, out, 0, torch.float32)
+    collectives.add(group.boards[1], Turn(5, 0), x, out, 0, torch.float32)
     position, epoch = group.boards[1].failed.tolist()
     assert (position - 1, epoch) in ((0, 6), (2, 6))
 
@@ -129,7 +129,7 @@ def test_without_flags_a_call_reads_what_lies_there():
     group = Group(2)
     x, out = make(2, 64, torch.float32, 0), torch.empty(64, device=DEVICE)
     deaf = replace(group.boards[0], spins=0)
-    short.add(deaf, Turn(0, 0), x[0], out, 0, torch.float32)
+    collectives.add(deaf, Turn(0, 0), x[0], out, 0, torch.float32)
     assert torch.equal(out, x[0])
     assert deaf.failed.tolist() == [2, 1]
 
@@ -139,7 +139,7 @@ def test_terms_are_rounded_as_they_travel(size):
     count, group = 9000, Group(size)
     x = make(size, count * size, torch.float32, 4)
     outs = [torch.empty(count, device=DEVICE) for _ in x]
-    group.call(short.add, 0, x, outs, count, torch.float16)
+    group.call(collectives.add, 0, x, outs, count, torch.float16)
     for i, out in enumerate(outs):
         terms = [one.view(size, count)[i].half() for one in x]
         assert torch.equal(out, sum_in_rank_order(terms, torch.empty_like(out)))
@@ -150,7 +150,7 @@ def run_long(rank, boards, x, outs):
     board, epoch = boards[rank], 0
     for number, (one, out) in enumerate(zip(x[rank], outs[rank], strict=True)):
         stride = one.numel() // 2
-        short.add(board, Turn(epoch, number % 2), one, out, stride, torch.float16)
+        collectives.add(board, Turn(epoch, number % 2), one, out, stride, torch.float16)
         epoch += board.walk(out.numel() * 2).steps
     return board.failed.tolist()
 
@@ -176,14 +176,14 @@ import triton.language as tl
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from weft.kernels.triton import short
+from weft.kernels.triton import collectives
 
 KINDS = {"i32": tl.int32, "bf16": tl.bfloat16, "fp32": tl.float32}
 CALLS = (
-    (short._exchange, "i32", "i32"),
-    (short._add, "bf16", "bf16"),
-    (short._add, "fp32", "fp32"),
-    (short._add, "fp32", "bf16"),
+    (collectives._exchange, "i32", "i32"),
+    (collectives._add, "bf16", "bf16"),
+    (collectives._add, "fp32", "fp32"),
+    (collectives._add, "fp32", "bf16"),
 )
 for kernel, kind, wire in CALLS:
     names = kernel.arg_names
@@ -205,7 +205,7 @@ for kernel, kind, wire in CALLS:
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="there it is compiled and run")
 def test_kernels_for_a_gpu_release_and_acquire_to_the_system_and_move_16_bytes(tmp_path):
-    script = tmp_path / "compile_short.py"
+    script = tmp_path / "compile_collectives.py"
     script.write_text(COMPILE)
     done = subprocess.run(
         [sys.executable, "-W", "ignore", str(script)],

@@ -9,7 +9,7 @@
 What has been pushed is on its way while the step before lands, so that the release waits little.
 The last step, behind which nothing is to be pushed, is released at once.
 
-`weft.comm.short` has the protocol and says why no program has to wait for another one of its own
+`weft.comm.kernel` has the protocol and says why no program has to wait for another one of its own
 member.
 """
 
@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from weft.comm.short import LINE, Board, Bodies, Turn, signed
+from weft.comm.kernel import LINE, Board, Bodies, Turn, signed
 
 _BLOCK, _WARPS = 4096, 8  # of words of 4 bytes four times 16 bytes a thread
 _LINE = tl.constexpr(LINE)

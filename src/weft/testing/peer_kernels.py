@@ -1,7 +1,7 @@
 """Calls in one kernel of peers inside one process: each program is a queue of the adversary.
 
 Programs of a member wait for each other nowhere but at the end of a kernel, so on every member some
-may have ended before others begin. What they do is what `weft.kernels.triton.short` does.
+may have ended before others begin. What they do is what `weft.kernels.triton.collectives` does.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from weft.comm.call import sum_in_rank_order
 from weft.comm.exchange import Queue
-from weft.comm.short import Board, Bodies, Shape, Turn
+from weft.comm.kernel import Board, Bodies, Shape, Turn
 from weft.testing.peers import PeerWorld, StackedPeers
 
 Program = tuple[str, int]  # a queue, and its flag that says full
@@ -22,7 +22,7 @@ Take = Callable[[Program, slice, dict[int, Tensor]], None]
 
 
 @final
-class ShortWorld:
+class KernelWorld:
     """The slots of all members of a world, and the kernels of each."""
 
     def __init__(self, world: PeerWorld, *, slot_bytes: int, shape: Shape) -> None:
@@ -75,7 +75,7 @@ class _Call:
 class _Kernels:
     """The two kernels, which order what their programs do."""
 
-    def __init__(self, world: ShortWorld, memory: StackedPeers) -> None:
+    def __init__(self, world: KernelWorld, memory: StackedPeers) -> None:
         self._world = world
         self._memory = memory
 

@@ -1,4 +1,4 @@
-"""Short calls arrive whole whatever order the programs of all members run in."""
+"""Calls in one kernel arrive whole whatever order the programs of all members run in."""
 
 from collections import deque
 
@@ -7,10 +7,10 @@ import torch
 
 from weft.comm.call import Call, Collective, sum_in_rank_order
 from weft.comm.exchange import Queue
-from weft.comm.short import SHAPE, Shape, ShortChannel, Turn, short_slot_bytes, walk
+from weft.comm.kernel import SHAPE, KernelChannel, Shape, Turn, kernel_slot_bytes, walk
 from weft.errors import DeadlockError
+from weft.testing.peer_kernels import KernelWorld
 from weft.testing.peers import PeerWorld
-from weft.testing.short import ShortWorld
 
 SEEDS = range(20)
 CALLS = 8  # more than there are slots
@@ -25,10 +25,10 @@ def make_call(collective, shape, dtype=torch.float32):
 
 
 def make_channels(n, world, epoch=0):
-    short = ShortWorld(world, slot_bytes=SLOTS, shape=SMALL)
+    kernels = KernelWorld(world, slot_bytes=SLOTS, shape=SMALL)
     memories = [world.memory(i) for i in range(n)]
     return memories, [
-        ShortChannel(memory, short.board(i), short.bodies(memory), most=4 * MOST, epoch=epoch)
+        KernelChannel(memory, kernels.board(i), kernels.bodies(memory), most=4 * MOST, epoch=epoch)
         for i, memory in enumerate(memories)
     ]
 
@@ -86,7 +86,7 @@ def order_calls(world, n, seed, epoch=0, harm=lambda _memory: None, most=MOST):
 
 @pytest.mark.parametrize("n", [2, 3, 4])
 @pytest.mark.parametrize("epoch", [0, WRAPPED])
-def test_short_calls_have_the_bits_of_stacked_under_every_interleaving(n, epoch):
+def test_kernels_have_the_bits_of_stacked_under_every_interleaving(n, epoch):
     for seed in SEEDS:
         world = PeerWorld(n, slot_bytes=16)
         start_flags(world, epoch)
@@ -164,7 +164,7 @@ def test_one_set_of_slots_in_place_of_two_is_caught(monkeypatch):
     caught = 0
     for seed in SEEDS:
         world = PeerWorld(2, slot_bytes=16)
-        monkeypatch.setattr("weft.comm.short.Turn", lambda epoch, _: Turn(epoch, 0))
+        monkeypatch.setattr("weft.comm.kernel.Turn", lambda epoch, _: Turn(epoch, 0))
         pairs = order_calls(world, 2, seed, most=12)  # of few steps, or nobody lags by a call
         world.run(seed)
         caught += any(not torch.equal(due, seen) for due, seen in pairs)
@@ -202,5 +202,5 @@ def test_chunks_fill_no_more_than_their_slots_and_cover_a_block(size, slots):
 
 @pytest.mark.parametrize("size", [2, 3, 8])
 def test_slots_begin_on_lines(size):
-    assert short_slot_bytes(1 << 24, size) % 128 == 0
-    assert short_slot_bytes(4096, size) <= 4096
+    assert kernel_slot_bytes(1 << 24, size) % 128 == 0
+    assert kernel_slot_bytes(4096, size) <= 4096

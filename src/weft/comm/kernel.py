@@ -37,7 +37,7 @@ from weft.comm.call import Call, Collective
 from weft.comm.exchange import Flag, Mark
 
 LINE = 128  # bytes of a cache line: a flag has its own
-SHORT_BYTES = 1 << 24  # of a set of slots, at most, over all other members
+SLOT_BYTES = 1 << 24  # of a set of slots, at most, over all other members
 MOST_BYTES = 1 << 20  # of a block in a step: longer calls would hold multiprocessors from products
 _WRAP = 1 << 32
 _SUMS = (Collective.REDUCE_SCATTER, Collective.ALL_REDUCE, Collective.ALL_TO_ALL_SUM)
@@ -149,7 +149,7 @@ class Calls(Protocol):
 
 
 @final
-class ShortChannel:
+class KernelChannel:
     """One member's calls in a group that are one kernel, counted; their blocks have `most` bytes at
     most.
     """
@@ -177,7 +177,7 @@ class ShortChannel:
         self._epoch += board.walk(_block_bytes(call, board.size)).steps
         others = (peer for peer in range(board.size) if peer != board.position)
         self._memory.begin(name)
-        self._memory.expect([Mark(peer, Flag.SHORT, self._epoch) for peer in others])
+        self._memory.expect([Mark(peer, Flag.KERNEL, self._epoch) for peer in others])
         stride = 0 if call.collective in _TO_ALL else x.numel() // board.size
         if call.collective in _SUMS:
             self._bodies.add(board, turn, x.view(-1), out.view(-1), stride, call.dtype)
@@ -196,14 +196,14 @@ def signed(epoch: int) -> int:
     return (epoch + _WRAP // 2) % _WRAP - _WRAP // 2
 
 
-def short_slot_bytes(slot_bytes: int, size: int) -> int:
+def kernel_slot_bytes(slot_bytes: int, size: int) -> int:
     """The bytes of a set of slots, of which each of the others has two.
 
     Example:
-        >>> [short_slot_bytes(2**24, size) >> 10 for size in (2, 3, 9)]
+        >>> [kernel_slot_bytes(2**24, size) >> 10 for size in (2, 3, 9)]
         [16384, 8192, 2048]
     """
-    return min(SHORT_BYTES // (size - 1), slot_bytes) // LINE * LINE
+    return min(SLOT_BYTES // (size - 1), slot_bytes) // LINE * LINE
 
 
 def _block_bytes(call: Call, size: int) -> int:

@@ -3,19 +3,22 @@
 import torch
 
 from weft.comm.exchange import Queue
+from weft.comm.kernel import Shape, Turn
+from weft.testing.peer_kernels import KernelWorld
 from weft.testing.peers import PeerWorld
-from weft.testing.short import ShortWorld
+
+SHAPE = Shape(programs=4, ring=2, grain=4, line=4)
 
 
 def order_gather(world):
     """An all-gather of two members whose programs carry an element each; where it arrives."""
-    short = ShortWorld(world, slot_bytes=64, chunk=1)
+    kernels = KernelWorld(world, slot_bytes=64, shape=SHAPE)
     outs = []
     for position in range(2):
-        memory, board = world.memory(position), short.board(position)
+        memory, board = world.memory(position), kernels.board(position)
         x, out = torch.zeros(4), torch.zeros(8)
         memory.run(Queue.CALLER, lambda x=x, value=position + 1.0: x.fill_(value))
-        short.bodies(memory).exchange(board, 1, x, out, 0)
+        kernels.bodies(memory).exchange(board, Turn(0, 0), x, out, 0)
         outs.append(out)
     return outs
 
