@@ -8,6 +8,7 @@ from weft.comm import crossover, reach
 from weft.errors import ConfigError
 from weft.graph.fused import FUSED
 from weft.ops.registry import reference_bodies
+from weft.runtime import backends
 from weft.version import __version__
 
 
@@ -34,7 +35,14 @@ def test_why_there_is_no_peer_memory_is_said(monkeypatch: pytest.MonkeyPatch) ->
 def test_what_goes_over_peer_memory_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reach, "obstacle_here", lambda: None)
     monkeypatch.setattr(crossover, "measured", crossover.everything)
-    assert "over peer memory: all_to_all, " in _wires()
+    monkeypatch.setattr(backends, "peer_kernels", lambda _: "kernels")
+    assert "over peer memory: by one kernel all_to_all, " in _wires()
+
+
+def test_a_device_without_kernels_is_told_of_copies_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reach, "obstacle_here", lambda: None)
+    monkeypatch.setattr(backends, "peer_kernels", lambda _: None)
+    assert "by one kernel nothing; by copies all_gather from 16777216 bytes, " in _wires()
 
 
 def test_an_unknown_precision_is_refused() -> None:

@@ -3,13 +3,18 @@
 import pytest
 import torch
 
-from weft.comm.crossover import Crossover
+from weft.comm.call import Collective
+from weft.comm.crossover import Crossover, Sizes
 from weft.comm.reach import Reach
 from weft.errors import CommunicationError, ConfigError
 from weft.trainer import peers
 
 APART = {("ep", "comm"): "its members run on more than one host"}
 CPU = torch.device("cpu")
+
+
+def table(**sizes):
+    return Crossover(**{"kernels": {}, "copies": {}, **sizes}, machine="", record="")
 
 
 class Nccl:
@@ -39,9 +44,18 @@ def test_nccl_alone_opens_nothing(monkeypatch):
 
 def test_a_table_that_takes_nothing_opens_nothing(monkeypatch):
     monkeypatch.setattr(peers, "open_channels", None)
-    monkeypatch.setattr(peers, "measured", lambda: Crossover(sizes={}, machine="", record=""))
+    monkeypatch.setattr(peers, "measured", table)
+    nccl = Nccl()
+    assert peers.beside(nccl, "auto", CPU, timeout_seconds=1, kernels="kernels") is nccl
+
+
+def test_a_table_of_kernels_alone_opens_nothing_where_there_are_none(reach, monkeypatch):
+    reach({}, {})
+    sums = {Collective.ALL_REDUCE: Sizes(least=0)}
+    monkeypatch.setattr(peers, "measured", lambda: table(kernels=sums))
     nccl = Nccl()
     assert peers.beside(nccl, "auto", CPU, timeout_seconds=1) is nccl
+    assert peers.beside(nccl, "auto", CPU, timeout_seconds=1, kernels="bodies") is not nccl
 
 
 @pytest.mark.parametrize("given", [{}, {"kernels": "bodies"}])

@@ -3,6 +3,7 @@
 import os
 import platform
 import sys
+from dataclasses import replace
 from types import ModuleType
 from typing import Annotated, get_args
 
@@ -57,10 +58,16 @@ def _devices(torch: ModuleType) -> list[str]:
 
 def _wires() -> str:
     """What carries collectives between the devices of this machine, and why nothing else does."""
+    import torch
+
     from weft.comm.crossover import describe, measured
     from weft.comm.reach import obstacle_here
+    from weft.runtime.backends import peer_kernels
 
     why = obstacle_here()
     if why:
         return f"collectives over NCCL; none over peer memory: {why}"
-    return f"collectives over NCCL; over peer memory: {describe(measured())}"
+    rule = measured()
+    if peer_kernels(torch.device("cuda")) is None:
+        rule = replace(rule, kernels={})
+    return f"collectives over NCCL; over peer memory: {describe(rule)}"

@@ -1,8 +1,12 @@
-"""Which collectives go over peer memory where there is another wire: a table of measured sizes.
+"""Which collectives go over peer memory where there is another wire: tables of measured sizes, one
+for calls that are one kernel, one for copies.
 
-The table is asked for every call and answers alike on every member of a group, so it sees only what
-is alike on all of them: the bytes a rank receives, and for ragged rows not even those. What is not
-in it goes the other way.
+Kernels come first: what is in their table, and they can carry, is theirs; of the rest copies take
+what is in their own. So where there are no kernels a size that only these carry faster goes the
+other way, as does all that is in neither.
+
+A table is asked for every call and answers alike on every member of a group, so it sees only what
+is alike on all of them: the bytes a rank receives, and for ragged rows not even those.
 """
 
 import math
@@ -23,36 +27,46 @@ class Sizes:
     most: float = math.inf
 
 
+Table = Mapping[Collective, Sizes]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Crossover:
-    """Sizes by collective, and where they were measured."""
+    """What kernels and what copies take, and where that was measured."""
 
-    sizes: Mapping[Collective, Sizes]
+    kernels: Table
+    copies: Table
     machine: str
     record: str
 
-    def takes(self, call: Call, size: int) -> bool:
-        """Whether a call of a group of so many goes over peer memory."""
-        found = self.sizes.get(call.collective)
-        if found is None:
-            return False
-        if found.least == 0 and math.isinf(found.most):
-            return True
-        if call.collective is Collective.ALL_TO_ALL_ROWS:
-            return False
-        return found.least <= received_bytes(call, size=size, position=0) <= found.most
+
+def takes(table: Table, call: Call, size: int) -> bool:
+    """Whether a call of a group of so many is in a table."""
+    found = table.get(call.collective)
+    if found is None:
+        return False
+    if found.least == 0 and math.isinf(found.most):
+        return True
+    if call.collective is Collective.ALL_TO_ALL_ROWS:
+        return False
+    return found.least <= received_bytes(call, size=size, position=0) <= found.most
 
 
 def describe(crossover: Crossover) -> str:
-    """The table in words.
+    """The tables in words.
 
     Example:
-        >>> sizes = {Collective.ALL_REDUCE: Sizes(least=0, most=4096)}
-        >>> describe(Crossover(sizes=sizes, machine="two GPUs", record="a file"))
-        'all_reduce to 4096 bytes (two GPUs)'
+        >>> kernels = {Collective.ALL_REDUCE: Sizes(least=0, most=4096)}
+        >>> describe(Crossover(kernels=kernels, copies={}, machine="two GPUs", record="a file"))
+        'by one kernel all_reduce to 4096 bytes; by copies nothing (two GPUs)'
     """
-    rows = [_words(collective, sizes) for collective, sizes in crossover.sizes.items()]
-    return f"{', '.join(rows) or 'nothing'} ({crossover.machine})"
+    kernels, copies = _row(crossover.kernels), _row(crossover.copies)
+    return f"by one kernel {kernels}; by copies {copies} ({crossover.machine})"
+
+
+def _row(table: Table) -> str:
+    rows = [_words(collective, sizes) for collective, sizes in table.items()]
+    return ", ".join(rows) or "nothing"
 
 
 def _words(collective: Collective, sizes: Sizes) -> str:
@@ -62,15 +76,22 @@ def _words(collective: Collective, sizes: Sizes) -> str:
 
 
 def everything() -> Crossover:
-    """The table that sends all collectives over peer memory."""
+    """The tables that send all collectives over peer memory."""
     messages = (Collective.SEND, Collective.RECEIVE)
-    sizes = {one: Sizes(least=0) for one in Collective if one not in messages}
-    return Crossover(sizes=MappingProxyType(sizes), machine="asked for", record="")
+    sizes = MappingProxyType({one: Sizes(least=0) for one in Collective if one not in messages})
+    return Crossover(kernels=sizes, copies=sizes, machine="asked for", record="")
 
 
 def measured() -> Crossover:
-    """The table that weft brings along."""
-    table = tomllib.loads(files("weft.comm").joinpath("crossover.toml").read_text("utf-8"))
-    machine, record = table.pop("machine"), table.pop("record")
-    sizes = {Collective(name): Sizes(**row) for name, row in table.items()}
-    return Crossover(sizes=MappingProxyType(sizes), machine=machine, record=record)
+    """The tables that weft brings along."""
+    read = tomllib.loads(files("weft.comm").joinpath("crossover.toml").read_text("utf-8"))
+    return Crossover(
+        kernels=_table(read["kernels"]),
+        copies=_table(read["copies"]),
+        machine=read["machine"],
+        record=read["record"],
+    )
+
+
+def _table(rows: Mapping[str, Mapping[str, float]]) -> Table:
+    return MappingProxyType({Collective(name): Sizes(**row) for name, row in rows.items()})

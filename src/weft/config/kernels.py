@@ -26,7 +26,7 @@ class KernelsConfig(Branch):
         "their gradients differ in the last bits from run to run",
     )
     transport: Literal["auto", "nccl", "symmetric"] = Field(
-        default="nccl",  # no whole step has been timed with another one yet
+        default="nccl",  # whole steps are not always faster with another one: docs/decisions/0006
         description="what carries the collectives of GPUs of one host: NCCL alone, peer memory for "
         "what it was measured to carry faster (auto), or for all of them (symmetric)",
     )

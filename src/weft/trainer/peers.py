@@ -3,7 +3,7 @@
 Recipes ask for it by `kernels.transport`:
 
     nccl         nothing
-    auto         by the table of measured sizes (`comm.crossover`)
+    auto         by the tables of measured sizes (`comm.crossover`)
     symmetric    everything but messages
 """
 
@@ -41,7 +41,7 @@ def beside(
         ConfigError: peer memory is asked for and some group cannot have it.
     """
     rule = everything() if wanted == "symmetric" else measured()
-    if wanted == "nccl" or not rule.sizes:
+    if wanted == "nccl" or not (rule.copies or (kernels is not None and rule.kernels)):
         return nccl
     reach = open_channels(
         nccl.groups, device, seconds=timeout_seconds, tell=give_up, bodies=kernels, most=most

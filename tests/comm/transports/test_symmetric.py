@@ -174,7 +174,7 @@ def test_every_collective_axis_and_dtype_has_the_bits_of_stacked(mesh, kernel_by
 def test_what_the_rule_does_not_take_goes_over_the_other_wire():
     mesh = Mesh(sp=2, ep=2)
     only = {Collective.ALL_GATHER: crossover.Sizes(least=0)}
-    rule = crossover.Crossover(sizes=only, machine="", record="")
+    rule = crossover.Crossover(kernels={}, copies=only, machine="", record="")
     peers = Peers(mesh, rule=rule)
     assert not peers.ranks[0].sums_on_arrival()
     x = torch.arange(8.0)
@@ -186,6 +186,52 @@ def test_what_the_rule_does_not_take_goes_over_the_other_wire():
         assert torch.equal(scattered.wait(), (2 * x + 1).view(2, -1)[rank])
     peers.run(0)
     assert all(gathered.wait().equal(torch.cat([x, x + 1])) for gathered, _ in posted)
+
+
+def way_of(peers, elements):
+    """What carries an all-gather of so many FP32 elements a rank, which must arrive."""
+    x = torch.randn(2, elements)
+    posted = [t.all_gather(x[r], axis="ep", label="g") for r, t in enumerate(peers.ranks)]
+    queues = peers.worlds["ep", "comm", (0, 1)].members[0].queues
+    busy = {queue for queue, steps in queues.items() if steps}
+    peers.run(0)
+    assert all(torch.equal(handle.wait(), x.view(-1)) for handle in posted)
+    if ("program", 0) in busy:
+        return "kernel"
+    return "copies" if busy else "the other wire"
+
+
+RANGES = crossover.Crossover(
+    kernels={Collective.ALL_GATHER: crossover.Sizes(least=0, most=300)},
+    copies={Collective.ALL_GATHER: crossover.Sizes(least=200)},
+    machine="",
+    record="",
+)
+
+
+@pytest.mark.parametrize(
+    ("kernel_bytes", "ways"),
+    [
+        (0, ["the other wire", "the other wire", "copies", "copies"]),
+        (80, ["kernel", "the other wire", "copies", "copies"]),
+        (160, ["kernel", "kernel", "copies", "copies"]),
+        (400, ["kernel", "kernel", "kernel", "copies"]),
+    ],
+)
+def test_kernels_come_first_and_copies_take_what_these_alone_carry_faster(kernel_bytes, ways):
+    peers = Peers(Mesh(sp=2, ep=2), rule=RANGES, kernel_bytes=kernel_bytes)
+    assert [way_of(peers, elements) for elements in (20, 40, 60, 100)] == ways
+
+
+@pytest.mark.parametrize("kernel_bytes", [0, 80])
+def test_sums_arrive_as_such_where_a_kernel_or_copies_make_them(kernel_bytes):
+    sums = {Collective.ALL_TO_ALL_SUM: crossover.Sizes(least=0)}
+    found = []
+    for kernels, copies in ((sums, {}), ({}, sums), ({}, {})):
+        rule = crossover.Crossover(kernels=kernels, copies=copies, machine="", record="")
+        peers = Peers(Mesh(sp=2, ep=2), rule=rule, kernel_bytes=kernel_bytes)
+        found.append(peers.ranks[0].sums_on_arrival())
+    assert found == [kernel_bytes > 0, True, False]
 
 
 def test_bytes_are_counted_in_the_dtype_that_travels():
@@ -282,9 +328,10 @@ def test_gpus_give_the_bits_of_stacked(place, rows):
 
 
 @pytest.mark.gpus2
-@pytest.mark.parametrize("rows", [40, 4_000])
+@pytest.mark.parametrize("rows", [40, 4_000, 400_000])
 @pytest.mark.parametrize("place", ["two"], indirect=True)
 def test_kernels_give_the_bits_of_stacked(place, rows):
+    """The larger blocks take several steps, or copies."""
     world, cpu = StackedWorld(PAIR), torch.device("cpu")
     posted = [post_everything(world.transport(r), r, cpu, rows) for r in range(2)]
     expected = [[fingerprint(handle.wait()) for handle in handles] for handles in posted]

@@ -7,10 +7,10 @@
     all_to_all_sum          block j to member j, rounded on its way    added in rank order, FP32
     send, receive, barrier  the other wire
 
-Where there are kernels, calls of even blocks are one each, up to so many bytes
-(`comm.kernel`).
+Where there are kernels, a call of even blocks is one, up to so many bytes (`comm.kernel`); the
+others are pieces that copy engines push (`comm.exchange`).
 
-Which of the two a collective takes is decided from its call alone, by a table that is the same on
+Which of them a collective takes is decided from its call alone, by a table that is the same on
 every member (`comm.crossover`). Nothing here waits on the host: a call is ordered behind the stream
 on which it is issued, and that stream behind the call.
 """
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from weft.comm.call import Call, Collective, output_shape, sum_in_rank_order
-from weft.comm.crossover import Crossover
+from weft.comm.crossover import Crossover, takes
 from weft.comm.exchange import Add, Channel, Make
 from weft.comm.handle import Finished, Handle
 from weft.comm.kernel import KernelChannel
@@ -114,7 +114,8 @@ class SymmetricTransport(Transport):
         return f"peer memory on {axes}, {rest} beside it{apart}"
 
     def sums_on_arrival(self) -> bool:
-        return bool(self._channels) and Collective.ALL_TO_ALL_SUM in self._rule.sizes
+        ways = ((self._kernels, self._rule.kernels), (self._channels, self._rule.copies))
+        return any(groups and Collective.ALL_TO_ALL_SUM in sizes for groups, sizes in ways)
 
     def barrier(self) -> None:
         self._inner.barrier()
@@ -132,12 +133,22 @@ class SymmetricTransport(Transport):
 
     def post(self, call: Call, x: Tensor, out: Tensor) -> Handle:
         channel = self._channels.get((call.axis, call.lane))
-        if channel is None or not self._rule.takes(call, channel.size):
+        if channel is None:
             return self._inner.post(call, x, out)
         kernel = self._kernels.get((call.axis, call.lane))
-        if kernel is not None and kernel.takes(call):
+        if (
+            kernel is not None
+            and kernel.takes(call)
+            and takes(self._rule.kernels, call, channel.size)
+        ):
             kernel.post(_Named(call), call, x, out)
             return Finished(out)
+        if not takes(self._rule.copies, call, channel.size):
+            return self._inner.post(call, x, out)
+        self._post_pieces(channel, call, x, out)
+        return Finished(out)
+
+    def _post_pieces(self, channel: Channel, call: Call, x: Tensor, out: Tensor) -> None:
         name, route = _Named(call), self._route(call)
         match call.collective:
             case Collective.ALL_TO_ALL_SUM:
@@ -151,7 +162,6 @@ class SymmetricTransport(Transport):
                 channel.add(name, route, _bytes(x), _adding(channel, call, x, out, _add_terms))
             case _:
                 channel.exchange(name, route, _bytes(x), _bytes(out))
-        return Finished(out)
 
     def _find_route(self, call: Call) -> Route:
         channel = self._channels[call.axis, call.lane]
