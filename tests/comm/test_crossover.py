@@ -1,5 +1,6 @@
 """The table of sizes decides alike on every member."""
 
+import json
 from math import inf
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from weft.comm.crossover import Crossover, Sizes, describe, everything, measured
 from weft.comm.kernel import MOST_BYTES
 
 MOVES = (Collective.ALL_GATHER, Collective.REDUCE_SCATTER, Collective.ALL_TO_ALL)
-UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+GRADIENTS = {"gradients": "all_to_all_sum"}
 
 
 def call(collective, *shape, **splits):
@@ -70,23 +71,19 @@ def test_ragged_rows_stay_on_the_other_wire():
 
 
 def medians():
-    """What is on record: collective, bytes that each of two members receives, medians of NCCL, one
-    kernel and copies.
+    """What is on record last: collective, bytes that each of two members receives, medians of NCCL,
+    one kernel and copies.
     """
     text = (Path(__file__).parents[2] / measured().record).read_text(encoding="utf-8")
-    rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
-    (_, *sizes), _, *rows = [[cell.strip() for cell in row] for row in rows]
-    return [
-        (Collective(name), size_in_bytes(size), *map(float, cell.split("/")))
-        for name, *cells in rows
-        for size, cell in zip(sizes, cells, strict=True)
-        if cell
-    ]
-
-
-def size_in_bytes(text):
-    number, unit = text.split()
-    return int(number) * UNITS[unit]
+    found = {}
+    for row in map(json.loads, text.splitlines()):
+        took = {wire: one["us"]["median"] for wire, one in row["wires"].items()}
+        nccl = min(us for wire, us in took.items() if wire.startswith("NCCL"))
+        peers = [us for wire, us in took.items() if wire.startswith(("one kernel", "symmetric"))]
+        if len(peers) == 2:  # earlier ones are of other kernels, which took less
+            name = Collective(GRADIENTS.get(row["collective"], row["collective"]))
+            found[name, row["received_bytes"]] = (name, row["received_bytes"], nccl, *peers)
+    return list(found.values())
 
 
 def call_that_brings(collective, num_bytes):

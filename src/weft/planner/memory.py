@@ -3,7 +3,8 @@
     weights        parameters in the compute dtype
     gradients      sums in the accumulation dtype
     optimizer      master weights and two moments of this rank's shards
-    activations    what forwards keep for their backwards, for every chunk in flight
+    activations    what forwards keep for their backwards, for every chunk in flight, less what the
+                   backward at that moment has freed of it
     dispatch       routed rows and gathered tokens alive at once inside one segment
     workspace      everything else alive at that moment
 
@@ -12,7 +13,9 @@ order of the pipeline: nothing here repeats a formula. Views are counted with wh
 """
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 from weft.compose.plan import Plan, sizes
 from weft.compose.price import BYTES, value_bytes
@@ -58,15 +61,17 @@ def memory(step: Step, plan: Plan, *, imbalance: float = 1.0) -> Memory:
     n = _with_room(imbalanced(sizes(plan), imbalance), plan.bounded_rows)
     elements = sum(bucket.numel for bucket in step.buckets)
     shards = sum(bucket.shard for bucket in step.buckets)
-    peaks = [_peak(ordered, n) for name, ordered in step.templates.items() if not is_end(name)]
-    dispatch, workspace = max(peaks, key=sum)
+    segments = [ordered for name, ordered in step.templates.items() if not is_end(name)]
+    kept = frozenset({"x"}.union(*(ordered.program.kept for ordered in segments)))
+    peaks = [_peak(ordered, n, kept) for ordered in segments]
+    most = max(peaks, key=_Moment.total)
     return Memory(
         weights=elements * BYTES["act"],
         gradients=gradient_elements(step.buckets, zero=plan.sync.zero) * BYTES["acc"],
         optimizer=STATES * shards * BYTES["acc"],
-        activations=_kept(step, plan, n),
-        dispatch=dispatch,
-        workspace=workspace,
+        activations=_kept(step, plan, n) - most.given_back,
+        dispatch=most.dispatch,
+        workspace=most.workspace,
     )
 
 
@@ -91,21 +96,38 @@ def _kept(step: Step, plan: Plan, n: Sizes) -> int:
     return max(chunks) * in_flight(plan.schedule, plan.layout.pp_rank(plan.rank))
 
 
-def _peak(ordered: Ordered, n: Sizes) -> tuple[int, int]:
-    """Dispatch and other bytes at the moment of a segment that has the most of both."""
+class _Moment(NamedTuple):
+    """What a segment holds at some time beside what layers keep, and what of that it has freed."""
+
+    dispatch: int
+    workspace: int
+    given_back: int
+
+    def total(self) -> int:
+        return self.dispatch + self.workspace - self.given_back
+
+
+def _peak(ordered: Ordered, n: Sizes, kept: AbstractSet[str]) -> _Moment:
+    """The moment of a segment at which most is held. A backward gives back what its layer kept as
+    it goes, by the names that forwards keep it under.
+    """
     program = ordered.program
     lasting = {*program.kept, *program.outputs}
     live: dict[str, int] = {}
-    most = (0, 0)
+    given_back = 0
+    most = _Moment(0, 0, 0)
     for action in ordered.actions:
         match action:
             case Run(task) | Post(task):
                 if task.body not in VIEWS:
                     made = (v for v in task.outputs if v not in lasting)
                     live.update({v: value_bytes(v, program, n, BYTES) for v in made})
-                most = max(most, _split(live, program), key=sum)
-            case Free(value):
-                live.pop(value, None)
+                now = _Moment(*_split(live, program), given_back)
+                most = max(most, now, key=_Moment.total)
+            case Free(value) if value in live:
+                live.pop(value)
+            case Free(value) if value in program.inputs and value in kept:
+                given_back += value_bytes(value, program, n, BYTES)
             case _:
                 pass
     return most
