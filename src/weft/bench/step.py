@@ -1,15 +1,14 @@
 """How long a step takes, and what it is made of.
 
 step      after warm-up, bodies untouched; on CUDA between events, steps back to back as in training
-issue     on CUDA: host time of a step whose device starts idle; as a share of the step it says
-          how far the host runs ahead
+issue     on CUDA: host time of a step, what it waits for the device left out (`bench.issue`); as a
+          share of the step it says how far the host runs ahead
 idle      on CUDA: the share of steps in which the device runs nothing (`bench.busy`)
 bodies    a second pass over the same state, each body timed (`bench.profile`)
 waits     on CUDA: whether the host waits for the device outside named host tasks
           (`bench.synchronisation`)
 """
 
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
@@ -18,6 +17,7 @@ import torch
 from weft.bench import profile as profiling
 from weft.bench.busy import idle
 from weft.bench.ceilings import Ceilings
+from weft.bench.issue import issue_times
 from weft.bench.profile import Profile
 from weft.bench.rig import Rig, rigged
 from weft.bench.spread import Spread, spread
@@ -69,7 +69,7 @@ def measure(
             torch.cuda.reset_peak_memory_stats(place.device)
         times = _step_times(rig, steps)
         peak = peak_bytes(place.device)
-        issue = _issue_times(rig, steps) if cuda else None
+        issue = issue_times(rig, steps) if cuda else None
         waited = _exposed_ms(rig) if not cuda else None
         found = profiling.profile(rig, steps=max(steps // 2, 1), ceilings=ceilings)
         outside = max(1 - found.compute_ms / times.median, 0.0)
@@ -115,19 +115,6 @@ def _step_times(rig: Rig, steps: int) -> Spread:
         watch.stop()
         watches.append(watch)
     return spread([watch.milliseconds() for watch in watches])
-
-
-def _issue_times(rig: Rig, steps: int) -> Spread:
-    """Host milliseconds until a step is issued to an idle device."""
-    times = []
-    for _ in range(steps):
-        rig.transport.barrier()
-        torch.cuda.synchronize(rig.place.device)
-        begun = time.perf_counter()
-        _run(rig)
-        times.append(time.perf_counter() - begun)
-    torch.cuda.synchronize(rig.place.device)
-    return spread(times).scaled(1e3)
 
 
 def _exposed_ms(rig: Rig) -> float:

@@ -1,0 +1,61 @@
+"""Host time of a step, the device's left out."""
+
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from weft.bench import issue
+from weft.bench.issue import Pauses, issue_times
+
+WAIT = 0.05
+
+
+def test_a_pause_comes_behind_every_so_many_bodies_and_is_timed() -> None:
+    made: list[str] = []
+    pauses = Pauses(lambda: made.append("caught up"), bodies=2)
+    bodies = pauses.bodies({"a": made.append, "b": lambda x: 2 * x})
+    bodies["a"]("one")
+    assert bodies["b"](3) == 6
+    bodies["a"]("two")
+    assert made == ["one", "caught up", "two"]
+    assert pauses.seconds > 0
+
+
+class Bound:
+    """A step of three bodies."""
+
+    def __init__(self, bodies) -> None:
+        self.bodies = bodies
+
+    def run(self, _environment) -> None:
+        for _ in range(3):
+            self.bodies["body"]()
+
+
+def rig_of(pp: int):
+    plain = {"body": lambda: None}
+    return SimpleNamespace(
+        place=SimpleNamespace(device=torch.device("cpu")),
+        plan=SimpleNamespace(layout=SimpleNamespace(pp=pp)),
+        transport=SimpleNamespace(barrier=lambda: None),
+        stage=SimpleNamespace(bound=Bound(plain)),
+        bound=lambda wrap, _lanes: Bound(wrap(plain)),
+        environment=dict,
+    )
+
+
+@pytest.mark.parametrize(("pp", "caught_up"), [(1, 2 * (1 + 3) + 1), (2, 2 + 1)])
+def test_what_the_host_waits_for_the_device_is_not_its_own(monkeypatch, pp, caught_up) -> None:
+    calls: list[float] = []
+
+    def synchronize(_device) -> None:
+        calls.append(time.perf_counter())
+        time.sleep(WAIT)
+
+    monkeypatch.setattr(issue.torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(Pauses.__init__, "__defaults__", (1,))
+    found = issue_times(rig_of(pp), steps=2)
+    assert len(calls) == caught_up
+    assert found.p90 < WAIT * 1e3
