@@ -58,27 +58,13 @@ def _launch(
 ) -> None:
     width = wire.itemsize
     way = board.walk(size * width)
-    kernel[(way.programs,)](
-        x,
-        out,
-        board.table,
-        board.failed,
-        signed(turn.epoch),
-        signed(turn.epoch + way.steps),
-        board.spins,
-        board.position,
-        turn.slots * board.slot_bytes,
-        size,
-        stride,
-        way.chunk // width,
-        way.chunks,
-        SIZE=board.size,
-        RING=board.shape.ring,
-        PROGRAMS=board.shape.programs,
-        WIRE=getattr(tl, str(wire).removeprefix("torch.")),
-        BLOCK=_BLOCK,
-        num_warps=_WARPS,
-    )
+    kernel[way.programs,](
+        x, out, board.table, board.failed, signed(turn.epoch), signed(turn.epoch + way.steps),
+        board.spins, board.position, turn.slots * board.slot_bytes, size, stride,
+        way.chunk // width, way.chunks, SIZE=board.size, RING=board.shape.ring,
+        PROGRAMS=board.shape.programs, WIRE=getattr(tl, str(wire).removeprefix("torch.")),
+        BLOCK=_BLOCK, num_warps=_WARPS,
+    )  # fmt: skip
 
 
 def _widest(x: Tensor, out: Tensor, size: int) -> torch.dtype:
@@ -92,25 +78,10 @@ _EVERY = ["epoch", "last", "spins", "position", "chunks"]  # one kernel for all 
 
 @triton.jit(do_not_specialize=_EVERY)
 def _exchange(
-    x,
-    out,
-    table,
-    failed,
-    epoch,
-    last,
-    spins,
-    position,
-    half,
-    size,
-    stride,
-    chunk,
-    chunks,
-    SIZE: tl.constexpr,
-    RING: tl.constexpr,
-    PROGRAMS: tl.constexpr,
-    WIRE: tl.constexpr,
+    x, out, table, failed, epoch, last, spins, position, half, size, stride, chunk, chunks,
+    SIZE: tl.constexpr, RING: tl.constexpr, PROGRAMS: tl.constexpr, WIRE: tl.constexpr,
     BLOCK: tl.constexpr,
-):
+):  # fmt: skip
     steps = _steps(chunks)
     for step in range(steps + 1):
         if step < steps:
@@ -137,25 +108,10 @@ def _exchange(
 
 @triton.jit(do_not_specialize=_EVERY)
 def _add(
-    x,
-    out,
-    table,
-    failed,
-    epoch,
-    last,
-    spins,
-    position,
-    half,
-    size,
-    stride,
-    chunk,
-    chunks,
-    SIZE: tl.constexpr,
-    RING: tl.constexpr,
-    PROGRAMS: tl.constexpr,
-    WIRE: tl.constexpr,
+    x, out, table, failed, epoch, last, spins, position, half, size, stride, chunk, chunks,
+    SIZE: tl.constexpr, RING: tl.constexpr, PROGRAMS: tl.constexpr, WIRE: tl.constexpr,
     BLOCK: tl.constexpr,
-):
+):  # fmt: skip
     steps = _steps(chunks)
     for step in range(steps + 1):
         if step < steps:
