@@ -178,7 +178,9 @@ def agree(rigs: Mapping[str, Rig]) -> None:
     Raises:
         VerificationError: one of them does not.
     """
-    sums = {name: rig.stage.bound.run(rig.at_rest())["stats"].clone() for name, rig in rigs.items()}
+    sums = {
+        name: rig.stage.bound.run(rig.environment())["stats"].clone() for name, rig in rigs.items()
+    }
     first = next(iter(sums))
     for name, found in sums.items():
         if not torch.equal(found, sums[first]):

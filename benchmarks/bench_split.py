@@ -118,7 +118,7 @@ def cut(rig: Rig, changes: Mapping[str, object], *, order: str = "") -> Rig:
 
 def run(rig: Rig) -> Tensor:
     """One step that leaves every weight as it is; its statistics."""
-    return rig.stage.bound.run(rig.at_rest())["stats"]
+    return rig.stage.bound.run(rig.environment())["stats"]
 
 
 def agree(rig: Rig, sums: Mapping[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""A rig trains like a session, on random tokens instead of a corpus."""
+"""A rig runs the step of a session, on random tokens instead of a corpus."""
 
 from dataclasses import replace
 
@@ -9,9 +9,10 @@ import torch
 from weft.bench.rig import random_tokens, rigged
 from weft.compose.recipe import plan
 from weft.compose.step import training_step
+from weft.runtime.stage import Rates
 
 
-def test_a_rig_trains(recipe, place) -> None:
+def test_a_rig_runs_a_whole_step(recipe, place) -> None:
     with rigged(recipe(), place) as rig:
         made = rig.stage.bound.run(rig.environment())
         assert rig.tokens == 4 * 16
@@ -65,13 +66,19 @@ def test_another_step_runs_over_the_same_state(recipe, place) -> None:
         serial = rig.with_step(training_step(replace(rig.plan, order="serial")))
         assert (serial.plan.order, rig.plan.order) == ("serial", "overlapped")
         assert serial.stage.state is rig.stage.state
-        before = float(rig.stage.bound.run(rig.environment())["stats"][0])
+        before = float(rig.stage.bound.run(learning(rig))["stats"][0])
         assert float(serial.stage.bound.run(serial.environment())["stats"][0]) < before  # learned
 
 
-def test_a_step_at_rest_finds_the_same_sums_again(recipe, place) -> None:
+def learning(rig):
+    """What a step reads that changes weights."""
+    rates = Rates(lr=1e-2, weight_decay=0.0, step=1)
+    return rig.stage.environment(rig.batches, divisor=float(rig.tokens), rates=rates)
+
+
+def test_every_step_does_the_same_work(recipe, place) -> None:
     with rigged(recipe(), place) as rig:
-        first, again = (rig.stage.bound.run(rig.at_rest())["stats"].clone() for _ in range(2))
+        first, again = (rig.stage.bound.run(rig.environment())["stats"].clone() for _ in range(2))
         assert torch.equal(first, again)
-        rig.stage.bound.run(rig.environment())
-        assert not torch.equal(first, rig.stage.bound.run(rig.at_rest())["stats"])
+        rig.stage.bound.run(learning(rig))  # the control
+        assert not torch.equal(first, rig.stage.bound.run(rig.environment())["stats"])

@@ -61,7 +61,7 @@ def test_a_variant_that_computes_something_else_is_refused() -> None:
             self.stage = self
             self.bound = Bound(*sums)
 
-        def at_rest(self):
+        def environment(self):
             return {}
 
     same, other = torch.arange(8.0), torch.arange(8.0) + 1e-6

@@ -51,15 +51,12 @@ class Rig:
         return self.config.train.global_batch * self.config.data.sequence
 
     def environment(self) -> Environment:
-        """What one step reads, its sums cleared."""
-        optim = self.config.optim
-        return self._environment(Rates(lr=optim.lr, weight_decay=optim.weight_decay, step=1))
+        """What one step reads, its sums cleared: a learning rate of zero, which is as much work.
 
-    def at_rest(self) -> Environment:
-        """What a step reads that leaves every weight as it is: another one finds the same sums."""
-        return self._environment(Rates(lr=0.0, weight_decay=0.0, step=1))
-
-    def _environment(self, rates: Rates) -> Environment:
+        The same step does the same work each time only while weights stay as they are: routers that
+        learn one batch of random tokens over and over come to prefer few experts.
+        """
+        rates = Rates(lr=0.0, weight_decay=0.0, step=1)
         return self.stage.environment(self.batches, divisor=float(self.tokens), rates=rates)
 
     def bound(self, wrap: Wrap, wrap_lanes: Callable[[Lanes], Lanes]) -> BoundStep:
