@@ -133,14 +133,14 @@ def step(name: str, shape: str, gpus: int, *settings: str) -> Measurement:
     )
 
 
-def block(what: str, shape: str, fuse: str) -> Measurement:
+def block(what: str, shape: str, name: str, *settings: str) -> Measurement:
     return Measurement(
-        name=f"{what} {shape} {fuse}",
+        name=f"{what} {shape} {name}",
         question="how far is half a layer alone from its floor?",
         gpus=1,
         limit=60,
         words=weft(what, RECIPES[shape], "--json", "{file}"),
-        settings=("parallel.sp=1", "parallel.ep=1", "model.layers=1", f"kernels.fuse={fuse}"),
+        settings=("parallel.sp=1", "parallel.ep=1", "model.layers=1", *settings),
         flag=("--set",),
         small=("--repeats", "2"),
     )
@@ -251,10 +251,15 @@ ONE: tuple[Measurement, ...] = (
         for shape, layers in (("Q", 6), ("M", 2))
         for fuse in ("none", "auto")
     ),
-    *(block("moe-layer", shape, fuse) for shape in RECIPES for fuse in ("none", "auto")),
+    *(
+        block("moe-layer", shape, fuse, f"kernels.fuse={fuse}")
+        for shape in RECIPES
+        for fuse in ("none", "auto")
+    ),
     step("6 layers cudnn", "Q", 1, *ALONE, CUDNN),
     step("2 layers cudnn", "M", 1, *ALONE, CUDNN),
-    *(block("attention", shape, "none") for shape in RECIPES),
+    *(block("attention", shape, "repeatable") for shape in RECIPES),
+    *(block("attention", shape, "cudnn", CUDNN) for shape in RECIPES),
     calibrate(1),
     predict(1),
     foretold(1),
