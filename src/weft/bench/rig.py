@@ -29,6 +29,8 @@ from weft.runtime.stage import Rates, Stage, lanes_of
 from weft.runtime.wire import wired
 from weft.trainer.session import Place, connect
 
+_BALANCE = ("balance:biases", "balance:pasts")  # what a step leaves to the next one
+
 Wrap = Callable[[Mapping[str, Body]], Mapping[str, Body]]
 
 
@@ -54,8 +56,11 @@ class Rig:
         """What one step reads, its sums cleared: a learning rate of zero, which is as much work.
 
         The same step does the same work each time only while weights stay as they are: routers that
-        learn one batch of random tokens over and over come to prefer few experts.
+        learn one batch of random tokens over and over come to prefer few experts. What keeps their
+        load even moves without a rate: it begins anew.
         """
+        for key in _BALANCE:
+            self.stage.state.statics[key].zero_()
         rates = Rates(lr=0.0, weight_decay=0.0, step=1)
         return self.stage.environment(self.batches, divisor=float(self.tokens), rates=rates)
 
