@@ -50,6 +50,7 @@ def _rank(
         run(place, errand)
         return
     join(place)
+    dist.all_reduce(torch.zeros(1))  # a rank that left now would fail others that are still meeting
     run(place, errand)
     dist.destroy_process_group()
 
