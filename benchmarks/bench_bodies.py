@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bench_follow import (
+    LEAST,
     RECIPE,
     TWICE,
     Work,
@@ -72,7 +73,9 @@ def process(place: Place, work: Work) -> None:
         found = apart(losses, runs[REFERENCE])
         if name not in (REFERENCE, HALVED):
             halved = apart(runs[HALVED], runs[REFERENCE])
-            found["yardsticks"] = found["times_halved"] = found["largest"] / halved["largest"]
+            found["yardsticks"] = found["times_halved"] = found["largest"] / max(
+                halved["largest"], LEAST
+            )
         tell(place, work, name, losses, found)
         if name == CONTROL and found["yardsticks"] <= TWICE:
             raise not_told_apart(name)

@@ -8,6 +8,7 @@ from weft.bench.busy import uncovered
 @pytest.mark.parametrize(
     ("stretches", "share"),
     [
+        ([], None),
         ([(0, 1)], 0.0),
         ([(0, 4), (1, 2), (2, 3), (4, 5)], 0.0),
         ([(6, 8), (0, 2)], 0.5),

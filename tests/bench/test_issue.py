@@ -1,6 +1,5 @@
 """Host time of a step, the device's left out."""
 
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -8,8 +7,6 @@ import torch
 
 from weft.bench import issue
 from weft.bench.issue import Pauses, issue_times
-
-WAIT = 0.05
 
 
 def test_a_pause_comes_behind_every_so_many_bodies_and_is_timed() -> None:
@@ -34,8 +31,8 @@ class Bound:
             self.bodies["body"]()
 
 
-def rig_of(pp: int):
-    plain = {"body": lambda: None}
+def rig_of(pp: int, body):
+    plain = {"body": body}
     return SimpleNamespace(
         place=SimpleNamespace(device=torch.device("cpu")),
         plan=SimpleNamespace(layout=SimpleNamespace(pp=pp)),
@@ -49,13 +46,18 @@ def rig_of(pp: int):
 @pytest.mark.parametrize(("pp", "caught_up"), [(1, 2 * (1 + 3) + 1), (2, 2 + 1)])
 def test_what_the_host_waits_for_the_device_is_not_its_own(monkeypatch, pp, caught_up) -> None:
     calls: list[float] = []
+    clock = SimpleNamespace(now=0.0)  # seconds; only bodies and the device take any
 
     def synchronize(_device) -> None:
-        calls.append(time.perf_counter())
-        time.sleep(WAIT)
+        calls.append(clock.now)
+        clock.now += 1.0
 
+    def body() -> None:
+        clock.now += 0.001
+
+    monkeypatch.setattr(issue.time, "perf_counter", lambda: clock.now)
     monkeypatch.setattr(issue.torch.cuda, "synchronize", synchronize)
     monkeypatch.setattr(Pauses.__init__, "__defaults__", (1,))
-    found = issue_times(rig_of(pp), steps=2)
+    found = issue_times(rig_of(pp, body), steps=2)
     assert len(calls) == caught_up
-    assert found.p90 < WAIT * 1e3
+    assert found.median == pytest.approx(3.0)  # three bodies of a millisecond

@@ -165,10 +165,10 @@ def test_one_set_of_slots_in_place_of_two_is_caught(monkeypatch):
     for seed in SEEDS:
         world = PeerWorld(2, slot_bytes=16)
         monkeypatch.setattr("weft.comm.kernel.Turn", lambda epoch, _: Turn(epoch, 0))
-        pairs = order_calls(world, 2, seed, most=12)  # of few steps, or nobody lags by a call
+        pairs = order_calls(world, 2, seed, most=6)  # of few steps, or nobody lags by a call
         world.run(seed)
         caught += any(not torch.equal(due, seen) for due, seen in pairs)
-    assert caught > len(SEEDS) // 10
+    assert caught > len(SEEDS) // 4
 
 
 def test_a_member_that_does_not_call_is_named():

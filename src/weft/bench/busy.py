@@ -16,8 +16,10 @@ STEPS = 3  # one behind the other, as in training
 Stretch = tuple[float, float]  # begin, end, in any unit
 
 
-def idle(rig: Rig) -> float:
-    """The share of a few steps in which nothing ran on this rank's device."""
+def idle(rig: Rig) -> float | None:
+    """The share of a few steps in which nothing ran on this rank's device; None where torch's
+    profiler may not look at it.
+    """
     rig.transport.barrier()
     torch.cuda.synchronize(rig.place.device)
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
@@ -31,14 +33,17 @@ def idle(rig: Rig) -> float:
     )
 
 
-def uncovered(stretches: Iterable[Stretch]) -> float:
-    """The share of the time from the first begin to the last end that lies in no stretch.
+def uncovered(stretches: Iterable[Stretch]) -> float | None:
+    """The share of the time from the first begin to the last end that lies in no stretch; None
+    where there is none.
 
     Example:
         >>> uncovered([(0, 2), (1, 4), (5, 8), (6, 7)])
         0.125
     """
     ordered = sorted(stretches)
+    if not ordered:
+        return None
     begun, end = ordered[0]
     gaps = 0.0
     for start, stop in ordered:

@@ -42,7 +42,7 @@ class Report:
     step_ms: Spread
     issue_ms: Spread | None
     exposed_ms: float
-    idle: float  # of a step: no kernel runs, on a CPU no body
+    idle: float | None  # share of a step: no kernel runs, on a CPU no body
     peak_bytes: int
     peak_flops: float | None
     synchronisations: Synchronisations | None
@@ -145,7 +145,10 @@ def _lines(report: Report) -> Iterator[str]:
     floor = report.profile.floor_ms
     ratio = times.median / floor
     yield f"floor         {floor:.2f} ms at the ceilings; the step takes {ratio:.2f} times that"
-    yield f"idle          {report.idle:.1%} of the step, in which the device runs nothing"
+    if report.idle is None:
+        yield "idle          not measured: torch's profiler saw nothing of the device"
+    else:
+        yield f"idle          {report.idle:.1%} of the step, in which the device runs nothing"
     if issue is not None:
         share = issue.median / times.median
         yield f"issue         {issue.text()} ms of host time, {share:.0%} of the step"
