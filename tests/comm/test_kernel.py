@@ -14,8 +14,8 @@ from weft.testing.peers import PeerWorld
 
 SEEDS = range(20)
 CALLS = 8  # more than there are slots
-MOST = 48  # elements of a block: up to eight chunks of each program
-SMALL = Shape(programs=3, ring=2, grain=8, line=8)
+MOST = 48  # elements of a block: up to eight chunks of each pair
+SMALL = Shape(pairs=3, ring=2, grain=8, line=8)
 SLOTS = 3 * 2 * 8  # bytes of a set of slots: chunks of two elements
 WRAPPED = 2**32 - 3  # an epoch from which a few calls pass zero
 
@@ -95,19 +95,40 @@ def test_kernels_have_the_bits_of_stacked_under_every_interleaving(n, epoch):
         assert all(torch.equal(due, seen) for due, seen in pairs), f"{seed=}"
 
 
-def test_members_whose_programs_run_one_after_the_other_go_on():
+def crowded(memory):
+    """A device with room for one pair at a time, which it begins in order."""
+    wait = memory.wait
+
+    def in_turn(queue, other):
+        wait(queue, other)
+        if other is Queue.CALLER and queue[1] > 0:
+            for role in ("push", "take"):
+                wait(queue, (role, queue[1] - 1))
+
+    memory.wait = in_turn
+
+
+def test_members_whose_pairs_run_one_after_the_other_go_on():
     for seed in SEEDS:
-        world = PeerWorld(3, slot_bytes=16, lines=[deque() for _ in range(3)])
-        pairs = order_calls(world, 3, seed)
+        world = PeerWorld(3, slot_bytes=16)
+        pairs = order_calls(world, 3, seed, harm=crowded)
         world.run(seed)
         assert all(torch.equal(due, seen) for due, seen in pairs), f"{seed=}"
+
+
+def test_a_device_with_room_for_one_program_stands_still():
+    """The control: none of a pair goes on without the other."""
+    world = PeerWorld(3, slot_bytes=16, lines=[deque() for _ in range(3)])
+    order_calls(world, 3, 0)
+    with pytest.raises(DeadlockError, match="landed"):
+        world.run(0)
 
 
 def start_flags(world, epoch):
     for member in world.members:
         for peer in range(len(world.members)):
-            for kind in ("program", "landed"):
-                flags = {(peer, (kind, p)): epoch % 2**32 for p in range(SMALL.programs)}
+            for kind in ("full", "landed"):
+                flags = {(peer, (kind, p)): epoch % 2**32 for p in range(SMALL.pairs)}
                 member.flags |= flags
 
 
@@ -161,14 +182,14 @@ def test_the_interleavings_catch(harm):
 
 
 def test_one_set_of_slots_in_place_of_two_is_caught(monkeypatch):
-    caught = 0
-    for seed in SEEDS:
+    caught, seeds = 0, range(2 * len(SEEDS))
+    for seed in seeds:
         world = PeerWorld(2, slot_bytes=16)
         monkeypatch.setattr("weft.comm.kernel.Turn", lambda epoch, _: Turn(epoch, 0))
         pairs = order_calls(world, 2, seed, most=6)  # of few steps, or nobody lags by a call
         world.run(seed)
         caught += any(not torch.equal(due, seen) for due, seen in pairs)
-    assert caught > len(SEEDS) // 4
+    assert caught > len(seeds) // 6
 
 
 def test_a_member_that_does_not_call_is_named():
@@ -176,7 +197,7 @@ def test_a_member_that_does_not_call_is_named():
     _, (here, _) = make_channels(2, world)
     x = torch.zeros(4)
     here.post("loads", make_call(Collective.ALL_REDUCE, (4,)), x, torch.empty(4))
-    with pytest.raises(DeadlockError, match=r"in 'loads': .*'program', 0.* of position 1 to reach"):
+    with pytest.raises(DeadlockError, match=r"in 'loads': .*'full', 0.* of position 1 to reach"):
         world.run(0)
 
 
@@ -195,8 +216,8 @@ def test_ragged_rows_and_long_blocks_are_not_taken():
 def test_chunks_fill_no_more_than_their_slots_and_cover_a_block(size, slots):
     way = walk(size, slots)
     assert way.chunk % SHAPE.line == 0
-    assert way.chunk * way.programs * SHAPE.ring <= slots
-    assert way.programs <= SHAPE.programs
+    assert way.chunk * way.pairs * SHAPE.ring <= slots
+    assert way.pairs <= SHAPE.pairs
     assert way.chunk * (way.chunks - 1) <= max(size, 1) - 1 < way.chunk * way.chunks
 
 

@@ -136,7 +136,7 @@ def boards_of(size, monkeypatch):
 @pytest.mark.parametrize("size", [2, 3, 8])
 def test_slots_and_flags_of_kernels_are_a_pairs_own_and_nobody_elses(size, monkeypatch):
     arenas, _, boards = boards_of(size, monkeypatch)
-    slot_bytes, flag_bytes = boards[0].slot_bytes, 2 * SHAPE.programs * LINE
+    slot_bytes, flag_bytes = boards[0].slot_bytes, 2 * SHAPE.pairs * LINE
     for owner in range(size):
         arena, base = arenas[owner], arenas[owner].data_ptr()
         for writer in set(range(size)) - {owner}:

@@ -7,11 +7,11 @@ from weft.comm.kernel import Shape, Turn
 from weft.testing.peer_kernels import KernelWorld
 from weft.testing.peers import PeerWorld
 
-SHAPE = Shape(programs=4, ring=2, grain=4, line=4)
+SHAPE = Shape(pairs=4, ring=2, grain=4, line=4)
 
 
 def order_gather(world):
-    """An all-gather of two members whose programs carry an element each; where it arrives."""
+    """An all-gather of two members whose pairs carry an element each; where it arrives."""
     kernels = KernelWorld(world, slot_bytes=64, shape=SHAPE)
     outs = []
     for position in range(2):
@@ -52,5 +52,5 @@ def test_nothing_runs_before_the_caller():
     order_gather(world)
     for member in world.members:
         programs = [steps for queue, steps in member.queues.items() if queue is not Queue.CALLER]
-        assert len(programs) == 4
+        assert len(programs) == 8
         assert not any(steps[0].ready() for steps in programs)

@@ -1,26 +1,28 @@
 """Calls of even blocks in one kernel a member: chunks through slots of peer memory, in which order,
 under which flags.
 
-A call runs as programs that do not know of each other, alike on every member. Each of the others
-has a ring of slots and two flags a program at a member, FULL and LANDED. A program walks through
-its chunks, one ahead of what it takes out; with e the steps of all calls before, step t is
+A call runs as pairs of programs, alike on every member; pairs do not know of each other. Each of
+the others has a ring of slots and two flags a pair at a member, FULL and LANDED. A pair walks
+through its chunks: one program pushes them, the other takes out what arrives; with e the steps of
+all calls before, step t is
 
     await LANDED of r here >= e + t - RING + 1      for each r, from step RING on
     chunk t of what is for r -> own slot t mod RING at r
-    await FULL of s here >= e + t                   for each s, of the step before
-    slot (t - 1) mod RING of s -> where it belongs, copied or added
-    raise own LANDED at s to e + t                  where s waits for it
-    raise own FULL at r to e + t + 1                for each r; the last one before it awaits
+    raise own FULL at r to e + t + 1
+
+    await FULL of s here >= e + t + 1               for each s
+    slot t mod RING of s -> where it belongs, copied or added
+    raise own LANDED at s to e + t + 1              where s waits for it
 
 There are two such sets of slots, for even and for odd calls, so that nobody has to say that the
 slots of the call before are empty. Whoever writes in call k has ended call k - 1, and in it has
 seen a flag of each of the others: they had begun call k - 1, behind the end of call k - 2, which
 was the last one to read these slots.
 
-A program waits for its own number alone, and whatever it waits for is done before its peer waits in
-its turn, so it does not matter how many of them a device runs at once. Slots and flags are others
-than those of `weft.comm.exchange`; the two kinds of calls of a channel follow each other on a
-stream and share no more.
+A pair waits for its own number alone, so a device need not run more than one of them at once, if it
+begins them in order. As one program does not know how far the other is, nothing that is pushed may
+lie where something arrives. Slots and flags are others than those of `weft.comm.exchange`; the two
+kinds of calls of a channel follow each other on a stream and share no more.
 
 NOTE: a kernel cannot be held from the host, so its waits are counted: one that has looked often
 enough writes down for whom it waited and ends, and `Watch` tells.
@@ -49,11 +51,11 @@ _TO_ALL = (Collective.ALL_GATHER, Collective.ALL_REDUCE)  # the same block to ev
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shape:
-    """How a block is cut: programs at most, slots of each, bytes that a chunk has at least, and
-    what chunks are multiples of.
+    """How a block is cut: pairs at most, slots of each, bytes that a chunk has at least, and what
+    chunks are multiples of.
     """
 
-    programs: int = 128  # one a multiprocessor, beside whatever else runs there
+    pairs: int = 128  # one a multiprocessor, beside whatever else runs there
     ring: int = 4
     grain: int = 1 << 14
     line: int = LINE
@@ -63,16 +65,16 @@ SHAPE = Shape()
 
 
 class Walk(NamedTuple):
-    """How the programs of a call go through a block: bytes of a chunk, chunks, programs."""
+    """How the pairs of a call go through a block: bytes of a chunk, chunks, pairs."""
 
     chunk: int
     chunks: int
-    programs: int
+    pairs: int
 
     @property
     def steps(self) -> int:
-        """The most chunks of a program."""
-        return -(-self.chunks // self.programs)
+        """The most chunks of a pair."""
+        return -(-self.chunks // self.pairs)
 
 
 def walk(size: int, slot_bytes: int, shape: Shape = SHAPE) -> Walk:
@@ -81,16 +83,16 @@ def walk(size: int, slot_bytes: int, shape: Shape = SHAPE) -> Walk:
 
     Example:
         >>> walk(2**20, 2**24)
-        Walk(chunk=16384, chunks=64, programs=64)
+        Walk(chunk=16384, chunks=64, pairs=64)
         >>> walk(2**26, 2**24), walk(2**26, 2**24).steps
-        (Walk(chunk=32768, chunks=2048, programs=128), 16)
+        (Walk(chunk=32768, chunks=2048, pairs=128), 16)
     """
-    programs = min(shape.programs, slot_bytes // (shape.ring * shape.line))
-    most = slot_bytes // (programs * shape.ring) // shape.line * shape.line
-    even = -(-size // (programs * shape.line)) * shape.line
+    pairs = min(shape.pairs, slot_bytes // (shape.ring * shape.line))
+    most = slot_bytes // (pairs * shape.ring) // shape.line * shape.line
+    even = -(-size // (pairs * shape.line)) * shape.line
     chunk = min(max(even, shape.grain), most)
     chunks = max(-(-size // chunk), 1)
-    return Walk(chunk=chunk, chunks=chunks, programs=min(chunks, programs))
+    return Walk(chunk=chunk, chunks=chunks, pairs=min(chunks, pairs))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,7 +108,7 @@ class Board:
     shape: Shape = SHAPE
 
     def walk(self, block_bytes: int) -> Walk:
-        """How the programs of a call go through a block."""
+        """How the pairs of a call go through a block."""
         return walk(block_bytes, self.slot_bytes, self.shape)
 
 

@@ -31,7 +31,7 @@ _MASK = 0xFFFFFFFF  # flags are 32 bits wide
 # A copy takes 3 to 6 us to start and 42 us for 16 MiB at 400 GB/s; what lands last is not hidden.
 _LARGEST = 1 << 24
 _PAGE = 4096  # slots begin and end on pages
-_KERNEL_LINES = 2 * SHAPE.programs  # full and landed
+_KERNEL_LINES = 2 * SHAPE.pairs  # full and landed
 _LINES = Flag.KERNEL + _KERNEL_LINES  # a member has in an arena
 _LOOKS = 2_000_000  # at a flag in a second, at most: half a microsecond each
 _RECENT = 64  # calls that were kernels and can still be named

@@ -1,6 +1,6 @@
 """Calls in one kernel of peers inside one process: each program is a queue of the adversary.
 
-Programs of a member wait for each other nowhere but at the end of a kernel, so on every member some
+Pairs of a member wait for each other nowhere but at the end of a kernel, so on every member some
 may have ended before others begin. What they do is what `weft.kernels.triton.collectives` does.
 """
 
@@ -16,7 +16,7 @@ from weft.comm.exchange import Queue
 from weft.comm.kernel import Board, Bodies, Shape, Turn
 from weft.testing.peers import PeerWorld, StackedPeers
 
-Program = tuple[str, int]  # a queue, and its flag that says full
+Program = tuple[str, int]  # a queue: one of a pair
 Keep = Callable[[Program, slice], None]
 Take = Callable[[Program, slice, dict[int, Tensor]], None]
 
@@ -113,59 +113,52 @@ class _Kernels:
         """Every program behind the caller, the caller behind every program."""
         way = call.board.walk(call.size * call.wire.itemsize)
         chunk = way.chunk // call.wire.itemsize
-        for number in range(way.programs):
-            program = ("program", number)
-            firsts = range(number * chunk, way.chunks * chunk, way.programs * chunk)
+        for number in range(way.pairs):
+            firsts = range(number * chunk, way.chunks * chunk, way.pairs * chunk)
             parts = [slice(first, max(min(first + chunk, call.size), first)) for first in firsts]
-            self._memory.wait(program, Queue.CALLER)
-            self._walk(call, program, parts, keep, take)
-            self._memory.wait(Queue.CALLER, program)
-
-    def _walk(
-        self, call: _Call, program: Program, parts: list[slice], keep: Keep, take: Take
-    ) -> None:
-        memory, ring, epoch = self._memory, call.board.shape.ring, call.turn.epoch
-        landed = ("landed", program[1])
-        for step in range(len(parts) + 1):
-            if step < len(parts):
-                for peer in call.others if step >= ring else ():
-                    memory.await_one(program, peer, landed, epoch + step - ring + 1)
-                self._push(call, program, step, parts[step])
-                if step == len(parts) - 1:
-                    self._announce(call, program, step)
-                keep(program, parts[step])
-            if step > 0:
-                self._land(call, program, step - 1, parts[step - 1], take)
-                for peer in call.others if step - 1 + ring < len(parts) else ():
-                    memory.raise_one(program, peer, landed, epoch + step)
-            if step < len(parts) - 1:
-                self._announce(call, program, step)
+            push, take_out = ("push", number), ("take", number)
+            self._memory.wait(push, Queue.CALLER)
+            self._memory.wait(take_out, Queue.CALLER)
+            for step, part in enumerate(parts):
+                self._push(call, push, step, part)
+            for step, part in enumerate(parts):
+                keep(take_out, part)
+                self._land(call, take_out, step, part, take)
+                if step + call.board.shape.ring < len(parts):
+                    self._announce(call, take_out, ("landed", number), step)
+            self._memory.wait(Queue.CALLER, push)
+            self._memory.wait(Queue.CALLER, take_out)
 
     def _push(self, call: _Call, program: Program, step: int, part: slice) -> None:
-        memory, writer = self._memory, call.board.position
+        memory, writer, number = self._memory, call.board.position, program[1]
+        emptied = call.turn.epoch + step - call.board.shape.ring + 1
         for peer in call.others:
-            there, source = self._slot(call, peer, writer, program, step, part), call.block(peer)
+            if step >= call.board.shape.ring:
+                memory.await_one(program, peer, ("landed", number), emptied)
+            there, source = self._slot(call, peer, writer, number, step, part), call.block(peer)
             if source.dtype == call.wire:
                 memory.copy(program, there, source[part])
             else:
                 memory.order(program, "rounded", lambda a=there, b=source[part]: a.copy_(b))
+        self._announce(call, program, ("full", number), step)
 
-    def _announce(self, call: _Call, program: Program, step: int) -> None:
+    def _announce(self, call: _Call, program: Program, flag: tuple[str, int], step: int) -> None:
         for peer in call.others:
-            self._memory.raise_one(program, peer, program, call.turn.epoch + step + 1)
+            self._memory.raise_one(program, peer, flag, call.turn.epoch + step + 1)
 
     def _land(self, call: _Call, program: Program, step: int, part: slice, take: Take) -> None:
-        owner = call.board.position
+        owner, number = call.board.position, program[1]
         for peer in call.others:
-            self._memory.await_one(program, peer, program, call.turn.epoch + step + 1)
-        slots = {peer: self._slot(call, owner, peer, program, step, part) for peer in call.others}
+            full = ("full", number)
+            self._memory.await_one(program, peer, full, call.turn.epoch + step + 1)
+        slots = {peer: self._slot(call, owner, peer, number, step, part) for peer in call.others}
         take(program, part, slots)
 
     def _slot(
-        self, call: _Call, owner: int, writer: int, program: Program, step: int, part: slice
+        self, call: _Call, owner: int, writer: int, number: int, step: int, part: slice
     ) -> Tensor:
         width, ring = call.wire.itemsize, call.board.shape.ring
         chunk = call.board.walk(call.size * width).chunk
-        first = (program[1] * ring + step % ring) * chunk
+        first = (number * ring + step % ring) * chunk
         held = self._world.slots[owner, writer, call.turn.slots]
         return held[first : first + (part.stop - part.start) * width].view(call.wire)

@@ -82,7 +82,7 @@ def sum_in_place(t, grad, *, axis, lane):
     return t.all_to_all_sum(grad, own, wire=torch.bfloat16, axis=axis, label="gradients", lane=lane)
 
 
-KERNEL_SHAPE = Shape(programs=3, ring=2, grain=160, line=8)
+KERNEL_SHAPE = Shape(pairs=3, ring=2, grain=160, line=8)
 KERNEL_SLOTS = 3 * 2 * 160
 
 
@@ -196,7 +196,7 @@ def way_of(peers, elements):
     busy = {queue for queue, steps in queues.items() if steps}
     peers.run(0)
     assert all(torch.equal(handle.wait(), x.view(-1)) for handle in posted)
-    if ("program", 0) in busy:
+    if ("push", 0) in busy:
         return "kernel"
     return "copies" if busy else "the other wire"
 

@@ -20,7 +20,7 @@ from weft.testing.ranks import run_ranks
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SLOT = 1 << 16
-SHAPE = Shape(programs=4, ring=4)  # chunks of 4 KiB at most
+SHAPE = Shape(pairs=4, ring=4)  # chunks of 4 KiB at most
 EPOCHS = (1, 2**31 - 1, 2**32 - 3)  # the last ones as they wrap
 
 
@@ -28,7 +28,7 @@ class Group:
     """Members of one process, each with a board; their flags stand at an epoch."""
 
     def __init__(self, size, spins=3, shape=SHAPE, slot=SLOT, epoch=0, share=lambda x: x):
-        flags, slots = 2 * shape.programs * LINE, 2 * slot
+        flags, slots = 2 * shape.pairs * LINE, 2 * slot
         self.size, row = size, flags + slots
         self.arenas = [
             share(torch.zeros(size * row, dtype=torch.uint8, device=DEVICE)) for _ in range(size)
@@ -145,24 +145,30 @@ def test_terms_are_rounded_as_they_travel(size):
         assert torch.equal(out, sum_in_rank_order(terms, torch.empty_like(out)))
 
 
-def run_long(rank, boards, x, outs):
-    """Calls of more chunks than a program has slots, one after the other."""
+def run_long(number, boards, x, outs):
+    """Calls of more chunks than a pair has slots, one after the other: all that pushes of a member,
+    or all that takes out.
+    """
+    rank, role = divmod(number, 2)
     board, epoch = boards[rank], 0
-    for number, (one, out) in enumerate(zip(x[rank], outs[rank], strict=True)):
-        stride = one.numel() // 2
-        collectives.add(board, Turn(epoch, number % 2), one, out, stride, torch.float16)
+    for call, (one, out) in enumerate(zip(x[rank], outs[rank], strict=True)):
+        turn, stride = Turn(epoch, call % 2), one.numel() // 2
+        collectives._launch(
+            collectives._add, board, turn, one, out, out.numel(), stride, torch.float16,
+            roles=range(role, role + 1),
+        )  # fmt: skip
         epoch += board.walk(out.numel() * 2).steps
     return board.failed.tolist()
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="the members are processes that share no device")
 def test_members_that_run_at_a_time_take_turns_with_their_slots():
-    shape, calls, count = Shape(programs=2, ring=2, grain=LINE), 3, 20_000
+    shape, calls, count = Shape(pairs=2, ring=2, grain=LINE), 3, 20_000
     group = Group(2, 10**7, shape, slot=2**13, share=torch.Tensor.share_memory_)
     assert group.boards[0].walk(count * 2).steps > 2 * shape.ring
     x = [make(calls, 2 * count, torch.float32, rank) for rank in range(2)]
     outs = [[torch.empty(count).share_memory_() for _ in range(calls)] for _ in range(2)]
-    assert run_ranks(2, run_long, group.boards, x, outs) == [[0, 0], [0, 0]]
+    assert run_ranks(4, run_long, group.boards, x, outs) == [[0, 0]] * 4
     for number in range(calls):
         for i in range(2):
             terms = [x[rank][number].view(2, count)[i].half() for rank in range(2)]
@@ -189,7 +195,7 @@ for kernel, kind, wire in CALLS:
     names = kernel.arg_names
     types = dict.fromkeys(names, "i32")
     types |= {"x": "*" + kind, "out": "*" + kind, "table": "*i64", "failed": "*i32"}
-    constants = {"SIZE": 2, "RING": 4, "PROGRAMS": 128, "WIRE": KINDS[wire], "BLOCK": 4096}
+    constants = {"SIZE": 2, "RING": 4, "PAIRS": 128, "WIRE": KINDS[wire], "BLOCK": 4096}
     types |= dict.fromkeys(constants, "constexpr")
     aligned = ("x", "out", "table", "failed", "half", "size", "stride", "chunk")
     source = ASTSource(

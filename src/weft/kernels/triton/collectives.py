@@ -1,15 +1,15 @@
 """Collectives in one kernel: what is sent, flagged, awaited and taken out, chunk by chunk.
 
-    program p    chunk of every block -> the slots of the others
-                 await its FULL flag of the others      of the step before, so often at most
-                 chunk of their slots -> out, copied or added in rank order
-                 raise its LANDED flag at the others    where they wait for it
-                 raise its FULL flag at the others      of this step; released to the system
+    program (0, p)   chunk of every block -> the slots of the others, once these are empty
+                     raise its FULL flag at the others      released to the system
+    program (1, p)   await the FULL flag p of the others    so often at most
+                     chunk of their slots -> out, copied or added in rank order
+                     raise its LANDED flag at the others    where they wait for it
 
-What has been pushed is on its way while the step before lands, so that the release waits little.
-The last step, behind which nothing is to be pushed, is released at once.
+One of a pair pushes while the other one takes out, so that the wire does not rest meanwhile; they
+lie side by side in a launch, as a device begins them.
 
-`weft.comm.kernel` has the protocol and says why no program has to wait for another one of its own
+`weft.comm.kernel` has the protocol and says why no pair has to wait for another one of its own
 member.
 """
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from weft.comm.kernel import LINE, Board, Bodies, Turn, signed
 
 _BLOCK, _WARPS = 4096, 8  # of words of 4 bytes four times 16 bytes a thread
+BOTH = range(2)  # pushes, takes out
 _LINE = tl.constexpr(LINE)
 _FLAGS_THERE, _SLOTS_THERE, _FLAGS_HERE, _SLOTS_HERE = (tl.constexpr(row) for row in range(4))
 
@@ -55,14 +56,15 @@ def _launch(
     size: int,
     stride: int,
     wire: torch.dtype,
+    roles: range = BOTH,
 ) -> None:
     width = wire.itemsize
     way = board.walk(size * width)
-    kernel[way.programs,](
+    kernel[len(roles), way.pairs](
         x, out, board.table, board.failed, signed(turn.epoch), signed(turn.epoch + way.steps),
         board.spins, board.position, turn.slots * board.slot_bytes, size, stride,
-        way.chunk // width, way.chunks, SIZE=board.size, RING=board.shape.ring,
-        PROGRAMS=board.shape.programs, WIRE=getattr(tl, str(wire).removeprefix("torch.")),
+        way.chunk // width, way.chunks, roles.start, SIZE=board.size, RING=board.shape.ring,
+        PAIRS=board.shape.pairs, WIRE=getattr(tl, str(wire).removeprefix("torch.")),
         BLOCK=_BLOCK, num_warps=_WARPS,
     )  # fmt: skip
 
@@ -73,75 +75,66 @@ def _widest(x: Tensor, out: Tensor, size: int) -> torch.dtype:
     return torch.uint8 if odd else torch.int32
 
 
-_EVERY = ["epoch", "last", "spins", "position", "chunks"]  # one kernel for all their values
+_EVERY = ["epoch", "last", "spins", "position", "chunks", "role"]  # one kernel for all of them
 
 
 @triton.jit(do_not_specialize=_EVERY)
 def _exchange(
-    x, out, table, failed, epoch, last, spins, position, half, size, stride, chunk, chunks,
-    SIZE: tl.constexpr, RING: tl.constexpr, PROGRAMS: tl.constexpr, WIRE: tl.constexpr,
+    x, out, table, failed, epoch, last, spins, position, half, size, stride, chunk, chunks, role,
+    SIZE: tl.constexpr, RING: tl.constexpr, PAIRS: tl.constexpr, WIRE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    steps = _steps(chunks)
-    for step in range(steps + 1):
-        if step < steps:
-            spins = _push(
-                x, table, failed, epoch, last, spins, position, half, size, stride, chunk, step,
-                SIZE, RING, PROGRAMS, WIRE, BLOCK,
-            )  # fmt: skip
-            if step == steps - 1:
-                _raise(table, position, epoch + step + 1, 0, SIZE)
+    if role + tl.program_id(0) == 0:
+        _push_all(
+            x, table, failed, epoch, last, spins, position, half, size, stride, chunk, chunks,
+            SIZE, RING, PAIRS, WIRE, BLOCK,
+        )  # fmt: skip
+    else:
+        steps = _steps(chunks)
+        for step in range(steps):
             first, count = _chunk(step, size, chunk)
             own = x + _far(position, stride) + first
             _copy(own, out + _far(position, size) + first, count, BLOCK)
-        if step > 0:
-            first, count = _chunk(step - 1, size, chunk)
             for way in tl.static_range(1, SIZE):
                 peer = (position + way) % SIZE
-                spins = _await(table, failed, peer, epoch + step, last, spins, 0, SIZE)
-                here = _slot(table, _SLOTS_HERE, peer, half, step - 1, chunk, SIZE, RING, WIRE)
+                spins = _await(table, failed, peer, epoch + step + 1, last, spins, 0, SIZE)
+                here = _slot(table, _SLOTS_HERE, peer, half, step, chunk, SIZE, RING, WIRE)
                 _copy(here, out + _far(peer, size) + first, count, BLOCK)
-            _landed(table, epoch, position, step, steps, SIZE, RING, PROGRAMS)
-        if step < steps - 1:
-            _raise(table, position, epoch + step + 1, 0, SIZE)
+            _landed(table, epoch, position, step, steps, SIZE, RING, PAIRS)
 
 
 @triton.jit(do_not_specialize=_EVERY)
 def _add(
-    x, out, table, failed, epoch, last, spins, position, half, size, stride, chunk, chunks,
-    SIZE: tl.constexpr, RING: tl.constexpr, PROGRAMS: tl.constexpr, WIRE: tl.constexpr,
+    x, out, table, failed, epoch, last, spins, position, half, size, stride, chunk, chunks, role,
+    SIZE: tl.constexpr, RING: tl.constexpr, PAIRS: tl.constexpr, WIRE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    steps = _steps(chunks)
-    for step in range(steps + 1):
-        if step < steps:
-            spins = _push(
-                x, table, failed, epoch, last, spins, position, half, size, stride, chunk, step,
-                SIZE, RING, PROGRAMS, WIRE, BLOCK,
-            )  # fmt: skip
-            if step == steps - 1:
-                _raise(table, position, epoch + step + 1, 0, SIZE)
-        if step > 0:
-            first, count = _chunk(step - 1, size, chunk)
+    if role + tl.program_id(0) == 0:
+        _push_all(
+            x, table, failed, epoch, last, spins, position, half, size, stride, chunk, chunks,
+            SIZE, RING, PAIRS, WIRE, BLOCK,
+        )  # fmt: skip
+    else:
+        steps = _steps(chunks)
+        for step in range(steps):
+            first, count = _chunk(step, size, chunk)
             for way in tl.static_range(1, SIZE):
                 peer = (position + way) % SIZE
-                spins = _await(table, failed, peer, epoch + step, last, spins, 0, SIZE)
+                spins = _await(table, failed, peer, epoch + step + 1, last, spins, 0, SIZE)
             own = x + _far(position, stride) + first
             for at in range(0, count, BLOCK):
                 places = at + tl.arange(0, BLOCK)
                 inside = places < count
                 total = _term(
-                    own, table, 0, position, half, step - 1, chunk, places, inside, SIZE, RING, WIRE
+                    own, table, 0, position, half, step, chunk, places, inside, SIZE, RING, WIRE
                 )
                 for rank in tl.static_range(1, SIZE):
                     total += _term(
-                        own, table, rank, position, half, step - 1, chunk, places, inside,
+                        own, table, rank, position, half, step, chunk, places, inside,
                         SIZE, RING, WIRE,
                     )  # fmt: skip
                 tl.store(out + first + places, total.to(out.dtype.element_ty), mask=inside)
-            _landed(table, epoch, position, step, steps, SIZE, RING, PROGRAMS)
-        if step < steps - 1:
-            _raise(table, position, epoch + step + 1, 0, SIZE)
+            _landed(table, epoch, position, step, steps, SIZE, RING, PAIRS)
 
 
 @triton.jit
@@ -160,31 +153,32 @@ def _term(
 
 
 @triton.jit
-def _push(
-    x, table, failed, epoch, last, spins, position, half, size, stride, chunk, step,
-    SIZE: tl.constexpr, RING: tl.constexpr, PROGRAMS: tl.constexpr, WIRE: tl.constexpr,
+def _push_all(
+    x, table, failed, epoch, last, spins, position, half, size, stride, chunk, chunks,
+    SIZE: tl.constexpr, RING: tl.constexpr, PAIRS: tl.constexpr, WIRE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Copies a chunk to every other member, once its slot is empty."""
-    first, count = _chunk(step, size, chunk)
-    for way in tl.static_range(1, SIZE):
-        peer = (position + way) % SIZE
-        if step >= RING:
-            emptied = epoch + step - RING + 1
-            spins = _await(table, failed, peer, emptied, last, spins, PROGRAMS, SIZE)
-        there = _slot(table, _SLOTS_THERE, peer, half, step, chunk, SIZE, RING, WIRE)
-        _copy(x + _far(peer, stride) + first, there, count, BLOCK)
-    return spins
+    """Copies each chunk to every other member, once its slot is empty, and says so."""
+    for step in range(_steps(chunks)):
+        first, count = _chunk(step, size, chunk)
+        for way in tl.static_range(1, SIZE):
+            peer = (position + way) % SIZE
+            if step >= RING:
+                emptied = epoch + step - RING + 1
+                spins = _await(table, failed, peer, emptied, last, spins, PAIRS, SIZE)
+            there = _slot(table, _SLOTS_THERE, peer, half, step, chunk, SIZE, RING, WIRE)
+            _copy(x + _far(peer, stride) + first, there, count, BLOCK)
+        _raise(table, position, epoch + step + 1, 0, SIZE)
 
 
 @triton.jit
 def _landed(
     table, epoch, position, step, steps,
-    SIZE: tl.constexpr, RING: tl.constexpr, PROGRAMS: tl.constexpr,
+    SIZE: tl.constexpr, RING: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
     """Tells the others that a slot is empty, where a later step of theirs takes it."""
-    if step - 1 + RING < steps:
-        _raise(table, position, epoch + step, PROGRAMS, SIZE)
+    if step + RING < steps:
+        _raise(table, position, epoch + step + 1, PAIRS, SIZE)
 
 
 @triton.jit
@@ -215,14 +209,14 @@ def _await(table, failed, peer, epoch, last, spins, kind, SIZE: tl.constexpr):
 
 @triton.jit
 def _steps(chunks):
-    """The chunks of this program: each of as many in turn as there are programs."""
-    return tl.cdiv(chunks - tl.program_id(0), tl.num_programs(0))
+    """The chunks of this pair: each of as many in turn as there are pairs."""
+    return tl.cdiv(chunks - tl.program_id(1), tl.num_programs(1))
 
 
 @triton.jit
 def _chunk(step, size, chunk):
-    """Returns where a chunk of this program begins in a block, and its elements."""
-    first = tl.cast(step * tl.num_programs(0) + tl.program_id(0), tl.int64) * chunk
+    """Returns where a chunk of this pair begins in a block, and its elements."""
+    first = tl.cast(step * tl.num_programs(1) + tl.program_id(1), tl.int64) * chunk
     return first, tl.minimum(size - first, chunk).to(tl.int32)
 
 
@@ -246,15 +240,15 @@ def _slot(
     table, row: tl.constexpr, peer, half, step, chunk,
     SIZE: tl.constexpr, RING: tl.constexpr, WIRE: tl.constexpr,
 ):  # fmt: skip
-    """Where a slot of this program begins: on a line, so that a thread may move 16 bytes."""
+    """Where a slot of this pair begins: on a line, so that a thread may move 16 bytes."""
     address = tl.load(table + row * SIZE + peer) + half
-    number = tl.program_id(0) * RING + step % RING
+    number = tl.program_id(1) * RING + step % RING
     slots = tl.multiple_of(address.to(tl.pointer_type(WIRE)), 16)
     return slots + tl.cast(number, tl.int64) * chunk
 
 
 @triton.jit
 def _flag(table, row: tl.constexpr, peer, kind, SIZE: tl.constexpr):
-    """A flag of this program: those that say full, `kind` 0, and behind them those of landings."""
-    address = tl.load(table + row * SIZE + peer) + (kind + tl.program_id(0)) * _LINE
+    """A flag of this pair: those that say full, `kind` 0, and behind them those of landings."""
+    address = tl.load(table + row * SIZE + peer) + (kind + tl.program_id(1)) * _LINE
     return address.to(tl.pointer_type(tl.int32))
