@@ -11,6 +11,7 @@ from weft.bench.rig import rigged
 from weft.compose.plan import sizes
 from weft.compose.recipe import plan
 from weft.compose.step import training_step
+from weft.errors import ConfigError
 
 
 @pytest.fixture
@@ -78,3 +79,23 @@ def test_fused_operators_keep_neither_rows_nor_activations(recipe, place, ceilin
         plain.forward.flops,
         plain.backward.flops,
     )
+
+
+def test_what_a_recipe_names_is_made_again(recipe, place, ceilings) -> None:
+    kept = []
+    for again in ("[]", '["logits"]'):
+        with rigged(recipe("kernels.fuse=all", f"overlap.remat={again}"), place) as rig:
+            found = measure(rig, "moe-layer", ceilings, repeats=1)
+            n = sizes(rig.plan)
+        kept.append(found.kept)
+    plain, light = kept
+    assert plain.keys() - light.keys() == {"logits"}
+    assert sum(plain.values()) - sum(light.values()) == n.T * n.E * 4
+
+
+def test_a_policy_of_whole_layers_is_refused(recipe, place, ceilings) -> None:
+    with (
+        rigged(recipe("overlap.remat=selective"), place) as rig,
+        pytest.raises(ConfigError, match=r"overlap.remat = 'selective'.*try overlap.remat="),
+    ):
+        measure(rig, "moe-layer", ceilings, repeats=1)

@@ -1,7 +1,8 @@
 """Half a layer by itself: the experts from routing to combination, or attention with its norms.
 
 The block is cut out of the very program of the recipe's layer, differentiated again, and run
-serially on random hidden states by the bodies that training takes, fused where the plan fuses.
+serially on random hidden states by the bodies that training takes, fused where the plan fuses, and
+without the values that its recipe names to be made again (policies are those of whole layers).
 FLOPs are those of its products and of attention, a fused one counted as its parts; what it keeps
 for its backward is counted from the tensors themselves. A backward that can write its weight
 gradients is run both ways: adding, and writing as the first micro-batch of a step does.
@@ -22,9 +23,10 @@ from weft.bench.spread import Spread, spread
 from weft.compose import segment
 from weft.compose.first import writing
 from weft.compose.instance import is_static, static_key
-from weft.compose.plan import sizes
+from weft.compose.plan import Plan, sizes
 from weft.compose.price import flops
 from weft.compose.templates import layer_weights
+from weft.errors import ConfigError
 from weft.graph.backward import Differentiated, differentiate
 from weft.graph.dims import Sizes
 from weft.graph.program import Program, Task, verify
@@ -36,6 +38,7 @@ from weft.runtime.wire import collective_bodies
 from weft.schedule.action import Ordered
 from weft.schedule.fuse import fuse
 from weft.schedule.layer import serial
+from weft.schedule.remat import recipes, rematerialise
 from weft.trainer.record import Stopwatch
 
 BLOCKS = ("attention", "moe-layer")
@@ -73,27 +76,28 @@ class Measured:
         return sum(self.kept.values())
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Cut:
-    """A block's forward and backward program."""
-
-    forward: Program
-    backward: Program
-
-
-def cut(program: Program, block: str) -> Cut:
+def cut(program: Program, block: str) -> Differentiated:
     """The block of a layer's forward: what ends with the second norm, or what follows it."""
     norm = next(i for i, task in enumerate(program.tasks) if task.op.name == "add_rms_norm")
     attention, experts = program.tasks[: norm + 1], program.tasks[norm + 1 : -1]
-    tasks = attention if block == "attention" else experts
-    derived = differentiate(_alone(program, tasks, block))
-    return Cut(forward=derived.forward, backward=derived.backward)
+    return differentiate(_alone(program, attention if block == "attention" else experts, block))
 
 
-def fused(parts: Cut, offered: Sequence[str]) -> Cut:
-    """The same block by fused operators."""
-    made = fuse(Differentiated(forward=parts.forward, backward=parts.backward), offered)
-    return Cut(forward=made.forward, backward=made.backward)
+def planned(plain: Differentiated, plan: Plan) -> Differentiated:
+    """The block as a plan has it: some values made again, by its fused operators.
+
+    Raises:
+        ConfigError: the plan has a policy, which is a layer's.
+    """
+    if plan.remat == "none":
+        return fuse(plain, plan.fuses)
+    if isinstance(plan.remat, str):
+        raise ConfigError(
+            f"overlap.remat = {plan.remat!r}: found a policy, which chooses among the values of a "
+            "whole layer; expected 'none' or names of values; try overlap.remat=[\"logits\"]"
+        )
+    again = recipes(plain.forward).keys() & frozenset(plan.remat)
+    return fuse(rematerialise(plain, again), plan.fuses)
 
 
 def _alone(program: Program, tasks: Sequence[Task], name: str) -> Program:
@@ -120,7 +124,7 @@ def measure(rig: Rig, block: str, ceilings: Ceilings, *, repeats: int) -> Measur
     """Times a block of the first layer with experts; its forward and its backwards in turn."""
     layer, program = _layer(rig)
     plain = cut(program, block)
-    parts = fused(plain, rig.plan.fuses)
+    parts = planned(plain, rig.plan)
     draw = _Draw(rig, layer)
     forward, *backwards = (_Runner(rig, one, draw) for one in _ways(parts))
     ahead: list[Stopwatch] = []
@@ -149,7 +153,7 @@ def measure(rig: Rig, block: str, ceilings: Ceilings, *, repeats: int) -> Measur
     )
 
 
-def _ways(parts: Cut) -> tuple[Ordered, ...]:
+def _ways(parts: Differentiated) -> tuple[Ordered, ...]:
     """The forward, the backward, and the one that writes its gradients where some can be."""
     adding = serial(parts.backward)
     first = writing(adding, adding.program.name)
@@ -165,7 +169,9 @@ def _layer(rig: Rig) -> tuple[str, Program]:
     return f"layers.{i}", segment.layer(rig.plan, kind, weights, evaluate=True).forward
 
 
-def _kept(parts: Cut, given: Mapping[str, Any], results: Mapping[str, Any]) -> Mapping[str, int]:
+def _kept(
+    parts: Differentiated, given: Mapping[str, Any], results: Mapping[str, Any]
+) -> Mapping[str, int]:
     """Bytes of each activation that the backward reads, once for those that share memory."""
     found: dict[str, int] = {}
     seen: set[int] = set()
