@@ -26,18 +26,22 @@ from weft.ops.registry import alternatives, cpu_bodies, cuda_bodies, reference_b
 
 Body = Callable[..., object]
 
+_MADE_AGAIN = ("selective", "full")  # policies that do not keep the activations of experts
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
     """One operator's body, where it comes from, why, and whether it is repeatable bit for bit.
 
-    A fused operator also has the `widest` experts for which its body is faster than its sequence.
+    A fused operator also has the `widest` experts for which its body is faster than its sequence,
+    and than one in which what it makes inside is made again.
     """
 
     body: Body
     reason: str
     repeatable: bool = True
     widest: int = 0
+    widest_again: int = 0
 
     @property
     def source(self) -> str:
@@ -127,6 +131,7 @@ def _fused(device: torch.device, act: torch.dtype) -> Table:
             body=offer.body,
             reason=f"one kernel in Triton; taken for experts up to {offer.widest:,} wide",
             widest=offer.widest,
+            widest_again=offer.widest_again,
         )
         for name, offer in fused_bodies().items()
     }
@@ -139,7 +144,12 @@ def with_fused(plan: Plan, table: Table, kernels: KernelsConfig) -> Plan:
     if kernels.fuse != "auto":
         return plan
     width = sizes(plan).F
-    return replace(plan, fused=tuple(name for name in FUSED if width <= table[name].widest))
+
+    def widest(one: Choice) -> int:
+        again = plan.remat in _MADE_AGAIN
+        return max(one.widest, one.widest_again) if again else one.widest
+
+    return replace(plan, fused=tuple(name for name in FUSED if width <= widest(table[name])))
 
 
 def _asked_for(
