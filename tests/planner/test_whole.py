@@ -14,6 +14,7 @@ from weft.compose.recipe import plan as make_plan
 from weft.compose.step import Step, training_step
 from weft.config.load import build
 from weft.parallel.layout import Dispatch, Layout
+from weft.planner import whole as room
 from weft.planner.cost import Rates, rates, seconds
 from weft.planner.machine import Beside, Machine, Measured, machine
 from weft.planner.play import COMPUTE
@@ -121,6 +122,23 @@ def test_the_host_stops_where_it_needs_numbers():
     held = played(step, with_measured(issue={**quick, "splits_to_host": 1e-3}))
     assert stops > 0
     assert held.seconds - free.seconds == pytest.approx(stops * 1e-3, rel=0.5)
+
+
+def test_a_step_finds_the_host_as_far_ahead_as_it_leaves_it(monkeypatch):
+    """A step whose first segment alone is issued for longer than it runs: behind another step the
+    host is ahead of it by what it gained on the rest.
+    """
+    step = composed(Layout())
+    every = {t.body for o in step.templates.values() for t in o.program.tasks}
+    first = {t.body for t in step.templates[step.instances[0].template].program.tasks}
+    issue = {body: 5e-3 if body in first else 1e-9 for body in every}
+    steady = played(step, with_measured(issue=issue))
+    drain = room._Device.drain
+    monkeypatch.setattr(room._Device, "drain", lambda d: (drain(d), setattr(d, "host", d.now)))
+    cold = played(step, with_measured(issue=issue))  # as if each step waited for its end
+    assert cold.exposed[HOST] > 5e-3
+    assert steady.exposed.get(HOST, 0.0) < 0.1 * cold.exposed[HOST]
+    assert steady.seconds == pytest.approx(cold.seconds - cold.exposed[HOST], rel=0.01)
 
 
 def test_a_step_is_longer_on_a_slower_machine():

@@ -107,7 +107,7 @@ def product_seconds(asked: Products, found: Rates, *, taken: float = 0.0) -> flo
     memory = asked.moved / found.copy_bandwidth
     launch = found.machine.device.launch
     if found.machine.measured.products:
-        rate = _measured_rate(asked, found.machine.measured.products) * (1 - taken)
+        rate = _measured_rate(asked, found) * (1 - taken)
         return max(asked.flops / rate, memory) + launch
     phases = ("", "dgrad", "wgrad") if asked.phase == "fused" else (asked.phase,)
     busy = sum(_tiled(asked, phase, found, taken) for phase in phases)
@@ -144,7 +144,7 @@ def _tiled(asked: Products, phase: str, found: Rates, taken: float) -> float:
     return min(time(*tile) for tile in TILES)
 
 
-def _measured_rate(asked: Products, products: Sequence[Product]) -> float:
+def _measured_rate(asked: Products, found: Rates) -> float:
     """FLOP/s from the measured shapes: their rates, the more a shape resembles the more it counts.
 
     Numerics: weights fall with the square of the distance in logarithms of rows a group, columns,
@@ -152,7 +152,7 @@ def _measured_rate(asked: Products, products: Sequence[Product]) -> float:
     where the other adds as one of 1.1: it stands for the other until it is measured itself.
     """
     total = weight = 0.0
-    for known in products:
+    for known in found.machine.measured.products:
         apart = (
             log((asked.rows / asked.groups) / (known.rows / known.groups)) ** 2
             + log(asked.n / known.n) ** 2
@@ -161,8 +161,21 @@ def _measured_rate(asked: Products, products: Sequence[Product]) -> float:
             + _apart(asked.phase, known.phase)
         )
         near = 1 / (apart**2 + 1e-6)  # 1e-6: a shape that was measured counts alone
-        total, weight = total + near * known.flops, weight + near
+        total, weight = total + near * _rate_as(asked.phase, known, found), weight + near
     return total / weight
+
+
+def _rate_as(phase: str, known: Product, found: Rates) -> float:
+    """FLOP/s of a measured shape in another phase: a weight gradient that is added to its sum reads
+    that sum, one that is written does not, and a product hides little of it.
+    """
+    if {phase, known.phase} != {"wgrad", FIRST}:
+        return known.flops
+    flops = 2 * known.rows * known.n * known.k
+    took = flops / known.flops
+    read = BYTES["acc"] * known.groups * known.n * known.k / found.copy_bandwidth
+    other = took + read if phase == "wgrad" else max(took - read, took / 2)  # it writes as much
+    return flops / other
 
 
 def _apart(phase: str, other: str) -> float:

@@ -6,6 +6,7 @@
     lanes      the collectives of a group in order; slower beside compute, and lanes that are busy
                at once share the link
     edges      what a segment leaves in flight is joined by a later one, busy lanes stay busy
+    steps      follow one another: at the beginning of one the host is as far ahead as at the end
 
 All ranks are taken to be alike. `simulate` prices pipelines, whose ranks differ, by segments.
 """
@@ -56,25 +57,17 @@ class Whole:
 
 
 def play_step(step: Step, found: Rates) -> Whole:
-    """One step of one rank at the rates of a machine."""
+    """One step of one rank at the rates of a machine, behind one like it."""
     plan = step.plan
     priced = _priced(step, imbalanced(sizes(plan), found.constants.imbalance), found)
-    device = _Device(beside=_beside(found))
-    device.run(ZERO, seconds(_cleared(step), found))
-    products, flying = 0.0, dict[str, _Sent]()  # by the key under which it is joined
-    for instance in step.instances:
-        begun = device.now
-        prices = priced[instance.template]
-        _play(step, instance, prices, flying, device, found)
-        products += prices.products
-        device.spans.append(_span(SEGMENT, instance.template, begun, device.now))
-    device.drain()
+    first = _played(step, priced, found, ahead=0.0)
+    device = _played(step, priced, found, ahead=first.now - first.host)
     took = device.now
     tokens = plan.micro_batches * plan.tokens
     done = token_flops(plan.shape, sequence=plan.sequence) * tokens
     return Whole(
         seconds=took,
-        products=products,
+        products=sum(priced[one.template].products for one in step.instances),
         exposed=device.exposed,
         flops=done / took / plan.layout.world,
         tokens_per_s=tokens / took,
@@ -121,6 +114,19 @@ def _beside(found: Rates) -> Beside:
 
 
 # ---- playing -------------------------------------------------------------------------------------
+
+
+def _played(step: Step, priced: Mapping[str, _Prices], found: Rates, *, ahead: float) -> "_Device":
+    """The device behind a step that it begins while the host is that many seconds ahead."""
+    device = _Device(beside=_beside(found), host=-ahead)
+    device.run(ZERO, seconds(_cleared(step), found))
+    flying = dict[str, _Sent]()  # by the key under which it is joined
+    for instance in step.instances:
+        begun = device.now
+        _play(step, instance, priced[instance.template], flying, device, found)
+        device.spans.append(_span(SEGMENT, instance.template, begun, device.now))
+    device.drain()
+    return device
 
 
 def _play(
