@@ -7,7 +7,9 @@
 started once and run one configuration after the other, those of one GPU side by side. What FILE has
 is not run again. Settings given last go to every recipe. `report` needs no GPU: it simulates each
 record's recipe at the rates of a machine file (`weft bench calibrate`, whose layers have none of
-these shapes) and prints errors and how many pairs are ranked rightly.
+these shapes) and prints errors and how many pairs are ranked rightly. Beside the error stands the
+host's time as it was measured over what the machine file has, and the error at that speed: where a
+layout stops for numbers the host is in the step, and a host is not as fast at one time as another.
 """
 
 import argparse
@@ -21,16 +23,17 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from weft.bench.issue import issue_times
 from weft.bench.record import append, entry
 from weft.bench.rig import Rig, assemble
 from weft.bench.spread import spread
 from weft.bench.tap import Tap
-from weft.bench.world import Wires, fresh, settle, start
+from weft.bench.world import Wires, fresh, start
 from weft.compose.recipe import plan
 from weft.compose.step import training_step
 from weft.config.load import build, dump
 from weft.config.run import RunConfig
-from weft.planner.cost import rates
+from weft.planner.cost import Rates, rates
 from weft.planner.machine import machine
 from weft.planner.memory import memory
 from weft.planner.whole import play_step
@@ -166,7 +169,7 @@ def measure(name: str, config: RunConfig, place: Place, wires: Wires, file: Path
 
 
 def one(rig: Rig) -> dict[str, Any]:
-    """Step time, exposed communication and peak memory of one recipe on this rank."""
+    """Step time, host time, exposed communication and peak memory of one recipe on this rank."""
     device, watches = rig.place.device, list[Stopwatch]()
     for _ in range(WARM_UP):
         rig.stage.bound.run(rig.environment())
@@ -177,12 +180,8 @@ def one(rig: Rig) -> dict[str, Any]:
         watch.stop()
         watches.append(watch)
     step = spread([watch.milliseconds() for watch in watches])
-    peak, issue = peak_bytes(device), list[float]()
-    for _ in range(2):
-        settle(device)
-        started = time.perf_counter()
-        rig.stage.bound.run(rig.environment())
-        issue.append((time.perf_counter() - started) * 1e3)
+    peak = peak_bytes(device)
+    host = issue_times(rig, STEPS).median if device.type == "cuda" else None
     tap, waits = Tap(device), dict[str, float]()
     tapped = rig.bound(lambda bodies: bodies, tap.lanes)
     for _ in range(2):
@@ -190,7 +189,7 @@ def one(rig: Rig) -> dict[str, Any]:
         tapped.run(rig.environment())
         waits = tap.milliseconds()
     return {
-        "step_ms": step.record(), "peak_bytes": peak, "issue_ms": min(issue), "waits_ms": waits,
+        "step_ms": step.record(), "peak_bytes": peak, "host_ms": host, "waits_ms": waits,
     }  # fmt: skip
 
 
@@ -206,12 +205,16 @@ def measured(file: Path) -> set[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """One configuration measured and predicted: milliseconds and bytes."""
+    """One configuration measured and predicted: milliseconds and bytes; at the host's speed when it
+    was measured too, where that is on record.
+    """
 
     name: str
     gpus: int
     step_ms: float
     predicted_ms: float
+    host: float | None  # measured over predicted
+    at_host_ms: float
     peak: int
     predicted_peak: int
 
@@ -220,40 +223,63 @@ class Pair:
         return self.predicted_ms / self.step_ms - 1
 
     @property
+    def at_host_error(self) -> float:
+        return self.at_host_ms / self.step_ms - 1
+
+    @property
     def memory_error(self) -> float:
         return self.predicted_peak / self.peak - 1
 
 
 def pairs(file: Path, machine_file: str) -> Iterator[Pair]:
     """Every record with its prediction."""
-    found = rates(machine(machine_file))
+    known = machine(machine_file)
     for line in file.read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
-        made = plan(build(tomllib.loads(record["config"])), 0)
+        config = build(tomllib.loads(record["config"]))
+        made, found = plan(config, 0), rates(known, attention=config.kernels.attention)
         step = training_step(made)  # in the order in which it ran
         done, held = play_step(step, found), memory(step, made)
+        told = record.get("host_ms")  # none of a CPU, which is its own host
+        host = None if told is None else told * 1e-3 / done.issue
+        at_host = done if host is None else play_step(step, with_host(found, host))
         yield Pair(
             name=record["name"],
             gpus=made.layout.world,
             step_ms=record["step_ms"]["median"],
             predicted_ms=done.seconds * 1e3,
+            host=host,
+            at_host_ms=at_host.seconds * 1e3,
             peak=record["peak_bytes"],
             predicted_peak=held.all,
         )
 
 
+def with_host(found: Rates, factor: float) -> Rates:
+    """The same machine with a host that takes that many times as long to issue a body."""
+    measured = found.machine.measured
+    issue = {body: cost * factor for body, cost in measured.issue.items()}
+    slowed = replace(found.machine, measured=replace(measured, issue=issue))
+    return replace(found, machine=slowed)
+
+
 def report(found: Sequence[Pair]) -> Iterator[str]:
     """The table, and what it comes to."""
-    heads = (("configuration", "<28"), ("measured", ">10"), ("predicted", ">10"), ("error", ">7"))
-    yield " ".join(f"{text:{width}}" for text, width in (*heads, ("GB", ">7"), ("error", ">7")))
+    heads = (
+        ("configuration", "<28"), ("measured", ">10"), ("predicted", ">10"), ("error", ">7"),
+        ("host", ">5"), ("so", ">7"), ("GB", ">7"), ("error", ">7"),
+    )  # fmt: skip
+    yield " ".join(f"{text:{width}}" for text, width in heads)
     for pair in found:
         yield (
             f"{pair.name:<28} {pair.step_ms:>7.1f} ms {pair.predicted_ms:>7.1f} ms "
-            f"{pair.error:>+7.1%} {pair.peak / 1e9:>7.2f} {pair.memory_error:>+7.1%}"
+            f"{pair.error:>+7.1%} {_host(pair)} {pair.peak / 1e9:>7.2f} {pair.memory_error:>+7.1%}"
         )
     for gpus in sorted({pair.gpus for pair in found}):
         own = [pair for pair in found if pair.gpus == gpus]
         yield _summary(f"time on {gpus}", own, lambda pair: abs(pair.error))
+        if any(pair.host is not None for pair in own):
+            yield _summary(f"time on {gpus} so", own, lambda pair: abs(pair.at_host_error))
         yield _summary(f"memory on {gpus}", own, lambda pair: abs(pair.memory_error))
     apart = [
         (a, b)
@@ -264,6 +290,12 @@ def report(found: Sequence[Pair]) -> Iterator[str]:
     share = right / max(len(apart), 1)
     told = f"{right} of {len(apart)} ranked rightly, {share:.1%}"
     yield f"pairs of one model over {RANKED:.0%} apart: {told}"
+
+
+def _host(pair: Pair) -> str:
+    if pair.host is None:
+        return f"{'':>5} {'':>7}"
+    return f"{pair.host:>5.2f} {pair.at_host_error:>+7.1%}"
 
 
 RANKED = 0.03  # measured times closer than this are not ranked

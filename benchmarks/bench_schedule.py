@@ -145,9 +145,10 @@ class Errand:
 
 def run_rank(place: Place, errand: Errand) -> None:
     """Every model in turn; the first rank prints and appends."""
-    prices, wires = pricing(rates(machine(errand.machine))), Wires(place)
+    known, wires = machine(errand.machine), Wires(place)
     for model in errand.models:
         config = recipe(model, place.world, errand.settings)
+        prices = pricing(rates(known, attention=config.kernels.attention))
         measure(model, assemble(config, place, wires.of(config)), prices, errand)
         fresh(place.device)
     wires.close()

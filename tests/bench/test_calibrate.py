@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from weft.bench import calibrate as room
-from weft.bench.calibrate import LARGE, SPREAD, Order, calibrate, singles, spreads
+from weft.bench.calibrate import LARGE, OTHERWISE, SPREAD, Order, calibrate, singles, spreads
 from weft.bench.ceilings import Ceilings
 from weft.compose.recipe import plan
 from weft.compose.step import training_step
@@ -32,6 +32,21 @@ def test_a_calibrated_machine_keeps_the_numbers_on_paper(place, monkeypatch) -> 
     *_, alone = calibrate(place, Order(base=None, say=said.append))
     assert alone.device.peak_flops == known.product
     assert len(said) == 2 * sum(len(many) for many in singles(cuda=False))
+
+
+def test_attention_is_measured_by_both_bodies_at_both_lengths_where_there_are_both(monkeypatch):
+    def lengths() -> dict[str, set[int]]:
+        found: dict[str, set[int]] = {}
+        for config in (c for many in singles(cuda=True) for c in many):
+            found.setdefault(config.kernels.attention, set()).add(config.data.sequence)
+        return found
+
+    assert OTHERWISE.keys() < {tree["name"] for tree in LARGE}
+    monkeypatch.setattr(room, "alternatives", lambda: {"attention": {"cudnn": {}}})
+    assert lengths() == {"repeatable": {4096, 8192}, "cudnn": {4096, 8192}}
+    monkeypatch.setattr(room, "alternatives", lambda: {"attention": {}})
+    assert lengths() == {"repeatable": {4096, 8192}}
+    assert {c.kernels.attention for many in singles(cuda=False) for c in many} == {"repeatable"}
 
 
 def test_layouts_of_all_ranks_are_run_over_the_stacks() -> None:

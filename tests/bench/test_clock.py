@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from dataclasses import replace
 
 import torch
 
@@ -29,6 +30,16 @@ def test_every_compute_task_of_a_step_is_a_sample(recipe, place) -> None:
     assert min(one.seconds for one in found) > 0
     assert not any(isinstance(one.asked, Sending | Waiting) for one in found)
     assert set(sampled) - {ZERO} <= set(ran)
+
+
+def test_samples_say_which_attention_was_asked_for(recipe, place) -> None:
+    """No other runs on a CPU, so the recipe is exchanged behind the bodies."""
+    with rigged(recipe("overlap.order=serial"), place) as rig:
+        assert {one.kernel for one in take(rig).samples} == {"repeatable"}
+        asked = rig.config.kernels.model_copy(update={"attention": "cudnn"})
+        other = replace(rig, config=rig.config.model_copy(update={"kernels": asked}))
+        found = {one.kernel for one in take(other).samples if one.body.startswith("attention")}
+    assert found == {"cudnn"}
 
 
 def test_a_body_that_takes_longer_is_found_to(recipe, place, monkeypatch) -> None:

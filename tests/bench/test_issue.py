@@ -20,6 +20,16 @@ def test_a_pause_comes_behind_every_so_many_bodies_and_is_timed() -> None:
     assert pauses.seconds > 0
 
 
+def test_a_body_that_waits_for_the_device_is_called_once_that_is_there() -> None:
+    """Else what it waits would be the host's; others are not kept from running ahead."""
+    made: list[str] = []
+    pauses = Pauses(lambda: made.append("caught up"), bodies=100)
+    bodies = pauses.bodies({"rows_to_host": made.append, "add": made.append})
+    bodies["add"]("sum")
+    bodies["rows_to_host"]("count")
+    assert made == ["sum", "caught up", "count"]
+
+
 class Bound:
     """A step of three bodies."""
 

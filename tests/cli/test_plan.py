@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,16 @@ def test_a_recipe_is_simulated_and_traced(tmp_path: Path):
     again = invoke("simulate", RECIPE, "--over", str(trace), "--picture", str(both))
     assert again.exit_code == 0, again.output
     assert both.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_recipe_is_simulated_with_the_attention_that_it_asks_for():
+    def took(attention: str) -> float:
+        made = invoke("simulate", RECIPE, "--set", f"kernels.attention={attention}")
+        assert made.exit_code == 0, made.output
+        (line,) = (x for x in made.output.splitlines() if x.startswith("step"))
+        return float(re.search(r"[\d.]+", line)[0])
+
+    assert took("cudnn") < 0.97 * took("repeatable")
 
 
 def test_the_scale_up_ratio_is_explained_and_nothing_else():

@@ -39,6 +39,19 @@ def test_a_backward_that_fills_its_waves_better_is_faster_for_its_work():
     assert price(fuller, of) == pytest.approx(3e-3 * (192 / 264) / (256 / 264), rel=1e-3)
 
 
+def test_each_attention_that_a_recipe_may_ask_for_has_rates_of_its_own():
+    usual, other = 3e-3, 1e-3
+    made = [
+        Sample(body="attention.dgrad", asked=BACK, seconds=usual),
+        Sample(body="attention.dgrad", asked=BACK, seconds=other, kernel="cudnn"),
+    ]
+    of = measured(made, device=H200.device, issue={}, messages=(), beside=None)
+    text = machine_text(replace(H200, measured=of), source=sources("H200"), run="a run")
+    for known in (replace(H200, measured=of), parse(text)):
+        assert seconds(BACK, rates(known)) == pytest.approx(usual, rel=1e-3)
+        assert seconds(BACK, rates(known, attention="cudnn")) == pytest.approx(other, rel=1e-3)
+
+
 def test_a_body_has_a_line_through_its_sizes():
     line = [(passing(size), 2e-5 + size / 2e12) for size in (10**6, 10**8, 10**9)]
     one = found(*line).passes["swiglu"]

@@ -99,6 +99,26 @@ def test_a_repeatable_backward_leaves_multiprocessors_idle_in_its_last_wave():
         assert filled(replace(asked, phase=""), 132) == 1.0
 
 
+def test_attention_is_priced_by_the_bodies_that_a_recipe_asks_for():
+    """cuDNN's backward at its own rate, its waves being full; one that nobody measured at that of
+    full waves of the repeatable one, and never slower than that.
+    """
+    back = Attend(length=4096, heads=64, phase="dgrad", flops=10**12)
+    machine_ = H200.machine
+    asked = {k: seconds(back, rates(machine_, attention=k)) for k in ("cudnn", "flash")}
+    (own,) = (a for a in machine_.measured.attention if a.kernel == "cudnn" and a.length == 4096)
+    launch = machine_.device.launch
+    assert asked["cudnn"] == pytest.approx(back.flops / own.flops + launch)
+    usual = seconds(back, H200) - launch
+    assert asked["flash"] - launch == pytest.approx(usual * filled(back, 132))
+    assert asked["cudnn"] < asked["flash"] < seconds(back, H200)
+    known = machine_.measured
+    rest = tuple(a for a in known.attention if a.kernel == "repeatable")
+    without = replace(machine_, measured=replace(known, attention=rest))
+    assert seconds(back, rates(without)) == seconds(back, H200)
+    assert seconds(back, rates(without, attention="cudnn")) == pytest.approx(asked["flash"])
+
+
 def test_where_nothing_was_measured_a_written_gradient_costs_one_write():
     """The sum is not read by the product, nor by a pass behind it."""
     n, step = sizes(LARGE), training_step(LARGE)

@@ -141,6 +141,15 @@ def test_a_step_finds_the_host_as_far_ahead_as_it_leaves_it(monkeypatch):
     assert steady.seconds == pytest.approx(cold.seconds - cold.exposed[HOST], rel=0.01)
 
 
+def test_host_time_is_that_of_every_action_whatever_it_waits_for():
+    step = composed(Layout(sp=2, ep=2, dispatch=Dispatch.ALL_TO_ALL))
+    bodies = {t.body for o in step.templates.values() for t in o.program.tasks}
+    tasks = sum(len(step.templates[one.template].program.tasks) for one in step.instances)
+    for cost in (1e-6, 1e-2):
+        found = played(step, with_measured(issue=dict.fromkeys(bodies, cost)))
+        assert found.issue == pytest.approx(cost * tasks)
+
+
 def test_a_step_is_longer_on_a_slower_machine():
     step = composed()
     slower = replace(H800, device=replace(H800.device, peak_flops=H800.device.peak_flops / 2))

@@ -28,6 +28,7 @@ from weft.bench.world import Wires, fresh
 from weft.comm.transport import Transport
 from weft.config.load import build
 from weft.config.run import RunConfig
+from weft.ops.registry import alternatives
 from weft.planner.calibration import measured
 from weft.planner.machine import Beside, Device, Machine, Message, Network
 from weft.runtime import backends
@@ -71,6 +72,11 @@ LARGE: Sequence[Tree] = (
         "kv_heads": 8, "ffn_hidden": 8192, "experts": 16, "top_k": 3, "shared_experts": 1},
         8192, 1),
 )  # fmt: skip
+# What differs where attention is that of cuDNN: of sequences of 4,096 and of 8,192.
+OTHERWISE: Mapping[str, Sequence[str]] = {
+    "olmoe": (),
+    "shared-2560": ("data.sequence=8192", "train.micro_batch=1", "train.global_batch=1"),
+}
 SPREAD: Sequence[Sequence[str]] = (  # layouts of all ranks, each over another stack
     ("sp", "ep", "all_to_all"),
     ("sp", "ep", "all_gather"),
@@ -86,12 +92,19 @@ SMALL: Sequence[Tree] = tuple(  # seconds on a CPU, where nobody plans a cluster
 
 def singles(*, cuda: bool) -> Iterator[list[RunConfig]]:
     """One rank of every stack; the narrow ones once more at another size, in two micro-batches, of
-    which the second adds to gradients that the first has written.
+    which the second adds to gradients that the first has written, and with cuDNN's backward of
+    attention where there is one.
     """
     for tree in LARGE if cuda else SMALL:
         short = [*_plain(cuda=cuda), "train.micro_batch=1", "train.global_batch=2"]
         again = [build(tree, short)] if tree["model"]["hidden"] <= NARROW else []
-        yield [build(tree, _plain(cuda=cuda)), *again]
+        yield [build(tree, _plain(cuda=cuda)), *again, *_otherwise(tree)]
+
+
+def _otherwise(tree: Tree) -> Iterator[RunConfig]:
+    """The same stack with cuDNN's backward of attention."""
+    if tree["name"] in OTHERWISE and "cudnn" in alternatives()["attention"]:
+        yield build(tree, ["kernels.attention=cudnn", *OTHERWISE[tree["name"]]])
 
 
 def spreads(world: int, *, cuda: bool) -> Iterator[RunConfig]:

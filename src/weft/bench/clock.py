@@ -116,6 +116,7 @@ def take(rig: Rig) -> Taken:
     Where ranks share a layout nothing is at rest beside a product: their bytes alone are taken.
     """
     n, bytes_of = sizes(rig.plan), widths(rig.plan.precision)
+    kernel = rig.config.kernels.attention
     tasks = list(_executed(rig))
     clock, zeros = Clock(device=rig.place.device), list[float]()
     bound = rig.bound(clock.bodies, clock.lanes)
@@ -138,7 +139,7 @@ def take(rig: Rig) -> Taken:
         asked = work(task, program, n, bytes_of)
         if not isinstance(asked, Sending | Waiting):
             took = statistics.median(call.watch.milliseconds() for call in calls) * 1e-3
-            found.append(Sample(body=task.body, asked=asked, seconds=took))
+            found.append(Sample(body=task.body, asked=asked, seconds=took, kernel=kernel))
     if rig.place.world > 1:
         found = [one for one in found if isinstance(one.asked, Passing)]
         return Taken(samples=found, issue=issue)

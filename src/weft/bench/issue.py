@@ -2,7 +2,8 @@
 
 A device takes about a thousand launches ahead; behind that the host waits for it, and a long step
 would seem to take the host as long as the device. So the device catches up every few hundred
-bodies, and what the host waits there is not counted. Ranks that run one program pause at the same
+bodies, and before each that brings numbers to the host; what the host waits there is not counted.
+Ranks that run one program pause at the same
 places; stages of a pipeline do not, and would wait for each other: theirs is issued in one go.
 """
 
@@ -29,20 +30,32 @@ class Pauses:
         self.seconds = 0.0
 
     def bodies(self, bodies: Mapping[str, Body]) -> Mapping[str, Body]:
-        """The same bodies, a pause behind some of them."""
-        return {name: self._counted(body) for name, body in bodies.items()}
+        """The same bodies, a pause behind some of them, and before those that wait themselves."""
+        counted = {name: self._counted(body) for name, body in bodies.items()}
+        waiting = (name for name in bodies if name.endswith("_to_host"))
+        return counted | {name: self._behind_device(counted[name]) for name in waiting}
 
     def _counted(self, body: Body) -> Body:
         def run(*inputs: Any, **attributes: Any) -> Any:
             made = body(*inputs, **attributes)
             self._called += 1
             if self._called % self._every == 0:
-                begun = time.perf_counter()
-                self._catch_up()
-                self.seconds += time.perf_counter() - begun
+                self._pause()
             return made
 
         return run
+
+    def _behind_device(self, body: Body) -> Body:
+        def run(*inputs: Any, **attributes: Any) -> Any:
+            self._pause()
+            return body(*inputs, **attributes)
+
+        return run
+
+    def _pause(self) -> None:
+        begun = time.perf_counter()
+        self._catch_up()
+        self.seconds += time.perf_counter() - begun
 
 
 def issue_times(rig: Rig, steps: int) -> Spread:

@@ -82,7 +82,8 @@ def simulate(
 ) -> None:
     """One step of a recipe at the prices of a machine: time, memory, exposed communication."""
     priced = machine(on)
-    config, found = load_settled(recipe, overrides, priced), rates(priced)
+    config = load_settled(recipe, overrides, priced)
+    found = rates(priced, attention=config.kernels.attention)
     job = Job(plan=plan_of_recipe(config, 0))
     done, step = played(job, found)
     held = memory(step, job.plan, imbalance=imbalance)

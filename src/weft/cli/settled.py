@@ -19,7 +19,7 @@ def load_settled(
 
 def settle(config: RunConfig, machine: Machine) -> RunConfig:
     """The recipe as it is run on a machine."""
-    settled = dispatch.settle(config, rates(machine))
+    settled = dispatch.settle(config, rates(machine, attention=config.kernels.attention))
     if settled.ways:
         typer.echo(dispatch.text(settled), err=True)
     return settled.config

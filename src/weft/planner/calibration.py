@@ -1,7 +1,7 @@
 """From timed tasks to the measured part of a machine: rates, and what a body takes however small.
 
     product      FLOP/s of each shape
-    attention    FLOP/s of each length and phase
+    attention    FLOP/s of each length and phase, by the bodies that a recipe may ask for
     pass         seconds = least + bytes / bandwidth, by weighted least squares over its sizes
     issue        host seconds of each body, whatever the device does
     message      as it was measured
@@ -16,6 +16,7 @@ from statistics import median
 from typing import Any
 
 from weft.planner.machine import (
+    REPEATABLE,
     Attention,
     Beside,
     Device,
@@ -32,11 +33,14 @@ from weft.planner.work import Attend, Passing, Products, Work, filled
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """One task of a run: its body, what it asks of a machine, and the seconds it took there."""
+    """One task of a run: its body, what it asks of a machine, and the seconds it took there; with
+    the attention of its recipe.
+    """
 
     body: str
     asked: Work
     seconds: float
+    kernel: str = REPEATABLE
 
 
 def measured(
@@ -70,14 +74,14 @@ def _products(samples: Iterable[Sample], device: Device) -> Iterable[Product]:
 
 
 def _attention(samples: Iterable[Sample], device: Device) -> Iterable[Attention]:
-    lengths: dict[tuple[int, str], list[float]] = {}
+    lengths: dict[tuple[str, int, str], list[float]] = {}
     for one in samples:
         if isinstance(asked := one.asked, Attend):
             rate = asked.flops / max(one.seconds - device.launch, device.launch)
-            rate /= filled(asked, device.multiprocessors)
-            lengths.setdefault((asked.length, asked.phase), []).append(rate)
-    for (length, phase), rates in sorted(lengths.items()):
-        yield Attention(length=length, phase=phase, flops=median(rates))
+            rate /= filled(asked, device.multiprocessors, one.kernel)
+            lengths.setdefault((one.kernel, asked.length, asked.phase), []).append(rate)
+    for (kernel, length, phase), rates in sorted(lengths.items()):
+        yield Attention(length=length, phase=phase, flops=median(rates), kernel=kernel)
 
 
 def _passes(samples: Iterable[Sample], device: Device) -> Iterable[Pass]:

@@ -2,7 +2,8 @@
 
     product      waves of tiles over the multiprocessors at the rate of an inner loop; where the
                  machine was measured, the rate of the measured shapes nearby
-    attention    FLOPs at the rate of flash attention
+    attention    FLOPs at the rate of flash attention; where it was measured, of the bodies that
+                 `kernels.attention` names
     pass         bytes over the bandwidth that such a body reaches
     message      latency + bytes over the narrower of link and network card
     host         a synchronisation: the queue runs dry and fills again
@@ -21,7 +22,7 @@ from weft.graph.dims import Sizes
 from weft.graph.opset import FIRST
 from weft.graph.program import Program, Task
 from weft.planner.constants import Constants, constants
-from weft.planner.machine import Machine, Message, Product
+from weft.planner.machine import REPEATABLE, Attention, Machine, Message, Product
 from weft.planner.work import (
     Attend,
     Passing,
@@ -50,6 +51,7 @@ class Rates:
     machine: Machine
     constants: Constants
     transport: str = "nccl"  # or "symmetric": copy engines over peer memory
+    attention: str = REPEATABLE  # as `kernels.attention` names it
 
     @property
     def product_flops(self) -> float:
@@ -63,9 +65,9 @@ class Rates:
         return self.machine.device.memory_bandwidth * self.machine.device.copy
 
 
-def rates(machine: Machine, transport: str = "nccl") -> Rates:
+def rates(machine: Machine, transport: str = "nccl", attention: str = REPEATABLE) -> Rates:
     """A machine at the constants of the file."""
-    return Rates(machine=machine, constants=constants(), transport=transport)
+    return Rates(machine=machine, constants=constants(), transport=transport, attention=attention)
 
 
 def pricing(found: Rates, widths: Mapping[str, int] = BYTES) -> Pricing:
@@ -186,15 +188,23 @@ def _apart(phase: str, other: str) -> float:
 
 
 def _attend(asked: Attend, found: Rates) -> float:
-    known = [a for a in found.machine.measured.attention if a.phase == asked.phase]
+    device = found.machine.device
+    known = _attentions(asked.phase, found)
     if known:
         nearest = min(known, key=lambda a: abs(log(a.length / max(asked.length, 1))))
-        device = found.machine.device
-        rate = nearest.flops * filled(asked, device.multiprocessors)
+        rate = nearest.flops * filled(asked, device.multiprocessors, found.attention)
         return asked.flops / rate + device.launch
-    device = found.machine.device
     rate = device.peak_flops * device.sustained * found.constants.attention
     return asked.flops / rate + device.launch
+
+
+def _attentions(phase: str, found: Rates) -> Sequence[Attention]:
+    """What was measured of the bodies asked for; else of the repeatable ones, whose full waves are
+    what others have at least.
+    """
+    known = [a for a in found.machine.measured.attention if a.phase == phase]
+    own = [a for a in known if a.kernel == found.attention]
+    return own or [a for a in known if a.kernel == REPEATABLE]
 
 
 def _passing(asked: Passing, found: Rates) -> float:

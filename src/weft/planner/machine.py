@@ -27,15 +27,19 @@ class Product:
     flops: float
 
 
+REPEATABLE = "repeatable"  # the attention of recipes that ask for no other
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attention:
     """Measured causal attention over sequences of a length: FLOP/s of each phase, every wave of it
-    full (`planner.work.filled`).
+    full (`planner.work.filled`), by the bodies that `kernels.attention` names.
     """
 
     length: int
     phase: str
     flops: float
+    kernel: str = REPEATABLE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

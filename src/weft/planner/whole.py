@@ -41,6 +41,7 @@ class Whole:
     seconds: float
     products: float
     exposed: Mapping[str, float]  # seconds that compute stood still, by what it waited for
+    issue: float  # seconds that the host takes to issue it
     flops: float  # of the model, a second and rank
     tokens_per_s: float
     spans: tuple[Span, ...]
@@ -69,6 +70,7 @@ def play_step(step: Step, found: Rates) -> Whole:
         seconds=took,
         products=sum(priced[one.template].products for one in step.instances),
         exposed=device.exposed,
+        issue=device.issued,
         flops=done / took / plan.layout.world,
         tokens_per_s=tokens / took,
         spans=tuple(device.spans),
@@ -179,6 +181,7 @@ class _Device:
     beside: Beside
     now: float = 0.0
     host: float = 0.0
+    issued: float = 0.0
     lanes: dict[str, deque[_Sent]] = field(default_factory=dict[str, deque[_Sent]])
     exposed: dict[str, float] = field(default_factory=dict[str, float])
     spans: list[Span] = field(default_factory=list[Span])
@@ -186,6 +189,7 @@ class _Device:
     def issue(self, cost: float) -> None:
         """The host issues the next action; compute that is through waits for it."""
         self.host += cost
+        self.issued += cost
         if self.host > self.now:
             self._stand_until(self.host, HOST)
 

@@ -14,6 +14,7 @@ from weft.compose.price import BYTES, flops, moved_bytes, value_bytes, wire_byte
 from weft.graph.dims import Sizes
 from weft.graph.opset import FIRST, Lane, Tolerance
 from weft.graph.program import Program, Task
+from weft.planner.machine import REPEATABLE
 from weft.schedule.action import is_collective
 
 # Bodies that move rows by an index, or interleave the short pieces that ranks sent. (What leaves
@@ -71,19 +72,20 @@ class Attend:
     flops: int
 
 
-def filled(asked: Attend, multiprocessors: int) -> float:
+def filled(asked: Attend, multiprocessors: int, kernel: str = REPEATABLE) -> float:
     """The share of a device's multiprocessors at work in the waves of an attention.
 
     A backward whose bits repeat (flash attention's deterministic mode) has a block for each head,
     or where these are fewer than multiprocessors as many for each as fill the device once; one runs
-    on a multiprocessor at a time. Forwards have a block for 128 positions of a head: far more.
+    on a multiprocessor at a time. Forwards, and other backwards, have a block for 128 positions of
+    a head: far more.
 
     Example:
         >>> [round(filled(Attend(length=4096, heads=n, phase="dgrad", flops=1), 132), 2)
         ...  for n in (32, 64, 128, 132)]
         [0.61, 0.73, 0.97, 1.0]
     """
-    if asked.phase != "dgrad":
+    if asked.phase != "dgrad" or kernel != REPEATABLE:
         return 1.0
     blocks = asked.heads * ceil(multiprocessors / asked.heads)
     return blocks / (ceil(blocks / multiprocessors) * multiprocessors)

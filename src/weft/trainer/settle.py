@@ -26,7 +26,8 @@ def settle(
     """
     if config.parallel.dispatch != dispatch.AUTO:
         return config
-    settled = dispatch.settle(config, rates(nearest(accelerator(device))))
+    found = rates(nearest(accelerator(device)), attention=config.kernels.attention)
+    settled = dispatch.settle(config, found)
     own = _WAYS.index(Dispatch(settled.config.parallel.dispatch)) if rank == 0 else 0
     first = torch.tensor([float(own)], dtype=torch.float64, device=device)
     agreed = int(transport.all_reduce(first, axis="world", label="dispatch").wait())
