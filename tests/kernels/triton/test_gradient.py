@@ -7,6 +7,7 @@ pytest.importorskip("triton", reason="Triton is built for Linux alone")
 
 from weft.comm.transports.symmetric import add_rounded as add_in_turn
 from weft.kernels.triton import gradient
+from weft.ops import gradient as reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # the interpreter cuts where it should round, and has no bfloat16 of its own
@@ -28,6 +29,29 @@ def test_two_terms_have_the_bits_of_the_reference_also_in_place(size, position):
     assert not torch.equal(expected, terms[position] + terms[1 - position].float())
     gradient.add_rounded(terms, position, terms[position])
     assert torch.equal(terms[position], expected)
+
+
+@pytest.mark.parametrize("size", [8, 4096, 10_008])
+@pytest.mark.parametrize("ranks", [2, 3, 8])
+def test_blocks_have_the_bits_of_the_reference_in_the_memory_of_the_gradient(ranks, size):
+    generator = torch.Generator().manual_seed(size + ranks)
+    apart = torch.randn(ranks * size, generator=generator).mul(8).exp()  # sums are rounded
+    blocks = torch.randn(ranks * size, generator=generator).mul(apart).to(DEVICE, torch.bfloat16)
+
+    def summed(decode, terms):
+        grad = torch.full((ranks * size,), torch.nan, device=DEVICE)
+        received = grad.view(torch.bfloat16)[ranks * size :]
+        received.copy_(terms)
+        shard = decode(received, grad, ranks=ranks)
+        assert shard.data_ptr() == grad.data_ptr()
+        assert torch.equal(received, terms), "what has arrived is read, not written"
+        return shard
+
+    expected = summed(reference.decode_grad, blocks)
+    assert torch.equal(summed(gradient.decode_grad, blocks), expected)
+    if ranks > 2 and size > 8:
+        backwards = blocks.view(ranks, size).flip(0).flatten()
+        assert not torch.equal(summed(gradient.decode_grad, backwards), expected)
 
 
 @pytest.mark.parametrize("ranks", [3, 5])

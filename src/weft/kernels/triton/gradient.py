@@ -1,6 +1,7 @@
-"""The own term of a gradient and the one that has arrived, added in one pass.
+"""Terms of a gradient that have arrived, added in one pass: to the own one, or to each other.
 
 out[i] = round(own[i]) + arrived[i]          own, out FP32 and often one memory; arrived rounded
+shard[i] = (b0[i] + b1[i]) + b2[i] + ...     blocks of all ranks, as an all-to-all leaves them
 """
 
 import triton
@@ -24,6 +25,33 @@ def add_rounded(terms: list[Tensor], position: int, out: Tensor) -> None:
     own, arrived = terms[position], terms[1 - position]
     grid = (triton.cdiv(out.numel(), _BLOCK),)
     _add_two[grid](own, arrived, out, out.numel(), BLOCK=_BLOCK, num_warps=_WARPS)
+
+
+def decode_grad(received: Tensor, grad: Tensor, *, ranks: int) -> Tensor:
+    """Sums the blocks of all ranks into the first elements of the gradient's memory.
+
+    Shapes:
+        received [ranks z], grad [Z]; returns [z], which overlaps grad and not received.
+
+    Numerics:
+        FP32, in rank order.
+    """
+    size = received.numel() // ranks
+    shard = grad[:size]
+    grid = (triton.cdiv(size, _BLOCK),)
+    _add_blocks[grid](received, shard, size, RANKS=ranks, BLOCK=_BLOCK, num_warps=_WARPS)
+    return shard
+
+
+@triton.jit
+def _add_blocks(received, shard, size, RANKS: tl.constexpr, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < size
+    total = tl.load(received + at, mask=inside).to(tl.float32)
+    for _ in range(1, RANKS):
+        received += size
+        total += tl.load(received + at, mask=inside).to(tl.float32)
+    tl.store(shard + at, total, mask=inside)
 
 
 @triton.jit

@@ -6,6 +6,7 @@ from types import MappingProxyType
 from weft.kernels.triton import (
     balance,
     embedding,
+    gradient,
     grouped,
     loss,
     maps,
@@ -63,6 +64,7 @@ def triton_bodies() -> Mapping[str, Callable]:
             "dense_swiglu": swiglu.dense_swiglu,
             "dense_swiglu.dgrad": swiglu.dense_swiglu_dgrad,
             "cross_entropy.fused": loss.cross_entropy_fused,
+            "decode_grad": gradient.decode_grad,
             "square_sum": optimizer.square_sum,
             "adamw": optimizer.adamw,
         }
