@@ -1,9 +1,11 @@
-"""The map between choices and rows by a counting sort: a few launches, no atomics.
+"""The map between choices and rows by a counting sort: two launches.
 
-Choices are cut into parts of `_PART`. Each part counts its choices an expert; one program sums what
-lies before it, in order of expert and then of part, which says where its first row of each expert
-lies; then it places its choices one after another. So rows lie by expert and within an expert by
-choice, whatever runs first.
+Choices are cut into parts. Each part counts its choices an expert; then every part sums what lies
+before it, in order of expert and then of part, which says where its first row of each expert lies,
+and places its choices one step after another. So rows lie by expert and within an expert by choice,
+whatever runs first.
+
+Counts are whole numbers: those of a load are added in any order and give the same.
 """
 
 import torch
@@ -11,8 +13,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_PART, _STEP = 1024, 64  # choices of a program, and of one step: 64 x 128 cells for 128 experts
-_CELLS = 8192  # counts that the one program which sums them holds at a time
+_STEP = 128  # choices placed at once, one a thread: each is compared with all of them
+_PARTS = 128  # parts at most: one for each of an H200's 132 multiprocessors
+_COUNTED = 1024  # choices counted at once, 8 a thread
+_CELLS = 8192  # counts of parts that are read at once, 64 a thread
 
 
 def count_load(chosen: Tensor, *, experts: int, first: int, stretch: int, rows: int) -> Tensor:
@@ -22,18 +26,23 @@ def count_load(chosen: Tensor, *, experts: int, first: int, stretch: int, rows: 
         chosen [T, k] -> load [rows, experts]
     """
     top_k = chosen.shape[1]
-    parts = triton.cdiv(stretch * top_k, _PART)
-    partial = torch.empty(rows, parts, experts, dtype=torch.int32, device=chosen.device)
-    _count[rows, parts](
-        chosen, partial, chosen.numel(), 0, experts, first * top_k, stretch * top_k,
-        PART=_PART, STEP=_STEP, COLUMNS=triton.next_power_of_2(experts), num_warps=4,
+    load = torch.zeros(rows, experts, dtype=torch.int64, device=chosen.device)
+    _add_counts[rows, triton.cdiv(stretch * top_k, _COUNTED)](
+        chosen, load, chosen.numel(), 0, experts, first * top_k, stretch * top_k,
+        STEP=_COUNTED, COLUMNS=_columns(experts), num_warps=4,
     )  # fmt: skip
-    return partial.sum(1, dtype=torch.int64)
+    return load
 
 
 def count_local(chosen: Tensor, *, first: int, local: int) -> Tensor:
     """Returns how many choices fell on each of the experts [first, first + local)."""
-    return _counts(chosen, first, local).sum(0, dtype=torch.int64)
+    load, choices = torch.zeros(local, dtype=torch.int64, device=chosen.device), chosen.numel()
+    if choices:
+        _add_counts[1, triton.cdiv(choices, _COUNTED)](
+            chosen, load, choices, first, local, 0, choices,
+            STEP=_COUNTED, COLUMNS=_columns(local), num_warps=4,
+        )  # fmt: skip
+    return load
 
 
 def plan_rows(chosen: Tensor, *, experts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -59,7 +68,7 @@ def plan_within(
 
     `order` is filled up with the first choice.
     """
-    order = torch.zeros(rows, dtype=torch.int64, device=chosen.device)
+    order = torch.empty(rows, dtype=torch.int64, device=chosen.device)
     slot_row, _, ends, overflow = _place_all(chosen, order, first, local)
     return order, slot_row, ends, overflow
 
@@ -68,107 +77,116 @@ def _place_all(
     chosen: Tensor, order: Tensor, first: int, experts: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Writes each row's choice as far as there is room: slot_row, counts, ends and overflow."""
-    device, parts = chosen.device, triton.cdiv(chosen.numel(), _PART)
-    partial = _counts(chosen, first, experts)
-    start, slot_row = torch.empty_like(partial), torch.empty_like(chosen)
+    device, choices, rows = chosen.device, chosen.numel(), order.shape[0]
+    columns = _columns(experts)
+    size = _STEP * triton.cdiv(triton.cdiv(choices, _STEP), _PARTS)  # choices of a part
+    parts = triton.cdiv(choices, size) if choices else 0
+    partial = torch.empty(parts, experts, dtype=torch.int32, device=device)
+    slot_row = torch.empty_like(chosen)
     counts = torch.empty(experts, dtype=torch.int64, device=device)
     ends = torch.empty(experts, dtype=torch.int32, device=device)
     overflow = torch.empty(1, dtype=torch.int64, device=device)
-    rows, columns = order.shape[0], triton.next_power_of_2(experts)
-    _start[1,](
-        partial, start, counts, ends, overflow, parts, experts, rows,
-        PARTS=max(_CELLS // columns, 1), COLUMNS=columns, num_warps=4,
-    )  # fmt: skip
     if parts:
-        _place[parts,](
-            chosen, start, order, slot_row, chosen.numel(), rows, first, experts,
-            PART=_PART, STEP=_STEP, COLUMNS=columns, num_warps=4,
+        _count[parts,](
+            chosen, partial, choices, size, first, experts,
+            STEP=_COUNTED, COLUMNS=columns, num_warps=4,
         )  # fmt: skip
+    _place[max(parts, 1),](
+        chosen, partial, order, slot_row, counts, ends, overflow,
+        choices, size, parts, rows, first, experts,
+        PARTS=max(_CELLS // columns, 1), STEP=_STEP, COLUMNS=columns, num_warps=4,
+    )  # fmt: skip
     return slot_row, counts, ends, overflow
 
 
-def _counts(chosen: Tensor, first: int, experts: int) -> Tensor:
-    """The choices of each part on each of the experts from `first` on [parts, experts]."""
-    parts = triton.cdiv(chosen.numel(), _PART)
-    partial = torch.empty(parts, experts, dtype=torch.int32, device=chosen.device)
-    if parts:
-        _count[1, parts](
-            chosen, partial, chosen.numel(), first, experts, 0, chosen.numel(),
-            PART=_PART, STEP=_STEP, COLUMNS=triton.next_power_of_2(experts), num_warps=4,
-        )  # fmt: skip
-    return partial
+def _columns(experts: int) -> int:
+    """The bins of a histogram: one or more for each thread of a warp."""
+    return max(triton.next_power_of_2(experts), 32)  # 32 threads
+
+
+@triton.jit
+def _local_expert(chosen, at, inside, first, experts):
+    """The number of each choice's expert among those from `first` on, or -1."""
+    expert = tl.load(chosen + at, mask=inside, other=-1).to(tl.int32) - first
+    return tl.where(inside & (expert >= 0) & (expert < experts), expert, -1)
+
+
+@triton.jit
+def _add_counts(
+    chosen, load, choices, first, experts, offset, length,
+    STEP: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Adds a part of the stretch of choices that belongs to one row: length long, and the first
+    begins `offset` before this rank's choices.
+    """
+    row = tl.program_id(0)
+    into = tl.program_id(1) * STEP + tl.arange(0, STEP)
+    at = row * length - offset + into
+    inside = (into < length) & (at >= 0) & (at < choices)
+    expert = _local_expert(chosen, at, inside, first, experts)
+    here = tl.histogram(expert, COLUMNS, mask=expert >= 0)
+    c = tl.arange(0, COLUMNS)
+    own = (c < experts) & (here > 0)
+    tl.atomic_add(load + row * experts + c, here.to(tl.int64), mask=own, sem="relaxed")
 
 
 @triton.jit
 def _count(
-    chosen, partial, choices, first, experts, offset, length,
-    PART: tl.constexpr, STEP: tl.constexpr, COLUMNS: tl.constexpr,
+    chosen, partial, choices, size, first, experts, STEP: tl.constexpr, COLUMNS: tl.constexpr
 ):  # fmt: skip
-    """Counts a part of the stretch of choices that belongs to one row: length long, and the first
-    begins `offset` before this rank's choices.
-    """
-    row, part = tl.program_id(0), tl.program_id(1)
+    """Counts the choices of a part on each expert."""
+    part = tl.program_id(0)
     c = tl.arange(0, COLUMNS)
     total = tl.zeros((COLUMNS,), tl.int32)
-    begin = row * length - offset
-    for start in range(0, PART, STEP):
-        into = part * PART + start + tl.arange(0, STEP)
-        at = begin + into
-        inside = (into < length) & (at >= 0) & (at < choices)
-        expert = tl.load(chosen + at, mask=inside, other=-1).to(tl.int32) - first
-        total += tl.sum((inside[:, None] & (expert[:, None] == c[None, :])).to(tl.int32), axis=0)
-    out = (row * tl.num_programs(1) + part) * experts
-    tl.store(partial + out + c, total, mask=c < experts)
-
-
-@triton.jit
-def _start(
-    partial, start, counts, ends, overflow, parts, experts, rows,
-    PARTS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """Sums counts [parts, experts]: what lies before each, the rows of each expert, and those
-    without room.
-    """
-    c = tl.arange(0, COLUMNS)
-    inside = c < experts
-    total = tl.zeros((COLUMNS,), tl.int32)
-    for begin in range(0, parts, PARTS):
-        p = begin + tl.arange(0, PARTS)
-        at = p[:, None] * experts + c[None, :]
-        total += tl.sum(
-            tl.load(partial + at, mask=(p < parts)[:, None] & inside[None, :], other=0), 0
-        )
-    through = tl.cumsum(total, axis=0)
-    tl.store(counts + c, total.to(tl.int64), mask=inside)
-    tl.store(ends + c, tl.minimum(through, rows), mask=inside)
-    tl.store(overflow, tl.maximum(tl.sum(total, axis=0) - rows, 0).to(tl.int64))
-    row = through - total
-    for begin in range(0, parts, PARTS):
-        p = begin + tl.arange(0, PARTS)
-        at = p[:, None] * experts + c[None, :]
-        own = (p < parts)[:, None] & inside[None, :]
-        here = tl.load(partial + at, mask=own, other=0)
-        tl.store(start + at, row[None, :] + tl.cumsum(here, axis=0) - here, mask=own)
-        row += tl.sum(here, axis=0)
+    for begin in range(0, size, STEP):
+        into = begin + tl.arange(0, STEP)
+        at = part * size + into
+        expert = _local_expert(chosen, at, (into < size) & (at < choices), first, experts)
+        total += tl.histogram(expert, COLUMNS, mask=expert >= 0)
+    tl.store(partial + part * experts + c, total, mask=c < experts)
 
 
 @triton.jit
 def _place(
-    chosen, start, order, slot_row, choices, rows, first, experts,
-    PART: tl.constexpr, STEP: tl.constexpr, COLUMNS: tl.constexpr,
+    chosen, partial, order, slot_row, counts, ends, overflow,
+    choices, size, parts, rows, first, experts,
+    PARTS: tl.constexpr, STEP: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
+    """Places the choices of a part behind those of the parts before; rows left over get the first
+    choice, and the first part writes what is one for all.
+    """
     part = tl.program_id(0)
+    i = tl.arange(0, STEP)
+    at = part * size + i
+    ahead = _local_expert(chosen, at, at < choices, first, experts)
     c = tl.arange(0, COLUMNS)
-    row = tl.load(start + part * experts + c, mask=c < experts, other=0).to(tl.int32)
-    for begin in range(0, PART, STEP):
-        at = part * PART + begin + tl.arange(0, STEP)
-        inside = at < choices
-        expert = tl.load(chosen + at, mask=inside, other=-1).to(tl.int32) - first
-        local = inside & (expert >= 0) & (expert < experts)
-        here = ((expert[:, None] == c[None, :]) & local[:, None]).to(tl.int32)
-        before = tl.cumsum(here, axis=0) - 1 + row[None, :]
-        place = tl.sum(before * here, axis=1)
+    total = tl.zeros((COLUMNS,), tl.int32)
+    before = tl.zeros((COLUMNS,), tl.int32)
+    for begin in range(0, parts, PARTS):
+        p = begin + tl.arange(0, PARTS)[:, None]
+        here = tl.load(
+            partial + p * experts + c[None, :], mask=(p < parts) & (c < experts)[None, :], other=0
+        )
+        total += tl.sum(here, axis=0)
+        before += tl.sum(tl.where(p < part, here, 0), axis=0)
+    through = tl.cumsum(total, axis=0)
+    found = tl.sum(total, axis=0)
+    if part == 0:
+        tl.store(counts + c, total.to(tl.int64), mask=c < experts)
+        tl.store(ends + c, tl.minimum(through, rows), mask=c < experts)
+        tl.store(overflow, tl.maximum(found - rows, 0).to(tl.int64))
+    for begin in range(found + part * STEP, rows, tl.num_programs(0) * STEP):
+        tl.store(order + begin + i, tl.zeros((STEP,), tl.int64), mask=begin + i < rows)
+    row = through - total + before
+    for begin in range(0, size, STEP):
+        at = part * size + begin + i
+        expert = ahead
+        ahead = _local_expert(chosen, at + STEP, at + STEP < choices, first, experts)  # in time
+        local = expert >= 0
+        key = expert * STEP + i  # an earlier choice of the same expert is 1 to i below
+        earlier = (key[None, :] - 1 - key[:, None]).to(tl.uint32, bitcast=True) < i[None, :]
+        place = tl.gather(row, tl.maximum(expert, 0), 0) + tl.sum(earlier.to(tl.int32), axis=0)
         held = local & (place < rows)
         tl.store(order + place, at.to(tl.int64), mask=held)
-        tl.store(slot_row + at, tl.where(held, place, -1).to(tl.int64), mask=inside)
-        row += tl.sum(here, axis=0)
+        tl.store(slot_row + at, tl.where(held, place, -1).to(tl.int64), mask=at < choices)
+        row += tl.histogram(expert, COLUMNS, mask=local)
