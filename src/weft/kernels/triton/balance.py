@@ -42,7 +42,7 @@ def router_losses(
     Numerics:
         FP32; sums of a program pairwise, programs in their order.
     """
-    columns, rows = tile(logits.shape[1])
+    columns, rows = tile(logits.shape[1], warps=4)
     programs = triton.cdiv(logits.shape[0], rows)
     partial = torch.empty(programs, 2, dtype=torch.float32, device=logits.device)
     place = {"first": first, "sequence": sequence, "stretch": stretch, "top_k": top_k}
@@ -78,7 +78,7 @@ def router_losses_dgrad(
 ) -> Tensor:
     """Returns the gradient of the sum of both losses."""
     dlogits = torch.empty_like(logits)
-    columns, rows = tile(logits.shape[1])
+    columns, rows = tile(logits.shape[1], warps=4)
     programs = triton.cdiv(logits.shape[0], rows)
     place = {"first": first, "sequence": sequence, "stretch": stretch, "top_k": top_k}
     coefs = (aux_coef, device_coef, sequence_coef, global_coef)

@@ -1,7 +1,8 @@
 """The router's choice and its gradient, one launch each.
 
-A program owns whole rows of the logits [T, E]. Choices are found one after another: the largest key
-left, ties to the lowest id. A key that is no number is never the largest, so every id is legal.
+A program is one warp and owns whole rows of the logits [T, E]: no warp waits for another. Choices
+are found one after another: the largest key left, ties to the lowest id. A key that is no number is
+never the largest, so every id is legal.
 """
 
 import torch
@@ -9,7 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_CELLS = 2048  # elements of a tile: 16 for each of 128 threads
+_CELLS = 512  # elements of a warp's tile: 16 for each of 32 threads
+_TAKEN = tl.constexpr(-(2**31))  # below the number of every key
 
 
 def select_experts(
@@ -19,12 +21,12 @@ def select_experts(
     tokens, experts = logits.shape
     weights = logits.new_empty(tokens, top_k)
     chosen = torch.empty(tokens, top_k, dtype=torch.int64, device=logits.device)
-    columns, rows = tile(experts)
+    columns, rows = tile(experts, warps=1)
     if tokens:
         _select[triton.cdiv(tokens, rows),](
             logits, bias, weights, chosen, tokens, experts, scaling,
             TOP_K=top_k, SLOTS=triton.next_power_of_2(top_k), SOFTMAX=score == "softmax",
-            RENORMALISE=renormalise, ROWS=rows, COLUMNS=columns, num_warps=4,
+            RENORMALISE=renormalise, ROWS=rows, COLUMNS=columns, num_warps=1,
         )  # fmt: skip
     return weights, chosen
 
@@ -42,31 +44,55 @@ def select_experts_dgrad(
     """Returns the gradient of the logits, of chosen and replayed experts alike."""
     dlogits = torch.empty_like(logits)
     tokens, width = logits.shape
-    columns, rows = tile(width)
+    columns, rows = tile(width, warps=1)
     if tokens:
         _select_dgrad[triton.cdiv(tokens, rows),](
             dweights, logits, experts, dlogits, tokens, width, scaling,
             TOP_K=top_k, SOFTMAX=score == "softmax", RENORMALISE=renormalise,
-            ROWS=rows, COLUMNS=columns, num_warps=4,
+            ROWS=rows, COLUMNS=columns, num_warps=1,
         )  # fmt: skip
     return dlogits
 
 
-def tile(experts: int) -> tuple[int, int]:
+def tile(experts: int, *, warps: int) -> tuple[int, int]:
     """The columns and the rows of a program."""
     columns = triton.next_power_of_2(experts)
-    return columns, max(_CELLS // columns, 1)
+    return columns, max(warps * _CELLS // columns, 1)
 
 
 @triton.jit
 def scores_of(x, inside, SOFTMAX: tl.constexpr):
     """Scores of rows of logits; 0 outside."""
+    top, whole = _top_and_whole(x, inside, SOFTMAX)
+    return tl.where(inside, _score(x, top, whole, SOFTMAX), 0.0)
+
+
+@triton.jit
+def _top_and_whole(x, inside, SOFTMAX: tl.constexpr):
+    """What a softmax asks of a whole row: its largest logit, and the sum of exponentials."""
     if SOFTMAX:
         top = tl.max(tl.where(inside, x, float("-inf")), axis=1)[:, None]
-        share = tl.where(inside, tl.exp(x - top), 0.0)
-        return share / tl.sum(share, axis=1)[:, None]
+        return top, tl.sum(tl.where(inside, tl.exp(x - top), 0.0), axis=1)[:, None]
     else:  # noqa: RET505 - one of two functions, chosen when the kernel is compiled
-        return tl.where(inside, tl.sigmoid(x), 0.0)
+        return 0.0, 1.0
+
+
+@triton.jit
+def _score(x, top, whole, SOFTMAX: tl.constexpr):
+    if SOFTMAX:
+        return tl.exp(x - top) / whole
+    else:  # noqa: RET505 - one of two functions, chosen when the kernel is compiled
+        return tl.sigmoid(x)
+
+
+@triton.jit
+def _ordered(key):
+    """Whole numbers in the order of the keys, all of them above that of a taken one.
+
+    A warp finds the largest whole number in one instruction, and a float in five exchanges.
+    """
+    bits = key.to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)  # of a negative one, all but the sign
 
 
 @triton.jit
@@ -81,25 +107,24 @@ def _select(
     inside = (r < tokens)[:, None] & present
     at = r.to(tl.int64)[:, None] * experts + c[None, :]
     x = tl.load(logits + at, mask=inside, other=0.0)
-    score = scores_of(x, present, SOFTMAX)
-    key = score + tl.load(bias + c, mask=c < experts, other=0.0)[None, :]
+    top, whole = _top_and_whole(x, present, SOFTMAX)
+    key = _score(x, top, whole, SOFTMAX)
+    key += tl.load(bias + c, mask=c < experts, other=0.0)[None, :]
     key = tl.where(present & (key == key), key, float("-inf"))  # NaN is never the largest
+    left = tl.where(present, _ordered(key), _TAKEN)
     slot = tl.arange(0, SLOTS)[None, :]
     picked = tl.zeros((ROWS, SLOTS), tl.int32)
-    weight = tl.zeros((ROWS, SLOTS), tl.float32)
-    left = present & (r >= 0)[:, None]
     for j in tl.static_range(TOP_K):
-        best = tl.max(tl.where(left, key, float("-inf")), axis=1)[:, None]
-        pick = tl.min(tl.where(left & (key >= best), c[None, :], COLUMNS), axis=1)[:, None]
-        here = c[None, :] == pick
-        won = tl.sum(tl.where(here, score, 0.0), axis=1)[:, None]
+        best = tl.max(left, axis=1)[:, None]
+        pick = tl.min(tl.where(left == best, c[None, :], COLUMNS), axis=1)[:, None]
         picked = tl.where(slot == j, pick, picked)
-        weight = tl.where(slot == j, won, weight)
-        left &= c[None, :] != pick
+        left = tl.where(c[None, :] == pick, _TAKEN, left)
+    kept = (r < tokens)[:, None] & (slot < TOP_K)
+    own = tl.load(logits + r.to(tl.int64)[:, None] * experts + picked, mask=kept, other=0.0)
+    weight = tl.where(slot < TOP_K, _score(own, top, whole, SOFTMAX), 0.0)
     if RENORMALISE:
         weight /= tl.sum(weight, axis=1)[:, None]
     out = r.to(tl.int64)[:, None] * TOP_K + slot
-    kept = (r < tokens)[:, None] & (slot < TOP_K)
     tl.store(chosen + out, picked.to(tl.int64), mask=kept)
     tl.store(weights + out, weight * scaling, mask=kept)
 
@@ -116,23 +141,20 @@ def _select_dgrad(
     inside = (r < tokens)[:, None] & present
     at = r.to(tl.int64)[:, None] * width + c[None, :]
     score = scores_of(tl.load(logits + at, mask=inside, other=0.0), present, SOFTMAX)
-    total = tl.zeros((ROWS,), tl.float32)
-    dot = tl.zeros((ROWS,), tl.float32)
     grad = tl.zeros((ROWS, COLUMNS), tl.float32)
     taken = tl.zeros((ROWS, COLUMNS), tl.float32)
     for j in tl.static_range(TOP_K):
         where = r.to(tl.int64) * TOP_K + j
-        pick = tl.load(experts + where, mask=r < tokens, other=-1)
+        pick = tl.load(experts + where, mask=r < tokens, other=-1).to(tl.int32)
         d = tl.load(dweights + where, mask=r < tokens, other=0.0) * scaling
         here = c[None, :] == pick[:, None]
-        weight = tl.sum(tl.where(here, score, 0.0), axis=1)
-        total += weight
-        dot += d * weight
         grad += tl.where(here, d[:, None], 0.0)
         taken += tl.where(here, 1.0, 0.0)
     if RENORMALISE:
-        whole = tl.where(total == 0.0, 1.0, total)[:, None]
-        grad = (grad - taken * (dot[:, None] / whole)) / whole
+        total = tl.sum(taken * score, axis=1)[:, None]
+        dot = tl.sum(grad * score, axis=1)[:, None]
+        whole = tl.where(total == 0.0, 1.0, total)
+        grad = (grad - taken * (dot / whole)) / whole
     if SOFTMAX:
         grad = score * (grad - tl.sum(grad * score, axis=1)[:, None])
     else:
