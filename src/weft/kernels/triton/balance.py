@@ -50,8 +50,8 @@ def router_losses(
     if programs:
         _sum_losses[programs,](
             logits, load, past, partial, *_costing(logits, load, coefs, groups, **place),
-            GROUPED=device_coef > 0, SOFTMAX=score == "softmax", ROWS=rows, COLUMNS=columns,
-            num_warps=4,
+            GROUPED=device_coef > 0, SEQUENCED=sequence_coef > 0, SOFTMAX=score == "softmax",
+            ROWS=rows, COLUMNS=columns, num_warps=4,
         )  # fmt: skip
     share = scale / (load.shape[0] * sequence)
     _add_losses[1,](partial, losses, programs, share, share * z_coef, STEP=_STEP, num_warps=4)
@@ -87,8 +87,8 @@ def router_losses_dgrad(
         _losses_dgrad[programs,](
             logits, load, past, dlogits, *_costing(logits, load, coefs, groups, **place),
             share, 2 * share * z_coef,
-            GROUPED=device_coef > 0, SOFTMAX=score == "softmax", ROWS=rows, COLUMNS=columns,
-            num_warps=4,
+            GROUPED=device_coef > 0, SEQUENCED=sequence_coef > 0, SOFTMAX=score == "softmax",
+            ROWS=rows, COLUMNS=columns, num_warps=4,
         )  # fmt: skip
     return dlogits
 
@@ -113,9 +113,13 @@ def _costing(
 @triton.jit
 def _costs(
     load, past, r, c, tokens, experts, sequences, first, stretch,
-    over, aux_coef, device_coef, sequence_coef, global_coef, group, GROUPED: tl.constexpr,
+    over, aux_coef, device_coef, sequence_coef, global_coef, group,
+    GROUPED: tl.constexpr, SEQUENCED: tl.constexpr,
 ):  # fmt: skip
-    """What a unit of each expert's probability costs each of these tokens; 0 outside."""
+    """What a unit of each expert's probability costs each of these tokens; 0 outside.
+
+    One row for all of them where sequences have no cost of their own.
+    """
     inside = c < experts
     total = tl.zeros_like(c).to(tl.float32)
     for b in range(sequences):
@@ -127,10 +131,15 @@ def _costs(
             member = inside & (c >= start) & (c < start + group)
             mean = tl.sum(tl.where(member, whole, 0.0), axis=0) / group
             shared += tl.where(member, device_coef * mean, 0.0)
-    sequence = (first + r) // stretch
-    at = sequence[:, None] * experts + c[None, :]
-    own = tl.load(load + at, mask=(r < tokens)[:, None] & inside[None, :], other=0).to(tl.float32)
-    return shared[None, :] + own * (over * sequence_coef)
+    if SEQUENCED:
+        sequence = (first + r) // stretch
+        own = tl.load(
+            load + sequence[:, None] * experts + c[None, :],
+            mask=(r < tokens)[:, None] & inside[None, :], other=0,
+        ).to(tl.float32)  # fmt: skip
+        return shared[None, :] + own * (over * sequence_coef)
+    else:  # noqa: RET505 - one of two functions, chosen when the kernel is compiled
+        return shared[None, :]
 
 
 @triton.jit
@@ -144,7 +153,8 @@ def _log_sum(x, present):
 def _sum_losses(
     logits, load, past, partial, tokens, experts, sequences, first, stretch,
     over, aux_coef, device_coef, sequence_coef, global_coef, group,
-    GROUPED: tl.constexpr, SOFTMAX: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    GROUPED: tl.constexpr, SEQUENCED: tl.constexpr, SOFTMAX: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     r = program * ROWS + tl.arange(0, ROWS)
@@ -158,7 +168,8 @@ def _sum_losses(
         p /= tl.sum(p, axis=1)[:, None]
     cost = _costs(
         load, past, r, c, tokens, experts, sequences, first, stretch,
-        over, aux_coef, device_coef, sequence_coef, global_coef, group, GROUPED,
+        over, aux_coef, device_coef, sequence_coef, global_coef, group,
+        GROUPED, SEQUENCED,
     )  # fmt: skip
     lse = _log_sum(x, present)
     tl.store(partial + 2 * program, tl.sum(tl.sum(tl.where(inside, p * cost, 0.0), axis=1), axis=0))
@@ -181,7 +192,8 @@ def _add_losses(partial, losses, programs, aux_scale, z_scale, STEP: tl.constexp
 def _losses_dgrad(
     logits, load, past, dlogits, tokens, experts, sequences, first, stretch,
     over, aux_coef, device_coef, sequence_coef, global_coef, group, scale, z_scale,
-    GROUPED: tl.constexpr, SOFTMAX: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    GROUPED: tl.constexpr, SEQUENCED: tl.constexpr, SOFTMAX: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     c = tl.arange(0, COLUMNS)
@@ -194,7 +206,8 @@ def _losses_dgrad(
         p /= tl.sum(p, axis=1)[:, None]
     dp = scale * _costs(
         load, past, r, c, tokens, experts, sequences, first, stretch,
-        over, aux_coef, device_coef, sequence_coef, global_coef, group, GROUPED,
+        over, aux_coef, device_coef, sequence_coef, global_coef, group,
+        GROUPED, SEQUENCED,
     )  # fmt: skip
     grad = p * (dp - tl.sum(p * dp, axis=1)[:, None])
     if not SOFTMAX:
