@@ -46,3 +46,14 @@ def test_sums_of_many_programs_are_added(monkeypatch):
     wide = (logits.double(), load, past.double(), losses.double())
     found = balance.router_losses(logits, load, past, losses.clone(), **rule)
     require_close(found, reference.router_losses(*wide, **rule), 1e-5, "losses")
+
+
+@pytest.mark.parametrize(("experts", "sequences"), [(1, 1), (60, 3), (512, 2)])
+def test_loads_of_all_sequences_are_added_in_whole_numbers(experts, sequences):
+    _, load, past, _ = operands(7, experts, sequences)
+    load *= 2**20 + 1  # a sum that FP32 rounds once, not at every term
+    expected = reference.add_load(load, past.clone())
+    tally = past.clone()
+    assert balance.add_load(load, tally) is tally
+    assert torch.equal(tally, expected)
+    assert not torch.equal(balance.add_load(load[1:], past.clone()), expected)

@@ -1,4 +1,4 @@
-"""The losses that keep the load even, and their gradient: two launches and one.
+"""The losses that keep the load even, and their gradient: two launches and one. The tally of loads.
 
 A program owns whole rows of the logits [T, E]. What a unit of an expert's probability costs is
 worked out anew by each of them, from loads that all of them share. Sums of programs are added in
@@ -13,6 +13,14 @@ from torch import Tensor
 from weft.kernels.triton.router import scores_of, tile
 
 _STEP = 1024  # sums of programs that are added at a time
+
+
+def add_load(load: Tensor, tally: Tensor) -> Tensor:
+    """Adds the load of all sequences to the running tally."""
+    sequences, experts = load.shape
+    columns = triton.next_power_of_2(experts)
+    _add_sequences[1,](load, tally, sequences, experts, COLUMNS=columns, num_warps=4)
+    return tally
 
 
 def router_losses(
@@ -108,6 +116,18 @@ def _costing(
     (tokens, experts), sequences = logits.shape, load.shape[0]
     over = experts / (sequence * top_k)  # a load over an even one
     return (tokens, experts, sequences, first, stretch, over, *coefs, experts // groups)
+
+
+@triton.jit
+def _add_sequences(load, tally, sequences, experts, COLUMNS: tl.constexpr):
+    c = tl.arange(0, COLUMNS)
+    inside = c < experts
+    total = tl.zeros((COLUMNS,), tl.int64)
+    for b in range(sequences):
+        total += tl.load(load + b * experts + c, mask=inside, other=0)
+    kind = tally.dtype.element_ty
+    sums = tl.load(tally + c, mask=inside, other=0.0) + total.to(kind)
+    tl.store(tally + c, sums, mask=inside)
 
 
 @triton.jit

@@ -42,6 +42,7 @@ def triton_bodies() -> Mapping[str, Callable]:
             "select_experts": router.select_experts,
             "select_experts.dgrad": router.select_experts_dgrad,
             "replay_experts.dgrad": router.select_experts_dgrad,
+            "add_load": balance.add_load,
             "router_losses": balance.router_losses,
             "router_losses.dgrad": balance.router_losses_dgrad,
             "count_load": maps.count_load,
