@@ -1,5 +1,8 @@
 """Choices among as many experts as any model has: ties, keys below zero, and what is no number."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor
@@ -80,3 +83,45 @@ def test_gradients_of_any_choice_agree_with_float64(experts, top_k, score, renor
     )
     if experts > top_k > renormalise:  # one alone has its whole weight whatever its logit
         assert (found - wrong).abs().max() > 1e-3
+
+
+# A kernel that is interpreted cannot be compiled in the same process.
+COMPILE = """
+import re
+from triton import compile
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from weft.kernels.triton import router
+
+for experts in (128, 256, 512):
+    columns, rows = router.tile(experts, warps=1)
+    constants = {"TOP_K": 8, "SLOTS": 8, "SOFTMAX": True, "RENORMALISE": True}
+    constants |= {"ROWS": rows, "COLUMNS": columns}
+    names = router._select.arg_names
+    pointers = {"logits": "*fp32", "bias": "*fp32", "weights": "*fp32", "chosen": "*i64"}
+    types = dict.fromkeys(names, "i32") | pointers | {"scaling": "fp32"}
+    types |= dict.fromkeys(constants, "constexpr")
+    aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in (*pointers, "experts")}
+    source = ASTSource(router._select, types, constants, aligned)
+    ptx = compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 1}).asm["ptx"]
+    print(rows, len(re.findall(r"redux.sync.m(?:ax|in).s32", ptx)), len(re.findall("shfl", ptx)))
+"""
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="there it is compiled and run")
+def test_for_a_gpu_each_choice_of_a_row_takes_two_instructions_of_its_warp(tmp_path):
+    script = tmp_path / "compile_router.py"
+    script.write_text(COMPILE)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(script)],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": ":".join(sys.path), "TRITON_CACHE_DIR": str(tmp_path)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for line in done.stdout.splitlines():
+        rows, whole, exchanges = map(int, line.split())
+        assert whole == 2 * 8 * rows, line  # the largest key, and the lowest id that has it
+        assert exchanges <= 16 * rows, line  # the softmax: two trees of five, and the weights' sum
+    assert len(done.stdout.splitlines()) == 3
