@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 _COLUMNS = 2048  # 16 elements for each of 128 threads
+_NUMBERS = 512  # 4 for each of 128 threads: 131,072 choices are 256 programs
 
 
 def permute(h: Tensor, order: Tensor, slot_row: Tensor, *, top_k: int) -> Tensor:
@@ -18,6 +19,26 @@ def permute(h: Tensor, order: Tensor, slot_row: Tensor, *, top_k: int) -> Tensor
 def permute_dgrad(drows: Tensor, slot_row: Tensor, *, top_k: int) -> Tensor:
     """Returns each token's sum over its rows' gradients."""
     return _sum_slots(drows, slot_row)
+
+
+def permute_weights(weights: Tensor, order: Tensor, slot_row: Tensor, *, top_k: int) -> Tensor:
+    """Returns the gate weight of each row."""
+    out = weights.new_empty(order.shape)
+    if len(order):
+        _take_numbers[triton.cdiv(len(order), _NUMBERS),](
+            weights.contiguous(), order, out, len(order), BLOCK=_NUMBERS, num_warps=4
+        )
+    return out
+
+
+def permute_weights_dgrad(drow_weights: Tensor, slot_row: Tensor, *, top_k: int) -> Tensor:
+    """Returns the gradient of each choice's weight; 0 where its row is not on this rank."""
+    out = drow_weights.new_empty(slot_row.shape)
+    if slot_row.numel():
+        _take_numbers[triton.cdiv(slot_row.numel(), _NUMBERS),](
+            drow_weights.contiguous(), slot_row, out, slot_row.numel(), BLOCK=_NUMBERS, num_warps=4
+        )
+    return out
 
 
 def reorder(rows: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
@@ -83,6 +104,14 @@ def _take_rows(
     at = tl.load(order + row) // DIVISOR
     values = tl.load(source + at * width + c, mask=c < width)
     tl.store(out + row * width + c, values, mask=c < width)
+
+
+@triton.jit
+def _take_numbers(source, order, out, count, BLOCK: tl.constexpr):
+    """One number for each place of the map; 0 where it says -1."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    at = tl.load(order + i, mask=i < count, other=-1)
+    tl.store(out + i, tl.load(source + at, mask=at >= 0, other=0.0), mask=i < count)
 
 
 @triton.jit

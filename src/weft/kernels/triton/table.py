@@ -52,6 +52,8 @@ def triton_bodies() -> Mapping[str, Callable]:
             "plan_within": maps.plan_within,
             "permute": rows.permute,
             "permute.dgrad": rows.permute_dgrad,
+            "permute_weights": rows.permute_weights,
+            "permute_weights.dgrad": rows.permute_weights_dgrad,
             "reorder": rows.reorder,
             "reorder.dgrad": rows.reorder_dgrad,
             "gather_sum": rows.gather_sum,
