@@ -186,10 +186,10 @@ from weft.kernels.triton import collectives
 
 KINDS = {"i32": tl.int32, "bf16": tl.bfloat16, "fp32": tl.float32}
 CALLS = (
-    (collectives._exchange, "i32", "i32"),
-    (collectives._add, "bf16", "bf16"),
-    (collectives._add, "fp32", "fp32"),
-    (collectives._add, "fp32", "bf16"),
+    (collectives._exchange.kernel, "i32", "i32"),
+    (collectives._add.kernel, "bf16", "bf16"),
+    (collectives._add.kernel, "fp32", "fp32"),
+    (collectives._add.kernel, "fp32", "bf16"),
 )
 for kernel, kind, wire in CALLS:
     names = kernel.arg_names

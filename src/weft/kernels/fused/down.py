@@ -15,6 +15,8 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from weft.kernels.fused.tiles import Gather, Tile, operand, place, row_tiles
+from weft.kernels.grid import cdiv
+from weft.kernels.launch import launched
 
 DEFAULT = Tile(columns=256)
 
@@ -59,12 +61,12 @@ def down_tiled(
     width, ffn = w.shape[1:]
     rows = u.shape[0]
     du, s = torch.empty_like(u), u.new_empty(rows, ffn)
-    columns = triton.cdiv(ffn, tile.columns)
+    columns = cdiv(ffn, tile.columns)
     parts = torch.empty(rows, columns, dtype=torch.float32, device=u.device)
     if rows:
         source, order, divisor = operand(x, gather, [tile.rows, tile.depth])
         table = row_tiles(ends, rows, tile.rows)
-        groups = triton.cdiv(table.shape[0], tile.group)
+        groups = cdiv(table.shape[0], tile.group)
         _down_swiglu_dgrad[groups * tile.group * columns,](
             source, order,
             TensorDescriptor.from_tensor(w, [1, tile.depth, tile.columns]),
@@ -75,6 +77,7 @@ def down_tiled(
     return du, parts.sum(1), s
 
 
+@launched
 @triton.jit(do_not_specialize=["tiles", "columns"])
 def _down_swiglu_dgrad(
     x, order, w, table, u, row_weights, du, s, parts, tiles, width, ffn, columns,

@@ -15,6 +15,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from weft.kernels.grid import cdiv, next_power_of_2
+from weft.kernels.launch import launched
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tile:
@@ -61,8 +64,8 @@ def row_tiles(ends: Tensor, rows: int, size: int) -> Tensor:
     experts = ends.shape[0]
     count = most_tiles(rows, experts, size)
     table = torch.empty(count, 3, dtype=torch.int32, device=ends.device)
-    columns = triton.next_power_of_2(experts)
-    _tabulate[triton.cdiv(count, _TILES),](
+    columns = next_power_of_2(experts)
+    _tabulate[cdiv(count, _TILES),](
         ends, table, experts, count, SIZE=size, TILES=_TILES, COLUMNS=columns, num_warps=4
     )
     return table
@@ -71,6 +74,7 @@ def row_tiles(ends: Tensor, rows: int, size: int) -> Tensor:
 _TILES = 64  # of a program: 64 x 128 cells for 128 experts
 
 
+@launched
 @triton.jit
 def _tabulate(
     ends, table, experts, count, SIZE: tl.constexpr, TILES: tl.constexpr, COLUMNS: tl.constexpr

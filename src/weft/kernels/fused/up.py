@@ -13,6 +13,8 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from weft.kernels.fused.tiles import Gather, Tile, operand, place, row_tiles
+from weft.kernels.grid import cdiv
+from weft.kernels.launch import launched
 
 DEFAULT = Tile(columns=128)  # of each half
 
@@ -53,9 +55,9 @@ def up_tiled(
     u, s = x.new_empty(rows, both), x.new_empty(rows, ffn)
     if rows == 0:
         return u, s
-    columns = triton.cdiv(ffn, tile.columns)
+    columns = cdiv(ffn, tile.columns)
     table = row_tiles(ends, rows, tile.rows)
-    groups = triton.cdiv(table.shape[0], tile.group)
+    groups = cdiv(table.shape[0], tile.group)
     source, order, divisor = operand(x, gather, [tile.rows, tile.depth])
     halves = w.view(2 * experts, ffn, width)
     _up_swiglu[groups * tile.group * columns,](
@@ -68,6 +70,7 @@ def up_tiled(
     return u, s
 
 
+@launched
 @triton.jit(do_not_specialize=["tiles", "columns"])
 def _up_swiglu(
     x, order, w, table, row_weights, u, s, tiles, width, ffn, columns,

@@ -15,6 +15,8 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from weft.kernels.fused.tiles import Gather
+from weft.kernels.grid import cdiv
+from weft.kernels.launch import launched
 from weft.kernels.triton.grouped import (
     Ending,
     add_tile,
@@ -136,7 +138,7 @@ def _launch(
     experts, m, n = acc.shape
     if gather.order.shape[0] == 0:
         return ending.without_rows(acc)
-    tiles_m, tiles_n = triton.cdiv(m, tile.m), triton.cdiv(n, tile.n)
+    tiles_m, tiles_n = cdiv(m, tile.m), cdiv(n, tile.n)
     ending.kernel[tiles_m * tiles_n, experts](
         TensorDescriptor.from_tensor(lies.contiguous(), [tile.rows, columns]),
         moves.contiguous(), gather.order,
@@ -148,6 +150,7 @@ def _launch(
     return acc
 
 
+@launched
 @triton.jit(do_not_specialize=["tiles_m", "tiles_n"])
 def _wgrad_gathered(
     lies, moves, order, acc, ends, m, n, tiles_m, tiles_n,
@@ -165,6 +168,7 @@ def _wgrad_gathered(
         add_tile(total, acc, expert, at_m, at_n, m, n, COPY_ENGINE, PART, TILE_M, TILE_N)
 
 
+@launched
 @triton.jit(do_not_specialize=["tiles_m", "tiles_n"])
 def _wgrad_gathered_first(
     lies, moves, order, acc, ends, m, n, tiles_m, tiles_n,

@@ -17,8 +17,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton import KernelInterface
 
 from weft.comm.kernel import LINE, Board, Bodies, Turn, signed
+from weft.kernels.launch import launched
 
 _BLOCK, _WARPS = 4096, 8  # of words of 4 bytes four times 16 bytes a thread
 BOTH = range(2)  # pushes, takes out
@@ -48,7 +50,7 @@ BODIES = Bodies(exchange=exchange, add=add)
 
 
 def _launch(
-    kernel: triton.JITFunction,
+    kernel: KernelInterface,
     board: Board,
     turn: Turn,
     x: Tensor,
@@ -78,6 +80,7 @@ def _widest(x: Tensor, out: Tensor, size: int) -> torch.dtype:
 _EVERY = ["epoch", "last", "spins", "position", "chunks", "role"]  # one kernel for all of them
 
 
+@launched
 @triton.jit(do_not_specialize=_EVERY)
 def _exchange(
     x, out, table, failed, epoch, last, spins, position, half, size, stride, chunk, chunks, role,
@@ -103,6 +106,7 @@ def _exchange(
             _landed(table, epoch, position, step, steps, SIZE, RING, PAIRS)
 
 
+@launched
 @triton.jit(do_not_specialize=_EVERY)
 def _add(
     x, out, table, failed, epoch, last, spins, position, half, size, stride, chunk, chunks, role,

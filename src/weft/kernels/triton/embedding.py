@@ -11,6 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from weft.kernels.grid import cdiv, next_power_of_2
+from weft.kernels.launch import launched
+
 _ROWS, _COLUMNS = 8, 1024  # positions of a step; 16 bytes for each of 128 threads
 
 
@@ -27,13 +30,14 @@ def embed_wgrad(acc: Tensor, dx: Tensor, tokens: Tensor) -> Tensor:
     dx = dx.contiguous()
     count, width = dx.shape
     if count:
-        columns = min(triton.next_power_of_2(width), _COLUMNS)
-        _add_runs[count, triton.cdiv(width, columns)](
+        columns = min(next_power_of_2(width), _COLUMNS)
+        _add_runs[count, cdiv(width, columns)](
             ordered, order, dx, acc, count, width, ROWS=_ROWS, COLUMNS=columns, num_warps=4
         )
     return acc
 
 
+@launched
 @triton.jit
 def _add_runs(
     ordered, order, dx, acc, count, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr

@@ -9,6 +9,8 @@ import triton.language as tl
 from torch import Tensor
 
 from weft.comm.transports.symmetric import add_rounded as add_in_turn
+from weft.kernels.grid import cdiv
+from weft.kernels.launch import launched
 
 _BLOCK, _WARPS = 4096, 8  # 16 elements a thread
 
@@ -23,7 +25,7 @@ def add_rounded(terms: list[Tensor], position: int, out: Tensor) -> None:
         add_in_turn(terms, position, out)
         return
     own, arrived = terms[position], terms[1 - position]
-    grid = (triton.cdiv(out.numel(), _BLOCK),)
+    grid = (cdiv(out.numel(), _BLOCK),)
     _add_two[grid](own, arrived, out, out.numel(), BLOCK=_BLOCK, num_warps=_WARPS)
 
 
@@ -38,11 +40,12 @@ def decode_grad(received: Tensor, grad: Tensor, *, ranks: int) -> Tensor:
     """
     size = received.numel() // ranks
     shard = grad[:size]
-    grid = (triton.cdiv(size, _BLOCK),)
+    grid = (cdiv(size, _BLOCK),)
     _add_blocks[grid](received, shard, size, RANKS=ranks, BLOCK=_BLOCK, num_warps=_WARPS)
     return shard
 
 
+@launched
 @triton.jit
 def _add_blocks(received, shard, size, RANKS: tl.constexpr, BLOCK: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -54,6 +57,7 @@ def _add_blocks(received, shard, size, RANKS: tl.constexpr, BLOCK: tl.constexpr)
     tl.store(shard + at, total, mask=inside)
 
 
+@launched
 @triton.jit
 def _add_two(own, arrived, out, size, BLOCK: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

@@ -20,6 +20,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from weft.kernels.grid import cdiv
+from weft.kernels.launch import launched
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tile:
@@ -104,7 +107,7 @@ def _launch(ending: Ending, acc: Tensor, du: Tensor, x: Tensor, ends: Tensor, ti
     experts, m, n = acc.shape
     if du.shape[0] == 0:
         return ending.without_rows(acc)
-    tiles_m, tiles_n = triton.cdiv(m, tile.m), triton.cdiv(n, tile.n)
+    tiles_m, tiles_n = cdiv(m, tile.m), cdiv(n, tile.n)
     ending.kernel[tiles_m * tiles_n, experts](
         TensorDescriptor.from_tensor(du, [tile.rows, tile.m]),
         TensorDescriptor.from_tensor(x, [tile.rows, tile.n]),
@@ -120,6 +123,7 @@ def destination(acc: Tensor, rows: int, part: int, *, copy_engine: bool) -> obje
     return TensorDescriptor.from_tensor(acc, [1, rows, part]) if copy_engine else acc
 
 
+@launched
 @triton.jit
 def _wgrad(
     du, x, acc, ends, m, n, tiles_m, tiles_n,
@@ -134,6 +138,7 @@ def _wgrad(
         add_tile(total, acc, expert, at_m, at_n, m, n, COPY_ENGINE, PART, TILE_M, TILE_N)
 
 
+@launched
 @triton.jit
 def _wgrad_first(
     du, x, acc, ends, m, n, tiles_m, tiles_n,

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from weft.kernels.launch import launched
 from weft.kernels.triton.norm import add_partial_sums
 from weft.ops.precision import add_narrow_product
 
@@ -49,6 +50,7 @@ def cross_entropy_fused(
     return add_partial_sums(loss, nll), dh, w_acc
 
 
+@launched
 @triton.jit
 def _to_gradient(logits, targets, nll, width, share, COLUMNS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)

@@ -9,6 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from weft.kernels.grid import cdiv
+from weft.kernels.launch import launched
+
 _BLOCK = 4096  # elements a program: 32 for each of 128 threads
 _PARTS = 4096  # partial sums of squares, each over its own blocks
 _GRAIN = 8  # elements that shards are a multiple of: 16 bytes of bfloat16
@@ -24,9 +27,9 @@ def square_sum(shard: Tensor, norm2: Tensor) -> Tensor:
     count = shard.numel()
     if count == 0:
         return norm2
-    parts = min(triton.cdiv(count, _BLOCK), _PARTS)
+    parts = min(cdiv(count, _BLOCK), _PARTS)
     partial = norm2.new_empty(parts)
-    blocks = triton.cdiv(triton.cdiv(count, _BLOCK), parts)
+    blocks = cdiv(cdiv(count, _BLOCK), parts)
     grain = _grain(count)
     _square_sum[parts,](shard, partial, count, blocks, GRAIN=grain, BLOCK=_BLOCK, num_warps=4)
     _add_all[1,](partial, norm2, parts, BLOCK=_PARTS, num_warps=4)
@@ -51,7 +54,7 @@ def adamw(
     lr, weight_decay, step = rates
     count = master.numel()
     if count:
-        _adamw[triton.cdiv(count, _LANES),](
+        _adamw[cdiv(count, _LANES),](
             shard, verdict, master, mean, square, own, count, decay,
             lr / (1 - beta1**step), 1 - lr * weight_decay, (1 - beta2**step) ** -0.5,
             BETA1=beta1, BETA2=beta2, EPS=eps, GRAIN=_grain(count), BLOCK=_LANES, num_warps=4,
@@ -64,6 +67,7 @@ def _grain(count: int) -> int:
     return _GRAIN if count % _GRAIN == 0 else 1
 
 
+@launched
 @triton.jit
 def _square_sum(shard, partial, count, blocks, GRAIN: tl.constexpr, BLOCK: tl.constexpr):
     part = tl.program_id(0).to(tl.int64)
@@ -75,6 +79,7 @@ def _square_sum(shard, partial, count, blocks, GRAIN: tl.constexpr, BLOCK: tl.co
     tl.store(partial + part, tl.sum(total, axis=0))
 
 
+@launched
 @triton.jit
 def _add_all(partial, total, count, BLOCK: tl.constexpr):
     at = tl.arange(0, BLOCK)
@@ -82,6 +87,7 @@ def _add_all(partial, total, count, BLOCK: tl.constexpr):
     tl.store(total, tl.load(total) + found)
 
 
+@launched
 @triton.jit
 def _adamw(
     shard, verdict, master, mean, square, own, count, decay, rate, kept, correction,

@@ -7,6 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from weft.kernels.grid import cdiv, next_power_of_2
+from weft.kernels.launch import launched
+
 _COLUMNS = 2048  # 16 elements for each of 128 threads
 _NUMBERS = 512  # 4 for each of 128 threads: 131,072 choices are 256 programs
 
@@ -25,7 +28,7 @@ def permute_weights(weights: Tensor, order: Tensor, slot_row: Tensor, *, top_k: 
     """Returns the gate weight of each row."""
     out = weights.new_empty(order.shape)
     if len(order):
-        _take_numbers[triton.cdiv(len(order), _NUMBERS),](
+        _take_numbers[cdiv(len(order), _NUMBERS),](
             weights.contiguous(), order, out, len(order), BLOCK=_NUMBERS, num_warps=4
         )
     return out
@@ -35,7 +38,7 @@ def permute_weights_dgrad(drow_weights: Tensor, slot_row: Tensor, *, top_k: int)
     """Returns the gradient of each choice's weight; 0 where its row is not on this rank."""
     out = drow_weights.new_empty(slot_row.shape)
     if slot_row.numel():
-        _take_numbers[triton.cdiv(slot_row.numel(), _NUMBERS),](
+        _take_numbers[cdiv(slot_row.numel(), _NUMBERS),](
             drow_weights.contiguous(), slot_row, out, slot_row.numel(), BLOCK=_NUMBERS, num_warps=4
         )
     return out
@@ -71,7 +74,7 @@ def _take(source: Tensor, order: Tensor, divisor: int) -> Tensor:
     out = source.new_empty(count, width)
     if count:
         block = _block(width)
-        _take_rows[count, triton.cdiv(width, block)](
+        _take_rows[count, cdiv(width, block)](
             source, order, out, width,
             DIVISOR=divisor, COLUMNS=block, num_warps=4,
         )  # fmt: skip
@@ -85,16 +88,17 @@ def _sum_slots(rows: Tensor, slot_row: Tensor) -> Tensor:
     out = rows.new_empty(tokens, width)
     if tokens:
         block = _block(width)
-        _sum_rows[tokens, triton.cdiv(width, block)](
+        _sum_rows[tokens, cdiv(width, block)](
             rows, slot_row, out, width, SLOTS=slots, COLUMNS=block, num_warps=4
         )
     return out
 
 
 def _block(width: int) -> int:
-    return min(triton.next_power_of_2(width), _COLUMNS)
+    return min(next_power_of_2(width), _COLUMNS)
 
 
+@launched
 @triton.jit
 def _take_rows(
     source, order, out, width, DIVISOR: tl.constexpr, COLUMNS: tl.constexpr
@@ -106,6 +110,7 @@ def _take_rows(
     tl.store(out + row * width + c, values, mask=c < width)
 
 
+@launched
 @triton.jit
 def _take_numbers(source, order, out, count, BLOCK: tl.constexpr):
     """One number for each place of the map; 0 where it says -1."""
@@ -114,6 +119,7 @@ def _take_numbers(source, order, out, count, BLOCK: tl.constexpr):
     tl.store(out + i, tl.load(source + at, mask=at >= 0, other=0.0), mask=i < count)
 
 
+@launched
 @triton.jit
 def _sum_rows(rows, slot_row, out, width, SLOTS: tl.constexpr, COLUMNS: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
