@@ -2,7 +2,9 @@
 launcher what Triton would.
 """
 
+import ast
 import itertools
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -311,6 +313,22 @@ def test_an_interpreted_kernel_stays_as_it_is(monkeypatch):
     monkeypatch.setattr(knobs.runtime, "interpret", True)
     made = triton.jit(_kernel)
     assert launched(made) is made
+
+
+def test_every_kernel_that_the_host_launches_is_launched_so():
+    for path in sorted(Path(launch.__file__).parent.rglob("*.py")):
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        marks = {
+            node.name: [ast.unparse(mark) for mark in node.decorator_list]
+            for node in nodes
+            if isinstance(node, ast.FunctionDef)
+        }
+        for node in nodes:
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript):
+                assert "launched" in marks.get(ast.unparse(node.func.value), ["launched"]), path
+        assert all(made[0] == "launched" for name, made in marks.items() if "launched" in made), (
+            path
+        )
 
 
 @launched
