@@ -220,6 +220,13 @@ def test_a_constant_that_is_given_by_place_is_left_to_triton(kernel, machine):
     assert machine.calls == []
 
 
+def test_a_constant_that_keeps_its_default_is_left_to_triton(kernel, machine):
+    for _ in range(2):
+        kernel[1,](*ARGUMENTS, SIZE=8)
+    assert len(machine.own) == 2
+    assert machine.calls == []
+
+
 def test_nothing_is_kept_of_a_launch_that_compiled_nothing(kernel, machine, monkeypatch):
     monkeypatch.setattr(Machine, "__getitem__", lambda *_: lambda *_, **__: None)
     kernel[1,](*ARGUMENTS, SIZE=8, FLAG=True)

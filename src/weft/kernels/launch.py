@@ -89,8 +89,9 @@ class Launched:
         )  # fmt: skip
 
     def _keep(self, kind: Hashable, compiled: Any, arguments: tuple, constants: dict) -> None:
-        """Keeps what a launch has compiled, where only constants were given by name."""
-        if isinstance(compiled, CompiledKernel) and len(arguments) == len(self._const):
+        """Keeps what a launch has compiled, if constants, and they alone, were given by name."""
+        named = len(arguments) == len(self._const) and constants.keys() >= set(self.constants)
+        if named and isinstance(compiled, CompiledKernel):
             self.ready[kind] = Ready(
                 compiled=compiled,
                 run=compiled.run,
