@@ -74,6 +74,9 @@ _REASONS: Mapping[str, str] = MappingProxyType(
         "router_logits_narrow": "the product itself accumulates in FP32",
         "router_logits_dgrad_narrow": "FP32 as the sum of two BF16 numbers",
         "router_logits_wgrad_narrow": "FP32 as the sum of two BF16 numbers",
+        "router_logits_dgrad": "Triton: FP32 as the sum of two BF16 numbers, split as it is read",
+        "router_logits_wgrad": "Triton: FP32 as the sum of two BF16 numbers, split as it is read",
+        "biased_router_logits_wgrad": "Triton: FP32 as the sum of two BF16 numbers",
         "cross_entropy_fused_narrow": "the product itself accumulates in FP32",
         "adamw_fused": "one pass over the state",
     }

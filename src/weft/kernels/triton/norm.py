@@ -15,7 +15,7 @@ from torch import Tensor
 
 _PARTS = 128  # of the rows, each with its own partial sum
 _TILE = 8, 512  # rows and columns of a step of such a sum: 32 elements a thread
-_ROWS, _COLUMNS = 64, 32  # the same where partial sums are added
+_MOST_PARTS, _ADDED = 512, 4096  # rows, and numbers, of a step where partial sums are added
 
 
 def rms_norm(x: Tensor, w: Tensor, *, eps: float) -> tuple[Tensor, Tensor]:
@@ -73,8 +73,10 @@ def add_partial_sums(acc: Tensor, partial: Tensor) -> Tensor:
         partial [P, C], acc [C]
     """
     count, width = partial.shape
-    _add_rows[triton.cdiv(width, _COLUMNS),](
-        partial, acc, count, width, ROWS=_ROWS, COLUMNS=_COLUMNS, num_warps=4
+    rows = min(triton.next_power_of_2(count), _MOST_PARTS)
+    columns = _ADDED // rows
+    _add_rows[triton.cdiv(width, columns),](
+        partial, acc, count, width, ROWS=rows, COLUMNS=columns, num_warps=4
     )
     return acc
 

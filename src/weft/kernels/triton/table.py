@@ -14,6 +14,7 @@ from weft.kernels.triton import (
     optimizer,
     rope,
     router,
+    router_product,
     rows,
     swiglu,
 )
@@ -39,6 +40,10 @@ def triton_bodies() -> Mapping[str, Callable]:
             "norm_rotate": rope.norm_rotate,
             "norm_rotate.dgrad": rope.norm_rotate_dgrad,
             "norm_rotate.wgrad": rope.norm_rotate_wgrad,
+            "router_logits.dgrad": router_product.router_logits_dgrad,
+            "router_logits.wgrad": router_product.router_logits_wgrad,
+            "biased_router_logits.dgrad": router_product.router_logits_dgrad,
+            "biased_router_logits.wgrad": router_product.biased_router_logits_wgrad,
             "select_experts": router.select_experts,
             "select_experts.dgrad": router.select_experts_dgrad,
             "replay_experts.dgrad": router.select_experts_dgrad,
