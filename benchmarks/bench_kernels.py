@@ -174,8 +174,11 @@ def trials(s: Shape) -> Iterator[tuple[str, Callable[[], Trial]]]:
         "gather_sum",
         call(some(s.rows, s.hidden), slot_row, order, **top, moved=token_bytes + row_bytes),
     )
-    yield "swiglu", call(some(*up), wide(s.rows), moved=3 * down)
-    yield "swiglu.dgrad", call(some(s.rows, s.ffn), some(*up), wide(s.rows), moved=5 * down)
+    yield "swiglu", call(some(*up), wide(s.rows), ends, moved=3 * down)
+    yield (
+        "swiglu.dgrad",
+        call(some(s.rows, s.ffn), some(*up), wide(s.rows), ends, moved=5 * down),
+    )
     product_flops = 4 * s.rows * s.hidden * s.ffn
     up_weight = (s.experts, 2 * s.ffn, s.hidden)
     yield (

@@ -748,7 +748,7 @@ WRITTEN_OUT = {
     "reorder_weights": reorder,
     "gather_sum": gather_sum,
     "expert_up": expert_up,
-    "swiglu": lambda u, row_weights: dense_swiglu(u) * row_weights[:, None],
+    "swiglu": lambda u, row_weights, _: dense_swiglu(u) * row_weights[:, None],
     "expert_down": expert_up,
     "add_expert_bias": lambda x, b, ends: x + of_rows(b, ends, len(x)),
     "clamped_swiglu": clamped_swiglu,

@@ -25,7 +25,7 @@ def test_a_sequence_is_its_parts_in_turn(label):
     weights = torch.rand(order.shape[0], dtype=h.dtype)
     rows = BODIES["permute"](h, order, slot_row, top_k=top_k)
     u = BODIES["expert_up"](rows, w, ends)
-    s = BODIES["swiglu"](u, weights)
+    s = BODIES["swiglu"](u, weights, ends)
     body = in_sequence(FUSED["permute_up_swiglu"], BODIES)
     found = body(h, order, slot_row, w, ends, weights, top_k=top_k)
     assert [torch.equal(a, b) for a, b in zip(found, (u, s), strict=True)] == [True, True]
@@ -50,7 +50,7 @@ def test_a_weight_gradient_that_writes_reads_nothing_of_what_was_there():
 
 def test_a_part_of_another_table_is_another_sequence():
     """Sabotage: a part that drops the weight of a row must show."""
-    careless = {**BODIES, "swiglu": lambda u, _: BODIES["dense_swiglu"](u)}
+    careless = {**BODIES, "swiglu": lambda u, *_: BODIES["dense_swiglu"](u)}
     rows, w, ends = torch.randn(3, 4), torch.randn(1, 8, 4), torch.tensor([3])
     operands = (rows, w, ends, torch.full((3,), 0.5))
     honest, wrong = (in_sequence(FUSED["up_swiglu"], t)(*operands) for t in (BODIES, careless))

@@ -91,7 +91,7 @@ def experts():
         o.input("weights", "R", "acc"),
         o.input("e", "L", "i32"),
     )
-    (s,) = o.call("swiglu", u, weights)
+    (s,) = o.call("swiglu", u, weights, ends)
     (d,) = o.call("expert_down", s, o.input("w.down", "L D F"), ends)
     return o.finish(d)
 

@@ -55,7 +55,7 @@ def experts(*, extra: str = "") -> Program:
     weights = o.input("weights", "R", "acc")
     (rows,) = o.call("permute", h, order, slot_row, top_k=2)
     (u,) = o.call("expert_up", rows, up, ends)
-    (s,) = o.call("swiglu", u, weights)
+    (s,) = o.call("swiglu", u, weights, ends)
     (d,) = o.call("expert_down", s, down, ends)
     (z,) = o.call("gather_sum", d, slot_row, order, top_k=2)
     more = o.call(extra, rows, slot_row, order, top_k=2) if extra else ()
@@ -133,7 +133,7 @@ def test_a_sequence_that_would_read_its_own_result_is_left_alone():
     maps = o.input("order", "R", "i64"), o.input("inverse", "R", "i64")
     (u,) = o.call("expert_up", rows, w, ends)
     (weights,) = o.call("reorder_weights", u, *maps)
-    (s,) = o.call("swiglu", u, weights)
+    (s,) = o.call("swiglu", u, weights, ends)
     program = o.finish(s)
     assert fuse_program(program, FUSED) is program
 

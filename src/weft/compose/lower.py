@@ -220,7 +220,7 @@ class Lowering:
 
     def swiglu(self, u: Any, e: Any) -> Any:
         if not self.plan.shape.family.clamped:
-            (s,) = self.algebra.call("swiglu", u, e.row_weights)
+            (s,) = self.algebra.call("swiglu", u, e.row_weights, e.ends)
             return s
         a = self.plan.arithmetic
         rule = {"alpha": a.swiglu_alpha, "limit": a.swiglu_limit}

@@ -2,7 +2,7 @@
 
     rows = permute(h, order, slot_row, top_k)       permute_up_swiglu(h, order, slot_row, w, ends,
     u = expert_up(rows, w, ends)                                      row_weights)
-    s = swiglu(u, row_weights)                      gives u and s; no value holds the rows
+    s = swiglu(u, row_weights, ends)                gives u and s; no value holds the rows
 
 Ports, FLOPs and the reference body come from the parts. What a sequence makes and does not give is
 never written. A forward part in the sequence of a backward is a value made again inside of it.
@@ -156,7 +156,7 @@ _TABLE = (
         """
         rows = permute(h, order, slot_row, top_k)
         u = expert_up(rows, w, ends)
-        s = swiglu(u, row_weights)
+        s = swiglu(u, row_weights, ends)
         """,
         gives="u s",
     ),
@@ -165,7 +165,7 @@ _TABLE = (
         """
         rows = reorder(arrived, order, inverse)
         u = expert_up(rows, w, ends)
-        s = swiglu(u, row_weights)
+        s = swiglu(u, row_weights, ends)
         """,
         gives="u s",
     ),
@@ -173,7 +173,7 @@ _TABLE = (
         "up_swiglu",
         """
         u = expert_up(rows, w, ends)
-        s = swiglu(u, row_weights)
+        s = swiglu(u, row_weights, ends)
         """,
         gives="u s",
     ),
@@ -183,8 +183,8 @@ _TABLE = (
         """
         dd = gather_sum.dgrad(dz, order, top_k)
         ds = expert_down.dgrad(dd, w, ends)
-        du, drow_weights = swiglu.dgrad(ds, u, row_weights)
-        s = swiglu(u, row_weights)
+        du, drow_weights = swiglu.dgrad(ds, u, row_weights, ends)
+        s = swiglu(u, row_weights, ends)
         """,
         gives="du drow_weights s",
     ),
@@ -193,8 +193,8 @@ _TABLE = (
         """
         dd = reorder.dgrad(leaving, inverse, order)
         ds = expert_down.dgrad(dd, w, ends)
-        du, drow_weights = swiglu.dgrad(ds, u, row_weights)
-        s = swiglu(u, row_weights)
+        du, drow_weights = swiglu.dgrad(ds, u, row_weights, ends)
+        s = swiglu(u, row_weights, ends)
         """,
         gives="du drow_weights s",
     ),
@@ -202,8 +202,8 @@ _TABLE = (
         "swiglu_down.dgrad",
         """
         ds = expert_down.dgrad(dd, w, ends)
-        du, drow_weights = swiglu.dgrad(ds, u, row_weights)
-        s = swiglu(u, row_weights)
+        du, drow_weights = swiglu.dgrad(ds, u, row_weights, ends)
+        s = swiglu(u, row_weights, ends)
         """,
         gives="du drow_weights s",
     ),

@@ -349,7 +349,7 @@ _TABLE = (
         flops=lambda n: 4 * n.R * n.D * n.F, tolerance=Tolerance.MATMUL, paper="2.2",
     ),
     _op(
-        "swiglu", "u:R 2F, row_weights@acc:R -> s:R F", dgrad="u row_weights",
+        "swiglu", "u:R 2F, row_weights@acc:R, ends~@i32:L -> s:R F", dgrad="u row_weights ends",
         flops=lambda n: 6 * n.R * n.F, paper="2.3",
     ),
     _op(

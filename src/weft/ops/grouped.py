@@ -162,17 +162,17 @@ def _weigh(ds: Tensor, s: Tensor, row_weights: Tensor) -> tuple[Tensor, Tensor]:
     return ds.mul_(_column(row_weights, ds)), dweight
 
 
-def swiglu(u: Tensor, row_weights: Tensor) -> Tensor:
-    """Returns `silu(gate) * up * weight of the row`.
+def swiglu(u: Tensor, row_weights: Tensor, ends: Tensor) -> Tensor:
+    """Returns `silu(gate) * up * weight of the row`; behind the last end is nothing that is read.
 
     Shapes:
-        u [R, 2F] = [gate | up], row_weights [R] -> s [R, F]
+        u [R, 2F] = [gate | up], row_weights [R], ends [L] -> s [R, F]
     """
     gate, up = u.chunk(2, dim=-1)
     return F.silu(gate).mul_(up).mul_(_column(row_weights, u))
 
 
-def swiglu_dgrad(ds: Tensor, u: Tensor, row_weights: Tensor) -> tuple[Tensor, Tensor]:
+def swiglu_dgrad(ds: Tensor, u: Tensor, row_weights: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the gradients of the pre-activations and of the rows' weights.
 
     Numerics:
@@ -183,7 +183,9 @@ def swiglu_dgrad(ds: Tensor, u: Tensor, row_weights: Tensor) -> tuple[Tensor, Te
     return du, dweight
 
 
-def swiglu_dgrad_cpu(ds: Tensor, u: Tensor, row_weights: Tensor) -> tuple[Tensor, Tensor]:
+def swiglu_dgrad_cpu(
+    ds: Tensor, u: Tensor, row_weights: Tensor, ends: Tensor
+) -> tuple[Tensor, Tensor]:
     """Returns what `swiglu_dgrad` returns, block by block, so that its passes stay in the cache."""
     du, dweight = torch.empty_like(u), torch.empty_like(row_weights)
     operands = (du, dweight, ds, u, row_weights)

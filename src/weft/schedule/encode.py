@@ -88,7 +88,7 @@ def weigh_after(program: Program) -> Program:
     tasks: list[Task] = []
     for task in program.tasks:
         match task.body, task.inputs:
-            case "swiglu", (u, row_weights):
+            case "swiglu", (u, row_weights, _):
                 (s,) = task.outputs
                 weights[s] = row_weights
                 tasks.append(replace(task, body="dense_swiglu", inputs=(u,), renames=_ROWS))

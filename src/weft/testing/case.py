@@ -645,7 +645,10 @@ def _experts() -> Table:
             for label, case in each_load(F, D)(m).items()
         },
         "swiglu": lambda m: {
-            f"{rows}_rows": Case(inputs=(m.act(rows, 2 * F), m.acc(rows)), length=F)
+            f"{rows}_rows": Case(
+                inputs=(m.act(rows, 2 * F), m.acc(rows), m.ints((rows // 3, rows)).to(torch.int32)),
+                length=F,
+            )
             for rows in (18, 0)
         },
     }

@@ -67,7 +67,7 @@ class Quantising:
             case "gather_sum":
                 return (self._combined(inputs[0], inputs[2], attributes["top_k"]),)
             case "swiglu" if self.said.encodes:
-                u, self.row_weights = inputs
+                u, self.row_weights, _ = inputs
                 return (self.bodies["dense_swiglu"](u),)
             case "clamped_swiglu" if self.said.encodes:
                 u, self.row_weights = inputs

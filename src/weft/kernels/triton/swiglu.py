@@ -4,7 +4,8 @@
     du = [ds weight u silu'(g) | ds weight silu(g)]
     dweight = rowsum(ds silu(g) u)
 
-A program of the backward owns whole rows, so the sum along F runs in one order.
+A program of the backward owns whole rows, so the sum along F runs in one order. Routed rows have an
+end: there may be room for more, which is neither read nor written.
 """
 
 import torch
@@ -15,64 +16,78 @@ from torch import Tensor
 _ROWS, _COLUMNS = 4, 512  # 16 elements a thread: two loads of 16 bytes each operand
 
 
-def swiglu(u: Tensor, row_weights: Tensor) -> Tensor:
+def swiglu(u: Tensor, row_weights: Tensor, ends: Tensor) -> Tensor:
     """Returns `silu(gate) * up * weight of the row`.
 
     Shapes:
-        u [R, 2F] = [gate | up], row_weights [R] -> s [R, F]
+        u [R, 2F] = [gate | up], row_weights [R], ends [L] -> s [R, F]
 
     Numerics:
         FP32 inside, rounded once.
     """
-    return _forward(u, row_weights)
+    return _forward(u, row_weights, ends)
 
 
-def swiglu_dgrad(ds: Tensor, u: Tensor, row_weights: Tensor) -> tuple[Tensor, Tensor]:
+def swiglu_dgrad(ds: Tensor, u: Tensor, row_weights: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the gradients of the pre-activations and of the rows' weights."""
     dweight = torch.empty_like(row_weights)
-    return _backward(ds, u, row_weights, dweight), dweight
+    return _backward(ds, u, row_weights, dweight, ends), dweight
 
 
 def dense_swiglu(u: Tensor) -> Tensor:
     """Returns `silu(gate) * up`."""
-    return _forward(u, None)
+    return _forward(u, None, None)
 
 
 def dense_swiglu_dgrad(ds: Tensor, u: Tensor) -> Tensor:
     """Returns the gradient of the pre-activations."""
-    return _backward(ds, u, None, None)
+    return _backward(ds, u, None, None, None)
 
 
-def _forward(u: Tensor, weights: Tensor | None) -> Tensor:
+def _forward(u: Tensor, weights: Tensor | None, ends: Tensor | None) -> Tensor:
     u = u.contiguous()
     rows, width = u.shape[0], u.shape[1] // 2
     s = u.new_empty(rows, width)
     if rows:
         grid = (triton.cdiv(rows, _ROWS), triton.cdiv(width, _COLUMNS))
         _swiglu[grid](
-            u, weights, s, rows, width,
+            u, weights, s, ends, _experts(ends), rows, width,
             WEIGHTED=weights is not None, ROWS=_ROWS, COLUMNS=_COLUMNS, num_warps=4,
         )  # fmt: skip
     return s
 
 
-def _backward(ds: Tensor, u: Tensor, weights: Tensor | None, dweights: Tensor | None) -> Tensor:
+def _backward(
+    ds: Tensor,
+    u: Tensor,
+    weights: Tensor | None,
+    dweights: Tensor | None,
+    ends: Tensor | None,
+) -> Tensor:
     ds, u = ds.contiguous(), u.contiguous()
     rows, width = ds.shape
     du = torch.empty_like(u)
     if rows:
         _swiglu_dgrad[triton.cdiv(rows, _ROWS),](
-            ds, u, weights, du, dweights, rows, width,
+            ds, u, weights, du, dweights, ends, _experts(ends), rows, width,
             WEIGHTED=weights is not None, ROWS=_ROWS, COLUMNS=_COLUMNS, num_warps=4,
         )  # fmt: skip
     return du
 
 
+def _experts(ends: Tensor | None) -> int:
+    return 0 if ends is None else ends.shape[0]
+
+
 @triton.jit
 def _swiglu(
-    u, weights, s, rows, width,
+    u, weights, s, ends, experts, rows, width,
     WEIGHTED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
+    if WEIGHTED:
+        rows = tl.load(ends + experts - 1)
+    if tl.program_id(0) * ROWS >= rows:
+        return
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = (r < rows)[:, None] & (c < width)[None, :]
@@ -87,9 +102,13 @@ def _swiglu(
 
 @triton.jit
 def _swiglu_dgrad(
-    ds, u, weights, du, dweights, rows, width,
+    ds, u, weights, du, dweights, ends, experts, rows, width,
     WEIGHTED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
+    if WEIGHTED:
+        rows = tl.load(ends + experts - 1)
+    if tl.program_id(0) * ROWS >= rows:
+        return
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     wide = r.to(tl.int64)[:, None]
     total = tl.zeros((ROWS,), tl.float32)
