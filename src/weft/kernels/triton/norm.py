@@ -15,6 +15,7 @@ from torch import Tensor
 
 _PARTS = 128  # of the rows, each with its own partial sum
 _TILE = 8, 512  # rows and columns of a step of such a sum: 32 elements a thread
+_STAGES = tl.constexpr(3)  # steps of such a sum that are on their way at a time
 _MOST_PARTS, _ADDED = 512, 4096  # rows, and numbers, of a step where partial sums are added
 
 
@@ -157,7 +158,7 @@ def _norm_wgrad(
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     first = program * share
     last = tl.minimum(first + share, rows)
-    for start in range(first, last, ROWS):
+    for start in tl.range(first, last, ROWS, num_stages=_STAGES):
         r = start + tl.arange(0, ROWS)
         inside = (r < last)[:, None] & (c < width)[None, :]
         at = r.to(tl.int64)[:, None] * width + c[None, :]

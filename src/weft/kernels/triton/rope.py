@@ -2,7 +2,8 @@
 
 The channels of a head lie in three blocks: the two halves of those that turn, paired channel by
 channel, and the rest, which may be none. All of a head is in one program, so nothing is moved but
-what is read and written. The columns of `qkv` are [query heads | key heads | value heads].
+what is read and written. The columns of `qkv` are [query heads | key heads | value heads]; queries
+and keys are two tiles of a program, each as high as its own heads.
 """
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from weft.kernels.triton.norm import add_partial_sums
 
-_PARTS = 264  # of the tokens, each with its own partial sum: two a multiprocessor of an H200
+_PARTS = 528  # of the tokens, each with its own partial sums: four a multiprocessor of an H200
+_STAGES = tl.constexpr(3)  # tokens of a part that are on their way at a time
 
 
 def rotate(
@@ -88,9 +90,19 @@ def norm_rotate_wgrad(
     eps: float,
 ) -> tuple[Tensor, Tensor]:
     """Adds the gradients of both norms' weights into their accumulators."""
-    _weight(q_acc, dq, qkv, rstd, cos, sin, 0)
-    _weight(k_acc, dk, qkv, rstd, cos, sin, heads)
-    return q_acc, k_acc
+    tokens, _, channels = dq.shape
+    if tokens == 0:
+        return q_acc, k_acc
+    dq, dk, qkv = _dense_heads(dq), _dense_heads(dk), qkv.contiguous()
+    parts = min(_PARTS, tokens)
+    partial = rstd.new_empty(2, parts, channels)
+    _norm_weight[parts,](
+        dq, dk, qkv, rstd, cos, sin, partial, dq.stride(0), dk.stride(0), qkv.stride(0),
+        tokens, heads, kv_heads, parts, triton.cdiv(tokens, parts),
+        **_heads(heads, kv_heads), **_blocks(channels, cos), num_warps=4,
+    )  # fmt: skip
+    of_query, of_key = partial
+    return add_partial_sums(q_acc, of_query), add_partial_sums(k_acc, of_key)
 
 
 def _forward(
@@ -110,8 +122,8 @@ def _forward(
     rstd = torch.empty(tokens, turning, dtype=torch.float32, device=qkv.device)
     if tokens:
         _turn[tokens,](
-            qkv, q_norm, k_norm, cos, sin, turned, rstd, qkv.shape[1], heads, turning, eps,
-            NORM=q_norm is not None, HEADS=triton.next_power_of_2(turning),
+            qkv, q_norm, k_norm, cos, sin, turned, rstd, qkv.shape[1], heads, kv_heads, eps,
+            NORM=q_norm is not None, **_heads(heads, kv_heads),
             **_blocks(channels, cos), num_warps=4,
         )  # fmt: skip
     values = qkv.unflatten(-1, (turning + kv_heads, channels))[:, turning:]
@@ -131,34 +143,22 @@ def _backward(
 ) -> Tensor:
     tokens, heads, channels = dq.shape
     kv_heads = dk.shape[1]
-    every = heads + 2 * kv_heads
-    dqkv = dq.new_empty(tokens, every * channels)
+    dqkv = dq.new_empty(tokens, (heads + 2 * kv_heads) * channels)
     dq, dk, dv = (_dense_heads(x) for x in (dq, dk, dv))
     if tokens:
         _turn_back[tokens,](
             dq, dk, dv, qkv, q_norm, k_norm, rstd, cos, sin, dqkv,
             dq.stride(0), dk.stride(0), dv.stride(0), heads, kv_heads,
-            NORM=qkv is not None, HEADS=triton.next_power_of_2(every),
+            NORM=qkv is not None, **_heads(heads, kv_heads),
             **_blocks(channels, cos), num_warps=4,
         )  # fmt: skip
     return dqkv
 
 
-def _weight(
-    acc: Tensor, dy: Tensor, qkv: Tensor, rstd: Tensor, cos: Tensor, sin: Tensor, first: int
-) -> None:
-    tokens, heads, channels = dy.shape
-    if tokens == 0:
-        return
-    dy = _dense_heads(dy)
-    parts = min(_PARTS, tokens)
-    partial = rstd.new_empty(parts, channels)
-    _norm_weight[parts,](
-        dy, qkv, rstd, cos, sin, partial, dy.stride(0), qkv.stride(0), rstd.stride(0),
-        tokens, heads, first, triton.cdiv(tokens, parts),
-        HEADS=triton.next_power_of_2(heads), **_blocks(channels, cos), num_warps=4,
-    )  # fmt: skip
-    add_partial_sums(acc, partial)
+def _heads(heads: int, kv_heads: int) -> dict[str, int]:
+    """Powers of two above the heads of queries and of keys."""
+    powers = triton.next_power_of_2(heads), triton.next_power_of_2(kv_heads)
+    return dict(zip(("HEADS", "KV_HEADS"), powers, strict=True))
 
 
 def _blocks(channels: int, cos: Tensor) -> dict[str, int]:
@@ -176,133 +176,203 @@ def _dense_heads(x: Tensor) -> Tensor:
 
 @triton.jit
 def _turn(
-    qkv, q_norm, k_norm, cos, sin, turned, rstd, stride, heads, turning, eps,
+    qkv, q_norm, k_norm, cos, sin, turned, rstd, stride, heads, kv_heads, eps,
+    NORM: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, CHANNELS: tl.constexpr,
+    HALF: tl.constexpr, BLOCK: tl.constexpr, REST: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    turning = heads + kv_heads
+    row, out, inverse = qkv + token * stride, turned + token * turning * CHANNELS, token * turning
+    cosine, sine = _angles(cos, sin, token, HALF, BLOCK)
+    _turn_heads(
+        row, q_norm, cosine, sine, out, rstd + inverse, heads, eps,
+        NORM, HEADS, CHANNELS, HALF, BLOCK, REST,
+    )  # fmt: skip
+    keys = heads * CHANNELS
+    _turn_heads(
+        row + keys, k_norm, cosine, sine, out + keys, rstd + inverse + heads, kv_heads, eps,
+        NORM, KV_HEADS, CHANNELS, HALF, BLOCK, REST,
+    )  # fmt: skip
+
+
+@triton.jit
+def _turn_heads(
+    x, norm, cosine, sine, out, rstd, heads, eps,
     NORM: tl.constexpr, HEADS: tl.constexpr, CHANNELS: tl.constexpr, HALF: tl.constexpr,
     BLOCK: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
-    token = tl.program_id(0).to(tl.int64)
-    head = tl.arange(0, HEADS)
-    c, d = tl.arange(0, BLOCK), 2 * HALF + tl.arange(0, REST)
-    present = (head < turning)[:, None]
-    half, rest = present & (c < HALF)[None, :], present & (d < CHANNELS)[None, :]
-    at = head[:, None] * CHANNELS
-    source = qkv + token * stride + at
-    a = tl.load(source + c[None, :], mask=half, other=0.0).to(tl.float32)
-    b = tl.load(source + HALF + c[None, :], mask=half, other=0.0).to(tl.float32)
-    r = tl.load(source + d[None, :], mask=rest, other=0.0).to(tl.float32)
+    a, b, r = _load_heads(x, heads, HEADS, CHANNELS, HALF, BLOCK, REST)
     if NORM:
         square = tl.sum(a * a, axis=1) + tl.sum(b * b, axis=1) + tl.sum(r * r, axis=1)
         inverse = tl.rsqrt(square / CHANNELS + eps)
-        tl.store(rstd + token * turning + head, inverse, mask=head < turning)
-        is_query = (head < heads)[:, None]
-        a *= inverse[:, None] * _weights(q_norm, k_norm, is_query, c, HALF)
-        b *= inverse[:, None] * _weights(q_norm, k_norm, is_query, HALF + c, 2 * HALF)
-        r *= inverse[:, None] * _weights(q_norm, k_norm, is_query, d, CHANNELS)
-    cosine, sine = _angles(cos, sin, token, c, HALF)
-    out = turned + token * turning * CHANNELS + at
-    tl.store(out + c[None, :], a * cosine - b * sine, mask=half)
-    tl.store(out + HALF + c[None, :], b * cosine + a * sine, mask=half)
-    tl.store(out + d[None, :], r, mask=rest)
+        head = tl.arange(0, HEADS)
+        tl.store(rstd + head, inverse, mask=head < heads)
+        of_a, of_b, of_r = _load_heads(norm, 1, 1, CHANNELS, HALF, BLOCK, REST)
+        a *= inverse[:, None] * of_a
+        b *= inverse[:, None] * of_b
+        r *= inverse[:, None] * of_r
+    low, high = a * cosine - b * sine, b * cosine + a * sine
+    _store_heads(out, low, high, r, heads, HEADS, CHANNELS, HALF, BLOCK, REST)
 
 
 @triton.jit
 def _turn_back(
     dq, dk, dv, qkv, q_norm, k_norm, rstd, cos, sin, dqkv,
     q_stride, k_stride, v_stride, heads, kv_heads,
+    NORM: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, CHANNELS: tl.constexpr,
+    HALF: tl.constexpr, BLOCK: tl.constexpr, REST: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    turning = heads + kv_heads
+    row, inverse = token * (turning + kv_heads) * CHANNELS, token * turning
+    keys, values = row + heads * CHANNELS, row + turning * CHANNELS
+    cosine, sine = _angles(cos, sin, token, HALF, BLOCK)
+    _turn_heads_back(
+        dq + token * q_stride, qkv, row, q_norm, rstd, inverse, cosine, sine, dqkv, heads,
+        NORM, HEADS, CHANNELS, HALF, BLOCK, REST,
+    )  # fmt: skip
+    _turn_heads_back(
+        dk + token * k_stride, qkv, keys, k_norm, rstd, inverse + heads, cosine, sine, dqkv,
+        kv_heads, NORM, KV_HEADS, CHANNELS, HALF, BLOCK, REST,
+    )  # fmt: skip
+    a, b, r = _load_heads(
+        dv + token * v_stride, kv_heads, KV_HEADS, CHANNELS, HALF, BLOCK, REST
+    )  # fmt: skip
+    _store_heads(dqkv + values, a, b, r, kv_heads, KV_HEADS, CHANNELS, HALF, BLOCK, REST)
+
+
+@triton.jit
+def _turn_heads_back(
+    dy, x, at, norm, rstd, at_rstd, cosine, sine, dx, heads,
     NORM: tl.constexpr, HEADS: tl.constexpr, CHANNELS: tl.constexpr, HALF: tl.constexpr,
     BLOCK: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
-    token = tl.program_id(0).to(tl.int64)
-    head = tl.arange(0, HEADS)
-    c, d = tl.arange(0, BLOCK), 2 * HALF + tl.arange(0, REST)
-    turning = heads + kv_heads
-    every = turning + kv_heads
-    q, k, v = dq + token * q_stride, dk + token * k_stride, dv + token * v_stride
-    a = _of(q, head, 0, heads, c, HALF, CHANNELS) + _of(k, head, heads, turning, c, HALF, CHANNELS)
-    e = HALF + c
-    b = _of(q, head, 0, heads, e, 2 * HALF, CHANNELS)
-    b += _of(k, head, heads, turning, e, 2 * HALF, CHANNELS)
-    r = _of(q, head, 0, heads, d, CHANNELS, CHANNELS)
-    r += _of(k, head, heads, turning, d, CHANNELS, CHANNELS)
-    cosine, sine = _angles(cos, sin, token, c, HALF)
+    a, b, r = _load_heads(dy, heads, HEADS, CHANNELS, HALF, BLOCK, REST)
     da, db = a * cosine + b * sine, b * cosine - a * sine
     if NORM:
-        row = qkv + token * every * CHANNELS
-        x = _of(row, head, 0, turning, c, HALF, CHANNELS)
-        y = _of(row, head, 0, turning, e, 2 * HALF, CHANNELS)
-        z = _of(row, head, 0, turning, d, CHANNELS, CHANNELS)
-        inverse = tl.load(rstd + token * turning + head, mask=head < turning, other=0.0)
-        is_query = (head < heads)[:, None]
-        da *= _weights(q_norm, k_norm, is_query, c, HALF)
-        db *= _weights(q_norm, k_norm, is_query, e, 2 * HALF)
-        r *= _weights(q_norm, k_norm, is_query, d, CHANNELS)
-        dot = tl.sum(da * x, axis=1) + tl.sum(db * y, axis=1) + tl.sum(r * z, axis=1)
-        share = (dot * inverse * inverse / CHANNELS)[:, None]
-        da = inverse[:, None] * (da - x * share)
-        db = inverse[:, None] * (db - y * share)
-        r = inverse[:, None] * (r - z * share)
-    da += _of(v, head, turning, every, c, HALF, CHANNELS)
-    db += _of(v, head, turning, every, e, 2 * HALF, CHANNELS)
-    r += _of(v, head, turning, every, d, CHANNELS, CHANNELS)
-    out = dqkv + token * every * CHANNELS + head[:, None] * CHANNELS
-    half = (head < every)[:, None] & (c < HALF)[None, :]
-    tl.store(out + c[None, :], da, mask=half)
-    tl.store(out + e[None, :], db, mask=half)
-    tl.store(out + d[None, :], r, mask=(head < every)[:, None] & (d < CHANNELS)[None, :])
-
-
-@triton.jit
-def _of(source, head, first, last, c, limit, CHANNELS: tl.constexpr):
-    """The channels c below a limit of the heads [first, last) of a token; 0 everywhere else."""
-    inside = ((head >= first) & (head < last))[:, None] & (c < limit)[None, :]
-    at = (head - first)[:, None] * CHANNELS + c[None, :]
-    return tl.load(source + at, mask=inside, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _weights(q_norm, k_norm, is_query, c, limit):
-    """The weights of the norm at some channels, those of queries or of keys by head."""
-    of_query = tl.load(q_norm + c, mask=c < limit, other=0.0)[None, :]
-    of_key = tl.load(k_norm + c, mask=c < limit, other=0.0)[None, :]
-    return tl.where(is_query, of_query, of_key).to(tl.float32)
-
-
-@triton.jit
-def _angles(cos, sin, token, c, HALF: tl.constexpr):
-    """Cosine and sine of a token's angles, of which the table holds each twice."""
-    at = token * (2 * HALF) + c
-    cosine = tl.load(cos + at, mask=c < HALF, other=0.0)
-    return cosine[None, :], tl.load(sin + at, mask=c < HALF, other=0.0)[None, :]
+        u, v, w = _load_heads(x + at, heads, HEADS, CHANNELS, HALF, BLOCK, REST)
+        of_a, of_b, of_r = _load_heads(norm, 1, 1, CHANNELS, HALF, BLOCK, REST)
+        inverse = _load_rstd(rstd + at_rstd, heads, HEADS)
+        da *= of_a
+        db *= of_b
+        r *= of_r
+        dot = tl.sum(da * u, axis=1) + tl.sum(db * v, axis=1) + tl.sum(r * w, axis=1)
+        share = dot[:, None] * inverse * inverse / CHANNELS
+        da = inverse * (da - u * share)
+        db = inverse * (db - v * share)
+        r = inverse * (r - w * share)
+    _store_heads(dx + at, da, db, r, heads, HEADS, CHANNELS, HALF, BLOCK, REST)
 
 
 @triton.jit
 def _norm_weight(
-    dy, qkv, rstd, cos, sin, partial, y_stride, x_stride, rstd_stride,
-    tokens, heads, first, share,
+    dq, dk, qkv, rstd, cos, sin, partial, q_stride, k_stride, x_stride,
+    tokens, heads, kv_heads, parts, share,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, CHANNELS: tl.constexpr, HALF: tl.constexpr,
+    BLOCK: tl.constexpr, REST: tl.constexpr,
+):  # fmt: skip
+    part = tl.program_id(0)
+    a, b, r = _no_heads(HEADS, BLOCK, REST)
+    e, f, s = _no_heads(KV_HEADS, BLOCK, REST)
+    begin = part * share
+    for t in tl.range(begin, tl.minimum(begin + share, tokens), num_stages=_STAGES):
+        token = tl.cast(t, tl.int64)
+        cosine, sine = _angles(cos, sin, token, HALF, BLOCK)
+        x, inverse = qkv + token * x_stride, rstd + token * (heads + kv_heads)
+        da, db, dr = _products(
+            dq + token * q_stride, x, inverse, cosine, sine, heads,
+            HEADS, CHANNELS, HALF, BLOCK, REST,
+        )  # fmt: skip
+        de, df, ds = _products(
+            dk + token * k_stride, x + heads * CHANNELS, inverse + heads, cosine, sine, kv_heads,
+            KV_HEADS, CHANNELS, HALF, BLOCK, REST,
+        )  # fmt: skip
+        a, b, r, e, f, s = a + da, b + db, r + dr, e + de, f + df, s + ds
+    out = partial + part.to(tl.int64) * CHANNELS
+    _store_sums(out, a, b, r, CHANNELS, HALF, BLOCK, REST)
+    _store_sums(out + parts * CHANNELS, e, f, s, CHANNELS, HALF, BLOCK, REST)
+
+
+@triton.jit
+def _products(
+    dy, x, rstd, cosine, sine, heads,
     HEADS: tl.constexpr, CHANNELS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr,
     REST: tl.constexpr,
 ):  # fmt: skip
-    part = tl.program_id(0)
-    head = tl.arange(0, HEADS)
+    """Returns what some heads of a token add to the weight's gradient."""
+    a, b, r = _load_heads(dy, heads, HEADS, CHANNELS, HALF, BLOCK, REST)
+    u, v, w = _load_heads(x, heads, HEADS, CHANNELS, HALF, BLOCK, REST)
+    inverse = _load_rstd(rstd, heads, HEADS)
+    low, high = (a * cosine + b * sine) * u, (b * cosine - a * sine) * v
+    return low * inverse, high * inverse, r * w * inverse
+
+
+@triton.jit
+def _store_sums(
+    out, a, b, r, CHANNELS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr,
+    REST: tl.constexpr,
+):  # fmt: skip
+    """Stores the sums over heads as one head."""
+    a, b, r = tl.sum(a, axis=0)[None, :], tl.sum(b, axis=0)[None, :], tl.sum(r, axis=0)[None, :]
+    _store_heads(out, a, b, r, 1, 1, CHANNELS, HALF, BLOCK, REST)
+
+
+@triton.jit
+def _no_heads(HEADS: tl.constexpr, BLOCK: tl.constexpr, REST: tl.constexpr):
+    """Returns zeros for both halves and the rest of some heads."""
+    half, rest = tl.zeros((HEADS, BLOCK), tl.float32), tl.zeros((HEADS, REST), tl.float32)
+    return half, half, rest
+
+
+@triton.jit
+def _load_heads(
+    x, heads, HEADS: tl.constexpr, CHANNELS: tl.constexpr, HALF: tl.constexpr,
+    BLOCK: tl.constexpr, REST: tl.constexpr,
+):  # fmt: skip
+    """Returns both halves and the rest of some heads, zeros where there is none."""
     c, d = tl.arange(0, BLOCK), 2 * HALF + tl.arange(0, REST)
-    low = tl.zeros((HEADS, BLOCK), tl.float32)
-    high = tl.zeros((HEADS, BLOCK), tl.float32)
-    still = tl.zeros((HEADS, REST), tl.float32)
-    begin = part * share
-    for t in range(begin, tl.minimum(begin + share, tokens)):
-        token = tl.cast(t, tl.int64)
-        grad, x = dy + token * y_stride, qkv + token * x_stride + first * CHANNELS
-        a = _of(grad, head, 0, heads, c, HALF, CHANNELS)
-        b = _of(grad, head, 0, heads, HALF + c, 2 * HALF, CHANNELS)
-        cosine, sine = _angles(cos, sin, token, c, HALF)
-        wide = rstd + token * rstd_stride + first + head
-        inverse = tl.load(wide, mask=head < heads, other=0.0)[:, None]
-        low += (a * cosine + b * sine) * _of(x, head, 0, heads, c, HALF, CHANNELS) * inverse
-        y = _of(x, head, 0, heads, HALF + c, 2 * HALF, CHANNELS)
-        high += (b * cosine - a * sine) * y * inverse
-        r = _of(grad, head, 0, heads, d, CHANNELS, CHANNELS)
-        still += r * _of(x, head, 0, heads, d, CHANNELS, CHANNELS) * inverse
-    out = partial + part.to(tl.int64) * CHANNELS
-    tl.store(out + c, tl.sum(low, axis=0), mask=c < HALF)
-    tl.store(out + HALF + c, tl.sum(high, axis=0), mask=c < HALF)
-    tl.store(out + d, tl.sum(still, axis=0), mask=d < CHANNELS)
+    a = _load(x, c, heads, HALF, HEADS, CHANNELS)
+    b = _load(x + HALF, c, heads, HALF, HEADS, CHANNELS)
+    return a, b, _load(x, d, heads, CHANNELS, HEADS, CHANNELS)
+
+
+@triton.jit
+def _store_heads(
+    x, a, b, r, heads, HEADS: tl.constexpr, CHANNELS: tl.constexpr, HALF: tl.constexpr,
+    BLOCK: tl.constexpr, REST: tl.constexpr,
+):  # fmt: skip
+    c, d = tl.arange(0, BLOCK), 2 * HALF + tl.arange(0, REST)
+    at, inside = _heads_at(c, heads, HALF, HEADS, CHANNELS)
+    tl.store(x + at, a, mask=inside)
+    tl.store(x + HALF + at, b, mask=inside)
+    at, inside = _heads_at(d, heads, CHANNELS, HEADS, CHANNELS)
+    tl.store(x + at, r, mask=inside)
+
+
+@triton.jit
+def _load(x, c, heads, limit, HEADS: tl.constexpr, CHANNELS: tl.constexpr):
+    at, inside = _heads_at(c, heads, limit, HEADS, CHANNELS)
+    return tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _heads_at(c, heads, limit, HEADS: tl.constexpr, CHANNELS: tl.constexpr):
+    """Returns where the channels c of some heads lie, and which there are below a limit."""
+    head = tl.arange(0, HEADS)
+    inside = (head < heads)[:, None] & (c < limit)[None, :]
+    return head[:, None] * CHANNELS + c[None, :], inside
+
+
+@triton.jit
+def _load_rstd(rstd, heads, HEADS: tl.constexpr):
+    head = tl.arange(0, HEADS)
+    return tl.load(rstd + head, mask=head < heads, other=0.0)[:, None]
+
+
+@triton.jit
+def _angles(cos, sin, token, HALF: tl.constexpr, BLOCK: tl.constexpr):
+    """Returns cosine and sine of a token's angles, of which the table holds each twice."""
+    c = tl.arange(0, BLOCK)
+    at = token * (2 * HALF) + c
+    cosine = tl.load(cos + at, mask=c < HALF, other=0.0)
+    return cosine[None, :], tl.load(sin + at, mask=c < HALF, other=0.0)[None, :]
