@@ -16,7 +16,7 @@ from weft.kernels.triton import router_product
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NARROW = torch.bfloat16 if DEVICE == "cuda" else torch.float16  # the interpreter's bfloat16 is bits
-KEPT = 2**-15  # twice what two numbers of bfloat16 lose, and its root of a sum over tokens in FP32
+KEPT = 2**-15  # two numbers of bfloat16 lose 2**-17 of one; sums over tokens in FP32 lose less
 TOLERANCE = OPS["router_logits"].tolerance
 SIZES = [(64, 4, 8), (200, 5, 40), (1, 16, 136), (65, 60, 24), (130, 128, 256), (70, 257, 8)]
 SMALL = router_product.Tile(rows=16, columns=16, programs=12, warps=4, stages=2)
@@ -85,4 +85,4 @@ def test_the_bias_has_the_sum_over_tokens():
     made = router_product.biased_router_logits_wgrad(acc, bias, dlogits, h)
     assert made == (acc, bias)
     require_close(acc, expected, KEPT, "w")
-    require_close(bias, 1 + dlogits.double().sum(0), 2**-20, "b")
+    require_close(bias, 1 + dlogits.double().sum(0), KEPT, "b")

@@ -14,7 +14,8 @@ from torch import Tensor
 from weft.kernels.triton.norm import add_partial_sums
 
 _PARTS = 528  # of the tokens, each with its own partial sums: four a multiprocessor of an H200
-_STAGES = tl.constexpr(3)  # tokens of a part that are on their way at a time
+_FETCHED = 128 * 128  # channels of a token of which two more fit into shared memory
+_A_WARP = 2048  # channels of a token in a warp's registers
 
 
 def rotate(
@@ -99,7 +100,7 @@ def norm_rotate_wgrad(
     _norm_weight[parts,](
         dq, dk, qkv, rstd, cos, sin, partial, dq.stride(0), dk.stride(0), qkv.stride(0),
         tokens, heads, kv_heads, parts, triton.cdiv(tokens, parts),
-        **_heads(heads, kv_heads), **_blocks(channels, cos), num_warps=4,
+        **_heads(heads, kv_heads), **_blocks(channels, cos), **_walk(channels, heads, kv_heads),
     )  # fmt: skip
     of_query, of_key = partial
     return add_partial_sums(q_acc, of_query), add_partial_sums(k_acc, of_key)
@@ -159,6 +160,13 @@ def _heads(heads: int, kv_heads: int) -> dict[str, int]:
     """Powers of two above the heads of queries and of keys."""
     powers = triton.next_power_of_2(heads), triton.next_power_of_2(kv_heads)
     return dict(zip(("HEADS", "KV_HEADS"), powers, strict=True))
+
+
+def _walk(channels: int, heads: int, kv_heads: int) -> dict[str, int]:
+    """The warps of a part, and how many of its tokens are on their way at a time."""
+    held = channels * sum(_heads(heads, kv_heads).values())
+    warps = triton.next_power_of_2(triton.cdiv(held, _A_WARP))
+    return {"STAGES": 3 if held <= _FETCHED else 1, "num_warps": min(max(warps, 4), 16)}
 
 
 def _blocks(channels: int, cos: Tensor) -> dict[str, int]:
@@ -269,13 +277,13 @@ def _norm_weight(
     dq, dk, qkv, rstd, cos, sin, partial, q_stride, k_stride, x_stride,
     tokens, heads, kv_heads, parts, share,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, CHANNELS: tl.constexpr, HALF: tl.constexpr,
-    BLOCK: tl.constexpr, REST: tl.constexpr,
+    BLOCK: tl.constexpr, REST: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     part = tl.program_id(0)
     a, b, r = _no_heads(HEADS, BLOCK, REST)
     e, f, s = _no_heads(KV_HEADS, BLOCK, REST)
     begin = part * share
-    for t in tl.range(begin, tl.minimum(begin + share, tokens), num_stages=_STAGES):
+    for t in tl.range(begin, tl.minimum(begin + share, tokens), num_stages=STAGES):
         token = tl.cast(t, tl.int64)
         cosine, sine = _angles(cos, sin, token, HALF, BLOCK)
         x, inverse = qkv + token * x_stride, rstd + token * (heads + kv_heads)
