@@ -97,12 +97,12 @@ for experts in (128, 256, 512):
     columns, rows = router.tile(experts, warps=1)
     constants = {"TOP_K": 8, "SLOTS": 8, "SOFTMAX": True, "RENORMALISE": True}
     constants |= {"ROWS": rows, "COLUMNS": columns}
-    names = router._select.arg_names
+    names = router._select.kernel.arg_names
     pointers = {"logits": "*fp32", "bias": "*fp32", "weights": "*fp32", "chosen": "*i64"}
     types = dict.fromkeys(names, "i32") | pointers | {"scaling": "fp32"}
     types |= dict.fromkeys(constants, "constexpr")
     aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in (*pointers, "experts")}
-    source = ASTSource(router._select, types, constants, aligned)
+    source = ASTSource(router._select.kernel, types, constants, aligned)
     ptx = compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 1}).asm["ptx"]
     print(rows, len(re.findall(r"redux.sync.m(?:ax|in).s32", ptx)), len(re.findall("shfl", ptx)))
 """

@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from weft.kernels.grid import cdiv, next_power_of_2
+from weft.kernels.launch import launched
 from weft.kernels.triton.router import scores_of, tile
 
 _STEP = 1024  # sums of programs that are added at a time
@@ -18,7 +20,7 @@ _STEP = 1024  # sums of programs that are added at a time
 def add_load(load: Tensor, tally: Tensor) -> Tensor:
     """Adds the load of all sequences to the running tally."""
     sequences, experts = load.shape
-    columns = triton.next_power_of_2(experts)
+    columns = next_power_of_2(experts)
     _add_sequences[1,](load, tally, sequences, experts, COLUMNS=columns, num_warps=4)
     return tally
 
@@ -51,7 +53,7 @@ def router_losses(
         FP32; sums of a program pairwise, programs in their order.
     """
     columns, rows = tile(logits.shape[1], warps=4)
-    programs = triton.cdiv(logits.shape[0], rows)
+    programs = cdiv(logits.shape[0], rows)
     partial = torch.empty(programs, 2, dtype=torch.float32, device=logits.device)
     place = {"first": first, "sequence": sequence, "stretch": stretch, "top_k": top_k}
     coefs = (aux_coef, device_coef, sequence_coef, global_coef)
@@ -87,7 +89,7 @@ def router_losses_dgrad(
     """Returns the gradient of the sum of both losses."""
     dlogits = torch.empty_like(logits)
     columns, rows = tile(logits.shape[1], warps=4)
-    programs = triton.cdiv(logits.shape[0], rows)
+    programs = cdiv(logits.shape[0], rows)
     place = {"first": first, "sequence": sequence, "stretch": stretch, "top_k": top_k}
     coefs = (aux_coef, device_coef, sequence_coef, global_coef)
     share = scale / (load.shape[0] * sequence)
@@ -118,6 +120,7 @@ def _costing(
     return (tokens, experts, sequences, first, stretch, over, *coefs, experts // groups)
 
 
+@launched
 @triton.jit
 def _add_sequences(load, tally, sequences, experts, COLUMNS: tl.constexpr):
     c = tl.arange(0, COLUMNS)
@@ -169,6 +172,7 @@ def _log_sum(x, present):
     return top + tl.log(tl.sum(tl.where(present, tl.exp(x - top[:, None]), 0.0), axis=1))
 
 
+@launched
 @triton.jit
 def _sum_losses(
     logits, load, past, partial, tokens, experts, sequences, first, stretch,
@@ -196,6 +200,7 @@ def _sum_losses(
     tl.store(partial + 2 * program + 1, tl.sum(tl.where(r < tokens, lse * lse, 0.0), axis=0))
 
 
+@launched
 @triton.jit
 def _add_losses(partial, losses, programs, aux_scale, z_scale, STEP: tl.constexpr):
     aux = tl.zeros((STEP,), tl.float32)
@@ -208,6 +213,7 @@ def _add_losses(partial, losses, programs, aux_scale, z_scale, STEP: tl.constexp
     tl.store(losses + 1, tl.load(losses + 1) + tl.sum(z, axis=0) * z_scale)
 
 
+@launched
 @triton.jit
 def _losses_dgrad(
     logits, load, past, dlogits, tokens, experts, sequences, first, stretch,

@@ -13,6 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from weft.kernels.grid import cdiv, next_power_of_2
+from weft.kernels.launch import launched
+
 _STEP = 128  # choices placed at once, one a thread: each is compared with all of them
 _PARTS = 128  # parts at most: one for each of an H200's 132 multiprocessors
 _COUNTED = 1024  # choices counted at once, 8 a thread
@@ -27,7 +30,7 @@ def count_load(chosen: Tensor, *, experts: int, first: int, stretch: int, rows: 
     """
     top_k = chosen.shape[1]
     load = torch.zeros(rows, experts, dtype=torch.int64, device=chosen.device)
-    _add_counts[rows, triton.cdiv(stretch * top_k, _COUNTED)](
+    _add_counts[rows, cdiv(stretch * top_k, _COUNTED)](
         chosen, load, chosen.numel(), 0, experts, first * top_k, stretch * top_k,
         STEP=_COUNTED, COLUMNS=_columns(experts), num_warps=4,
     )  # fmt: skip
@@ -38,7 +41,7 @@ def count_local(chosen: Tensor, *, first: int, local: int) -> Tensor:
     """Returns how many choices fell on each of the experts [first, first + local)."""
     load, choices = torch.zeros(local, dtype=torch.int64, device=chosen.device), chosen.numel()
     if choices:
-        _add_counts[1, triton.cdiv(choices, _COUNTED)](
+        _add_counts[1, cdiv(choices, _COUNTED)](
             chosen, load, choices, first, local, 0, choices,
             STEP=_COUNTED, COLUMNS=_columns(local), num_warps=4,
         )  # fmt: skip
@@ -79,8 +82,8 @@ def _place_all(
     """Writes each row's choice as far as there is room: slot_row, counts, ends and overflow."""
     device, choices, rows = chosen.device, chosen.numel(), order.shape[0]
     columns = _columns(experts)
-    size = _STEP * triton.cdiv(triton.cdiv(choices, _STEP), _PARTS)  # choices of a part
-    parts = triton.cdiv(choices, size) if choices else 0
+    size = _STEP * cdiv(cdiv(choices, _STEP), _PARTS)  # choices of a part
+    parts = cdiv(choices, size) if choices else 0
     partial = torch.empty(parts, experts, dtype=torch.int32, device=device)
     slot_row = torch.empty_like(chosen)
     counts = torch.empty(experts, dtype=torch.int64, device=device)
@@ -101,7 +104,7 @@ def _place_all(
 
 def _columns(experts: int) -> int:
     """The bins of a histogram: one or more for each thread of a warp."""
-    return max(triton.next_power_of_2(experts), 32)  # 32 threads
+    return max(next_power_of_2(experts), 32)  # 32 threads
 
 
 @triton.jit
@@ -111,6 +114,7 @@ def _local_expert(chosen, at, inside, first, experts):
     return tl.where(inside & (expert >= 0) & (expert < experts), expert, -1)
 
 
+@launched
 @triton.jit
 def _add_counts(
     chosen, load, choices, first, experts, offset, length,
@@ -130,6 +134,7 @@ def _add_counts(
     tl.atomic_add(load + row * experts + c, here.to(tl.int64), mask=own, sem="relaxed")
 
 
+@launched
 @triton.jit
 def _count(
     chosen, partial, choices, size, first, experts, STEP: tl.constexpr, COLUMNS: tl.constexpr
@@ -146,6 +151,7 @@ def _count(
     tl.store(partial + part * experts + c, total, mask=c < experts)
 
 
+@launched
 @triton.jit
 def _place(
     chosen, partial, order, slot_row, counts, ends, overflow,

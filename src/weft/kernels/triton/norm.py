@@ -13,6 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from weft.kernels.grid import cdiv, next_power_of_2
+from weft.kernels.launch import launched
+
 _PARTS = 128  # of the rows, each with its own partial sum
 _TILE = 8, 512  # rows and columns of a step of such a sum: 32 elements a thread
 _STAGES = tl.constexpr(3)  # steps of such a sum that are on their way at a time
@@ -26,7 +29,7 @@ def rms_norm(x: Tensor, w: Tensor, *, eps: float) -> tuple[Tensor, Tensor]:
     if x.shape[0]:
         _norm[x.shape[0],](
             x, x, w, x, y, rstd, x.shape[1], eps,
-            ADD=False, COLUMNS=triton.next_power_of_2(x.shape[1]), num_warps=_warps(x),
+            ADD=False, COLUMNS=next_power_of_2(x.shape[1]), num_warps=_warps(x),
         )  # fmt: skip
     return y, rstd
 
@@ -38,7 +41,7 @@ def add_rms_norm(x: Tensor, r: Tensor, w: Tensor, *, eps: float) -> tuple[Tensor
     if x.shape[0]:
         _norm[x.shape[0],](
             x, r, w, s, y, rstd, x.shape[1], eps,
-            ADD=True, COLUMNS=triton.next_power_of_2(x.shape[1]), num_warps=_warps(x),
+            ADD=True, COLUMNS=next_power_of_2(x.shape[1]), num_warps=_warps(x),
         )  # fmt: skip
     return s, y, rstd
 
@@ -74,9 +77,9 @@ def add_partial_sums(acc: Tensor, partial: Tensor) -> Tensor:
         partial [P, C], acc [C]
     """
     count, width = partial.shape
-    rows = min(triton.next_power_of_2(count), _MOST_PARTS)
+    rows = min(next_power_of_2(count), _MOST_PARTS)
     columns = _ADDED // rows
-    _add_rows[triton.cdiv(width, columns),](
+    _add_rows[cdiv(width, columns),](
         partial, acc, count, width, ROWS=rows, COLUMNS=columns, num_warps=4
     )
     return acc
@@ -89,7 +92,7 @@ def _dgrad(dy: Tensor, x: Tensor, w: Tensor, rstd: Tensor, ds: Tensor | None) ->
     if x.shape[0]:
         _norm_dgrad[x.shape[0],](
             dy, x, w, rstd, ds, dx, x.shape[1],
-            ADD=ds is not None, COLUMNS=triton.next_power_of_2(x.shape[1]), num_warps=_warps(x),
+            ADD=ds is not None, COLUMNS=next_power_of_2(x.shape[1]), num_warps=_warps(x),
         )  # fmt: skip
     return dx
 
@@ -101,8 +104,8 @@ def _wgrad(acc: Tensor, dy: Tensor, x: Tensor, rstd: Tensor) -> Tensor:
         return acc
     programs = min(_PARTS, rows)
     partial = rstd.new_empty(programs, width)
-    _norm_wgrad[programs, triton.cdiv(width, _TILE[1])](
-        dy, x, rstd, partial, rows, width, triton.cdiv(rows, programs),
+    _norm_wgrad[programs, cdiv(width, _TILE[1])](
+        dy, x, rstd, partial, rows, width, cdiv(rows, programs),
         ROWS=_TILE[0], COLUMNS=_TILE[1], num_warps=4,
     )  # fmt: skip
     return add_partial_sums(acc, partial)
@@ -116,6 +119,7 @@ def _warps(x: Tensor) -> int:
     return 4 if x.shape[1] <= 2048 else 8
 
 
+@launched
 @triton.jit
 def _norm(x, r, w, s, y, rstd, width, eps, ADD: tl.constexpr, COLUMNS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
@@ -133,6 +137,7 @@ def _norm(x, r, w, s, y, rstd, width, eps, ADD: tl.constexpr, COLUMNS: tl.conste
     tl.store(rstd + row, inverse)
 
 
+@launched
 @triton.jit
 def _norm_dgrad(dy, x, w, rstd, ds, dx, width, ADD: tl.constexpr, COLUMNS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
@@ -149,6 +154,7 @@ def _norm_dgrad(dy, x, w, rstd, ds, dx, width, ADD: tl.constexpr, COLUMNS: tl.co
     tl.store(dx + row * width + c, out, mask=inside)
 
 
+@launched
 @triton.jit
 def _norm_wgrad(
     dy, x, rstd, partial, rows, width, share, ROWS: tl.constexpr, COLUMNS: tl.constexpr
@@ -169,6 +175,7 @@ def _norm_wgrad(
     tl.store(out, tl.sum(total, axis=0), mask=c < width)
 
 
+@launched
 @triton.jit
 def _add_rows(partial, acc, count, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)

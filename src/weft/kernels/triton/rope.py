@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from weft.kernels.grid import cdiv, next_power_of_2
+from weft.kernels.launch import launched
 from weft.kernels.triton.norm import add_partial_sums
 
 _PARTS = 528  # of the tokens, each with its own partial sums: four a multiprocessor of an H200
@@ -99,7 +101,7 @@ def norm_rotate_wgrad(
     partial = rstd.new_empty(2, parts, channels)
     _norm_weight[parts,](
         dq, dk, qkv, rstd, cos, sin, partial, dq.stride(0), dk.stride(0), qkv.stride(0),
-        tokens, heads, kv_heads, parts, triton.cdiv(tokens, parts),
+        tokens, heads, kv_heads, parts, cdiv(tokens, parts),
         **_heads(heads, kv_heads), **_blocks(channels, cos), **_walk(channels, heads, kv_heads),
     )  # fmt: skip
     of_query, of_key = partial
@@ -158,14 +160,14 @@ def _backward(
 
 def _heads(heads: int, kv_heads: int) -> dict[str, int]:
     """Powers of two above the heads of queries and of keys."""
-    powers = triton.next_power_of_2(heads), triton.next_power_of_2(kv_heads)
+    powers = next_power_of_2(heads), next_power_of_2(kv_heads)
     return dict(zip(("HEADS", "KV_HEADS"), powers, strict=True))
 
 
 def _walk(channels: int, heads: int, kv_heads: int) -> dict[str, int]:
     """The warps of a part, and how many of its tokens are on their way at a time."""
     held = channels * sum(_heads(heads, kv_heads).values())
-    warps = triton.next_power_of_2(triton.cdiv(held, _A_WARP))
+    warps = next_power_of_2(cdiv(held, _A_WARP))
     return {"STAGES": 3 if held <= _FETCHED else 1, "num_warps": min(max(warps, 4), 16)}
 
 
@@ -173,7 +175,7 @@ def _blocks(channels: int, cos: Tensor) -> dict[str, int]:
     """The channels of a head, those of a half that turns, and powers of two above half and rest."""
     half = cos.shape[1] // 2
     rest = channels - 2 * half
-    blocks = {"BLOCK": triton.next_power_of_2(half), "REST": triton.next_power_of_2(max(rest, 1))}
+    blocks = {"BLOCK": next_power_of_2(half), "REST": next_power_of_2(max(rest, 1))}
     return {"CHANNELS": channels, "HALF": half, **blocks}
 
 
@@ -182,6 +184,7 @@ def _dense_heads(x: Tensor) -> Tensor:
     return x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous()
 
 
+@launched
 @triton.jit
 def _turn(
     qkv, q_norm, k_norm, cos, sin, turned, rstd, stride, heads, kv_heads, eps,
@@ -223,6 +226,7 @@ def _turn_heads(
     _store_heads(out, low, high, r, heads, HEADS, CHANNELS, HALF, BLOCK, REST)
 
 
+@launched
 @triton.jit
 def _turn_back(
     dq, dk, dv, qkv, q_norm, k_norm, rstd, cos, sin, dqkv,
@@ -272,6 +276,7 @@ def _turn_heads_back(
     _store_heads(dx + at, da, db, r, heads, HEADS, CHANNELS, HALF, BLOCK, REST)
 
 
+@launched
 @triton.jit
 def _norm_weight(
     dq, dk, qkv, rstd, cos, sin, partial, q_stride, k_stride, x_stride,

@@ -10,6 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from weft.kernels.grid import cdiv, next_power_of_2
+from weft.kernels.launch import launched
+
 _CELLS = 512  # elements of a warp's tile: 16 for each of 32 threads
 _TAKEN = tl.constexpr(-(2**31))  # below the number of every key
 
@@ -23,9 +26,9 @@ def select_experts(
     chosen = torch.empty(tokens, top_k, dtype=torch.int64, device=logits.device)
     columns, rows = tile(experts, warps=1)
     if tokens:
-        _select[triton.cdiv(tokens, rows),](
+        _select[cdiv(tokens, rows),](
             logits, bias, weights, chosen, tokens, experts, scaling,
-            TOP_K=top_k, SLOTS=triton.next_power_of_2(top_k), SOFTMAX=score == "softmax",
+            TOP_K=top_k, SLOTS=next_power_of_2(top_k), SOFTMAX=score == "softmax",
             RENORMALISE=renormalise, ROWS=rows, COLUMNS=columns, num_warps=1,
         )  # fmt: skip
     return weights, chosen
@@ -46,7 +49,7 @@ def select_experts_dgrad(
     tokens, width = logits.shape
     columns, rows = tile(width, warps=1)
     if tokens:
-        _select_dgrad[triton.cdiv(tokens, rows),](
+        _select_dgrad[cdiv(tokens, rows),](
             dweights, logits, experts, dlogits, tokens, width, scaling,
             TOP_K=top_k, SOFTMAX=score == "softmax", RENORMALISE=renormalise,
             ROWS=rows, COLUMNS=columns, num_warps=1,
@@ -56,7 +59,7 @@ def select_experts_dgrad(
 
 def tile(experts: int, *, warps: int) -> tuple[int, int]:
     """The columns and the rows of a program."""
-    columns = triton.next_power_of_2(experts)
+    columns = next_power_of_2(experts)
     return columns, max(warps * _CELLS // columns, 1)
 
 
@@ -95,6 +98,7 @@ def _ordered(key):
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)  # of a negative one, all but the sign
 
 
+@launched
 @triton.jit
 def _select(
     logits, bias, weights, chosen, tokens, experts, scaling,
@@ -129,6 +133,7 @@ def _select(
     tl.store(weights + out, weight * scaling, mask=kept)
 
 
+@launched
 @triton.jit
 def _select_dgrad(
     dweights, logits, experts, dlogits, tokens, width, scaling,

@@ -17,6 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from weft.kernels.grid import cdiv, next_power_of_2
+from weft.kernels.launch import launched
 from weft.kernels.triton.norm import add_partial_sums
 from weft.ops.bias import add_bias_wgrad
 from weft.ops.linear import router_logits_dgrad_narrow
@@ -83,12 +85,12 @@ def router_logits_dgrad_tiled(dlogits: Tensor, w: Tensor, tile: Tile) -> Tensor:
     dh = w.new_empty(tokens, width)
     if tokens == 0:
         return dh
-    block = max(triton.next_power_of_2(experts), _FEWEST)
+    block = max(next_power_of_2(experts), _FEWEST)
     wider = max(block // _MOST, 1)  # all experts are in one product: of fewer tokens and channels
     rows, columns = max(tile.rows // wider, _HEIGHT), max(tile.columns // wider, _FEWEST)
-    down = triton.cdiv(tokens, rows)
+    down = cdiv(tokens, rows)
     share = _share(width, max(tile.programs // down, 1), columns)
-    _dgrad[down, triton.cdiv(width, share)](
+    _dgrad[down, cdiv(width, share)](
         dlogits, w, dh, tokens, experts, width, share,
         ROWS=rows, COLUMNS=columns, EXPERTS=block,
         num_warps=tile.warps, num_stages=tile.stages,
@@ -102,10 +104,10 @@ def router_logits_wgrad_tiled(acc: Tensor, dlogits: Tensor, h: Tensor, tile: Til
     (tokens, experts), width = dlogits.shape, h.shape[1]
     if tokens == 0:
         return acc
-    block = min(max(triton.next_power_of_2(experts), _FEWEST), _MOST)
-    across, down = triton.cdiv(width, tile.columns), triton.cdiv(experts, block)
+    block = min(max(next_power_of_2(experts), _FEWEST), _MOST)
+    across, down = cdiv(width, tile.columns), cdiv(experts, block)
     share = _share(tokens, max(tile.programs // (across * down), 1), tile.rows)
-    parts = triton.cdiv(tokens, share)
+    parts = cdiv(tokens, share)
     partial = torch.empty(parts, experts * width, dtype=torch.float32, device=h.device)
     _wgrad[across, down, parts](
         dlogits, h, partial, tokens, experts, width, share,
@@ -118,9 +120,10 @@ def router_logits_wgrad_tiled(acc: Tensor, dlogits: Tensor, h: Tensor, tile: Til
 
 def _share(length: int, parts: int, step: int) -> int:
     """Whole steps of which about `parts` make up a length."""
-    return triton.cdiv(triton.cdiv(length, step), parts) * step
+    return cdiv(cdiv(length, step), parts) * step
 
 
+@launched
 @triton.jit
 def _dgrad(
     dlogits, w, dh, tokens, experts, width, share,
@@ -140,6 +143,7 @@ def _dgrad(
         tl.store(dh + wide * width + c[None, :], total, mask=present & (c < width)[None, :])
 
 
+@launched
 @triton.jit
 def _wgrad(
     dlogits, h, partial, tokens, experts, width, share,

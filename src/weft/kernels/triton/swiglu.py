@@ -13,6 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from weft.kernels.grid import cdiv
+from weft.kernels.launch import launched
+
 _ROWS, _COLUMNS = 4, 512  # 16 elements a thread: two loads of 16 bytes each operand
 
 
@@ -49,7 +52,7 @@ def _forward(u: Tensor, weights: Tensor | None, ends: Tensor | None) -> Tensor:
     rows, width = u.shape[0], u.shape[1] // 2
     s = u.new_empty(rows, width)
     if rows:
-        grid = (triton.cdiv(rows, _ROWS), triton.cdiv(width, _COLUMNS))
+        grid = (cdiv(rows, _ROWS), cdiv(width, _COLUMNS))
         _swiglu[grid](
             u, weights, s, ends, _experts(ends), rows, width,
             WEIGHTED=weights is not None, ROWS=_ROWS, COLUMNS=_COLUMNS, num_warps=4,
@@ -68,7 +71,7 @@ def _backward(
     rows, width = ds.shape
     du = torch.empty_like(u)
     if rows:
-        _swiglu_dgrad[triton.cdiv(rows, _ROWS),](
+        _swiglu_dgrad[cdiv(rows, _ROWS),](
             ds, u, weights, du, dweights, ends, _experts(ends), rows, width,
             WEIGHTED=weights is not None, ROWS=_ROWS, COLUMNS=_COLUMNS, num_warps=4,
         )  # fmt: skip
@@ -79,6 +82,7 @@ def _experts(ends: Tensor | None) -> int:
     return 0 if ends is None else ends.shape[0]
 
 
+@launched
 @triton.jit
 def _swiglu(
     u, weights, s, ends, experts, rows, width,
@@ -100,6 +104,7 @@ def _swiglu(
     tl.store(s + r.to(tl.int64)[:, None] * width + c[None, :], out, mask=inside)
 
 
+@launched
 @triton.jit
 def _swiglu_dgrad(
     ds, u, weights, du, dweights, ends, experts, rows, width,
