@@ -40,9 +40,9 @@ from weft.comm.exchange import Flag, Mark
 
 LINE = 128  # bytes of a cache line: a flag has its own
 SLOT_BYTES = 1 << 24  # of a set of slots, at most, over all other members
-# Of a block in a step. Copies hold no multiprocessors from products; those of 64 MiB take 2 to 7 %
-# longer than a kernel, those of 256 MiB 9 % less: docs/decisions/0006.
-MOST_BYTES = 1 << 24
+# Of a block in a step. A kernel is faster than copies and holds multiprocessors meanwhile; up to here
+# whole steps are faster by it as well: docs/decisions/0006.
+MOST_BYTES = 1 << 26
 _WRAP = 1 << 32
 _SUMS = (Collective.REDUCE_SCATTER, Collective.ALL_REDUCE, Collective.ALL_TO_ALL_SUM)
 _MOVES = (Collective.ALL_GATHER, Collective.ALL_TO_ALL)
@@ -55,8 +55,8 @@ class Shape:
     chunks are multiples of.
     """
 
-    pairs: int = 128  # one a multiprocessor, beside whatever else runs there
-    ring: int = 4
+    pairs: int = 256  # two a multiprocessor: while one waits for its flags, the other pushes
+    ring: int = 2
     grain: int = 1 << 14
     line: int = LINE
 
@@ -85,7 +85,7 @@ def walk(size: int, slot_bytes: int, shape: Shape = SHAPE) -> Walk:
         >>> walk(2**20, 2**24)
         Walk(chunk=16384, chunks=64, pairs=64)
         >>> walk(2**26, 2**24), walk(2**26, 2**24).steps
-        (Walk(chunk=32768, chunks=2048, pairs=128), 16)
+        (Walk(chunk=32768, chunks=2048, pairs=256), 8)
     """
     pairs = min(shape.pairs, slot_bytes // (shape.ring * shape.line))
     most = slot_bytes // (pairs * shape.ring) // shape.line * shape.line

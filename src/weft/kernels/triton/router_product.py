@@ -36,7 +36,7 @@ class Tile:
 
 
 # one program a multiprocessor of an H200: tiles so large that its L2 cache is read little
-INPUT = Tile(rows=128, columns=128, programs=132, warps=8, stages=2)
+INPUT = Tile(rows=128, columns=128, programs=132, warps=8, stages=3)
 WEIGHT = Tile(rows=64, columns=256, programs=132, warps=8, stages=3)
 _FEWEST, _MOST = 16, 128  # experts of a product: what the matrix units take, and a tile of them
 _HEIGHT = 64  # rows of a warp group's product
