@@ -192,7 +192,10 @@ def _attend(asked: Attend, found: Rates) -> float:
     known = _attentions(asked.phase, found)
     if known:
         nearest = min(known, key=lambda a: abs(log(a.length / max(asked.length, 1))))
-        rate = nearest.flops * filled(asked, device.multiprocessors, found.attention)
+        # A longer sequence has fewer blocks that are masked in part: no lower rate than a shorter
+        # one. Where one was measured, the products of its stack had lowered the clock.
+        full = max(a.flops for a in known if a.length <= nearest.length)
+        rate = full * filled(asked, device.multiprocessors, found.attention)
         return asked.flops / rate + device.launch
     rate = device.peak_flops * device.sustained * found.constants.attention
     return asked.flops / rate + device.launch
