@@ -106,7 +106,11 @@ def test_attention_is_priced_by_the_bodies_that_a_recipe_asks_for():
     back = Attend(length=4096, heads=64, phase="dgrad", flops=10**12)
     machine_ = H200.machine
     asked = {k: seconds(back, rates(machine_, attention=k)) for k in ("cudnn", "flash")}
-    (own,) = (a for a in machine_.measured.attention if a.kernel == "cudnn" and a.length == 4096)
+    (own,) = (
+        a
+        for a in machine_.measured.attention
+        if (a.kernel, a.length, a.phase) == ("cudnn", 4096, "dgrad")
+    )
     launch = machine_.device.launch
     assert asked["cudnn"] == pytest.approx(back.flops / own.flops + launch)
     usual = seconds(back, H200) - launch
@@ -117,6 +121,20 @@ def test_attention_is_priced_by_the_bodies_that_a_recipe_asks_for():
     without = replace(machine_, measured=replace(known, attention=rest))
     assert seconds(back, rates(without)) == seconds(back, H200)
     assert seconds(back, rates(without, attention="cudnn")) == pytest.approx(asked["flash"])
+
+
+def test_a_longer_sequence_is_never_slower_for_each_operation_than_a_shorter_one():
+    short, long = (Attend(length=n, heads=132, phase="dgrad", flops=10**13) for n in (4096, 8192))
+    known = H200.machine.measured
+    rows = tuple(
+        replace(a, flops=a.flops / 2) if (a.length, a.phase) == (8192, "dgrad") else a
+        for a in known.attention
+    )
+    hot = replace(H200.machine, measured=replace(known, attention=rows))
+    assert seconds(long, rates(hot)) == seconds(short, rates(hot)) == seconds(short, H200)
+    fast = tuple(replace(a, flops=a.flops * (a.length / 4096)) for a in known.attention)
+    cold = replace(H200.machine, measured=replace(known, attention=fast))
+    assert seconds(long, rates(cold)) < seconds(short, rates(cold))
 
 
 def test_where_nothing_was_measured_a_written_gradient_costs_one_write():
@@ -156,7 +174,7 @@ def test_a_measured_message_takes_what_was_measured():
 def test_a_small_message_costs_its_latency_however_small():
     least = min(m.size for m in H200.machine.measured.messages if m.algorithm == "all_to_all")
     one, none = (message(sending("all_to_all", s, 2), H200) for s in (least, least / 1000))
-    assert none == pytest.approx(one, rel=1e-6)
+    assert none == pytest.approx(one, rel=1e-3)  # whole bytes
 
 
 def test_bandwidth_rises_with_the_size_of_a_message():

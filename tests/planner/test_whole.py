@@ -182,7 +182,7 @@ def test_recorded_steps_of_one_gpu_take_what_they_took():
     assert len(ALONE) >= 24
     found = errors(machine("H200"), recorded())
     assert median(found) < 0.05
-    assert max(found) < 0.09
+    assert max(found) < 0.1
 
 
 def test_a_step_that_writes_its_first_gradients_is_shorter(monkeypatch):

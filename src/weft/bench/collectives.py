@@ -4,6 +4,7 @@ Sizes are those of nccl-tests: the whole tensor, of which each of `n` ranks has 
 gather or after a scatter. A rate is the bus bandwidth, bytes a rank receives a second.
 """
 
+import statistics
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
@@ -51,18 +52,19 @@ def sweep(transport: Transport, device: torch.device, dtype: torch.dtype) -> Ite
 
 def _median(transport: Transport, device: torch.device, run: Callable[[], object]) -> float:
     """Seconds on the device, from when every rank has come; issued behind one another while it is
-    held, so that the host's time to issue one is not in it.
+    held, so that the host's time to issue one is not in it, nor to connect at the first.
     """
+    for _ in range(WARM_UP):
+        run()
     transport.barrier()
     hold(device)
     watches: list[Stopwatch] = []
-    for _ in range(REPEATS + WARM_UP):
+    for _ in range(REPEATS):
         watch = Stopwatch(device)
         run()
         watch.stop()
         watches.append(watch)
-    times = sorted(watch.milliseconds() for watch in watches[WARM_UP:])
-    return times[len(times) // 2] * 1e-3
+    return statistics.median(watch.milliseconds() for watch in watches) * 1e-3
 
 
 SIDE, ROUNDS, CROSSING = 4096, 24, 2**26  # a product as a layer has it, and tokens on their way
