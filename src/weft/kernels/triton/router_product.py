@@ -40,7 +40,8 @@ INPUT = Tile(rows=128, columns=128, programs=132, warps=8, stages=3)
 WEIGHT = Tile(rows=64, columns=256, programs=132, warps=8, stages=3)
 _FEWEST, _MOST = 16, 128  # experts of a product: what the matrix units take, and a tile of them
 _HEIGHT = 64  # rows of a warp group's product
-_HELD = 512  # experts whose logits' gradients a program holds split: 128 KB at that height
+_HELD = 512  # experts whose logits' gradients a program holds split: 128 KB at that height, ...
+_BESIDE = 2  # ... and so many steps of the weight beside them
 
 
 def router_logits_dgrad(dlogits: Tensor, w: Tensor) -> Tensor:
@@ -90,10 +91,10 @@ def router_logits_dgrad_tiled(dlogits: Tensor, w: Tensor, tile: Tile) -> Tensor:
     rows, columns = max(tile.rows // wider, _HEIGHT), max(tile.columns // wider, _FEWEST)
     down = cdiv(tokens, rows)
     share = _share(width, max(tile.programs // down, 1), columns)
+    stages = tile.stages if block < _HELD else min(tile.stages, _BESIDE)
     _dgrad[down, cdiv(width, share)](
         dlogits, w, dh, tokens, experts, width, share,
-        ROWS=rows, COLUMNS=columns, EXPERTS=block,
-        num_warps=tile.warps, num_stages=tile.stages,
+        ROWS=rows, COLUMNS=columns, EXPERTS=block, num_warps=tile.warps, num_stages=stages,
     )  # fmt: skip
     return dh
 
