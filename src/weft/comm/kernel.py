@@ -20,9 +20,11 @@ seen a flag of each of the others: they had begun call k - 1, behind the end of 
 was the last one to read these slots.
 
 A pair waits for its own number alone, so a device need not run more than one of them at once, if it
-begins them in order. As one program does not know how far the other is, nothing that is pushed may
-lie where something arrives. Slots and flags are others than those of `weft.comm.exchange`; the two
-kinds of calls of a channel follow each other on a stream and share no more.
+begins them in order. Channels have no order among each other: where two members begin the calls of
+two channels in opposite orders, their devices need room for a pair of one beside all of the other.
+As one program does not know how far the other is, nothing that is pushed may lie where something
+arrives. Slots and flags are others than those of `weft.comm.exchange`; the two kinds of calls of a
+channel follow each other on a stream and share no more.
 
 NOTE: a kernel cannot be held from the host, so its waits are counted: one that has looked often
 enough writes down for whom it waited and ends, and `Watch` tells.
@@ -40,8 +42,8 @@ from weft.comm.exchange import Flag, Mark
 
 LINE = 128  # bytes of a cache line: a flag has its own
 SLOT_BYTES = 1 << 24  # of a set of slots, at most, over all other members
-# Of a block in a step. A kernel is faster than copies and holds multiprocessors meanwhile; up to here
-# whole steps are faster by it as well: docs/decisions/0006.
+# Of a block in a step. A kernel is faster than copies and holds multiprocessors meanwhile; up to
+# here whole steps are faster by it as well: docs/decisions/0006.
 MOST_BYTES = 1 << 26
 _WRAP = 1 << 32
 _SUMS = (Collective.REDUCE_SCATTER, Collective.ALL_REDUCE, Collective.ALL_TO_ALL_SUM)

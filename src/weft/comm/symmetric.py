@@ -1,9 +1,9 @@
 """Peer memory of GPUs of one host: an arena a channel, which the copy engines of peers push into.
 
     arena of a member    flags     words, a line each: of each member FULL, even and odd, LANDED,
-                                   and two of each program of a call that is one kernel
+                                   and two of each pair of programs of a kernel
                          slots     n - 1 members, SLOTS each
-                         kernel    n - 1 members, two sets of slots each for those calls
+                         kernel    n - 1 members, two sets of slots each for its calls
 
 The arenas of a channel are mapped once, at the start, in the same order on every rank. Copies and
 flags are operations of the driver on three streams: the one on which a collective is issued, and

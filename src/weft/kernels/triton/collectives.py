@@ -23,7 +23,7 @@ from weft.comm.kernel import LINE, Board, Bodies, Turn, signed
 from weft.kernels.launch import launched
 
 _BLOCK, _WARPS = 4096, 8  # of words of 4 bytes four times 16 bytes a thread
-BOTH = range(2)  # pushes, takes out
+_BOTH = range(2)  # pushes, takes out
 _LINE = tl.constexpr(LINE)
 _FLAGS_THERE, _SLOTS_THERE, _FLAGS_HERE, _SLOTS_HERE = (tl.constexpr(row) for row in range(4))
 
@@ -58,7 +58,7 @@ def _launch(
     size: int,
     stride: int,
     wire: torch.dtype,
-    roles: range = BOTH,
+    roles: range = _BOTH,
 ) -> None:
     width = wire.itemsize
     way = board.walk(size * width)
