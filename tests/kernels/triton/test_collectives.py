@@ -182,6 +182,7 @@ import triton.language as tl
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from weft.comm.kernel import SHAPE
 from weft.kernels.triton import collectives
 
 KINDS = {"i32": tl.int32, "bf16": tl.bfloat16, "fp32": tl.float32}
@@ -195,7 +196,8 @@ for kernel, kind, wire in CALLS:
     names = kernel.arg_names
     types = dict.fromkeys(names, "i32")
     types |= {"x": "*" + kind, "out": "*" + kind, "table": "*i64", "failed": "*i32"}
-    constants = {"SIZE": 2, "RING": 4, "PAIRS": 128, "WIRE": KINDS[wire], "BLOCK": 4096}
+    constants = {"SIZE": 2, "RING": SHAPE.ring, "PAIRS": SHAPE.pairs, "WIRE": KINDS[wire]}
+    constants["BLOCK"] = collectives._BLOCK
     types |= dict.fromkeys(constants, "constexpr")
     aligned = ("x", "out", "table", "failed", "half", "size", "stride", "chunk")
     source = ASTSource(
