@@ -1,4 +1,4 @@
-"""The router's gradients keep sixteen digits of that of the logits, whatever the sizes."""
+"""The router's gradients keep sixteen binary digits of that of the logits, whatever the sizes."""
 
 from functools import partial
 

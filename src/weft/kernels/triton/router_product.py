@@ -51,8 +51,8 @@ def router_logits_dgrad(dlogits: Tensor, w: Tensor) -> Tensor:
         dlogits [T, E], w [E, D] -> dh [T, D]
 
     Numerics:
-        The gradient of the logits goes in as the sum of two narrow numbers, 16 digits of bfloat16's
-        kind; FP32 inside, rounded once.
+        The gradient of the logits goes in as the sum of two narrow numbers: 16 binary digits where
+        these are bfloat16. FP32 inside, rounded once.
     """
     if w.shape[0] > _HELD:
         return router_logits_dgrad_narrow(dlogits, w)
