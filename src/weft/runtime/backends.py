@@ -146,13 +146,14 @@ def with_fused(plan: Plan, table: Table, kernels: KernelsConfig) -> Plan:
     """
     if kernels.fuse != "auto":
         return plan
-    width = sizes(plan).F
+    width, again = sizes(plan).F, plan.remat in _MADE_AGAIN
+    fused = (name for name in FUSED if width <= _widest(table[name], again=again))
+    return replace(plan, fused=tuple(fused))
 
-    def widest(one: Choice) -> int:
-        again = plan.remat in _MADE_AGAIN
-        return max(one.widest, one.widest_again) if again else one.widest
 
-    return replace(plan, fused=tuple(name for name in FUSED if width <= widest(table[name])))
+def _widest(choice: Choice, *, again: bool) -> int:
+    """The widest experts for which a fused body is taken, where activations are made `again`."""
+    return max(choice.widest, choice.widest_again) if again else choice.widest
 
 
 def _asked_for(
