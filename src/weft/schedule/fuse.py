@@ -2,7 +2,7 @@
 
     rows = permute(y_3, order, slot_row)       u, s = permute_up_swiglu(y_3, order, slot_row, w.up,
     u    = expert_up(rows, w.up, ends)                                  ends, row_weights)
-    s    = swiglu(u, row_weights)
+    s    = swiglu(u, row_weights, ends)
 
 A sequence is replaced where all that it makes and does not give is read by itself alone. A copy (a
 gather of rows) may stand in several sequences: each reads it where it lies, as long as every reader

@@ -1,10 +1,10 @@
 """Rematerialisation: which forward values a backward makes again instead of keeping them.
 
-    forward   ... u = expert_up(..)  s = swiglu(u, row_weights)  d = expert_down(s, ..)  keeps u, s
+    forward   ... u = expert_up(..)  s = swiglu(u, ..)  d = expert_down(s, ..)           keeps u, s
     backward  ... acc' = expert_down.wgrad(acc, d.d, s)
 
     forward   the same                                                                   keeps u
-    backward  ... s = swiglu(u, row_weights)   acc' = expert_down.wgrad(acc, d.d, s)
+    backward  ... s = swiglu(u, ..)  acc' = expert_down.wgrad(acc, d.d, s)
 
 A value made again has its forward name, and the task that makes it stands just before its first
 reader, with whatever it needs in front of it. Program order is also the order in which a group
