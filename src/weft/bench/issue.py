@@ -3,8 +3,8 @@
 A device takes about a thousand launches ahead; behind that the host waits for it, and a long step
 would seem to take the host as long as the device. So the device catches up every few hundred
 bodies, and before each that brings numbers to the host; what the host waits there is not counted.
-Ranks that run one program pause at the same
-places; stages of a pipeline do not, and would wait for each other: theirs is issued in one go.
+Ranks that run one program pause at the same places; stages of a pipeline do not, and would wait for
+each other: theirs is issued in one go.
 """
 
 import time
