@@ -95,6 +95,66 @@ def test_kernels_have_the_bits_of_stacked_under_every_interleaving(n, epoch):
         assert all(torch.equal(due, seen) for due, seen in pairs), f"{seed=}"
 
 
+def of_the_result(n, i, size):
+    """What a member sends to all, where it belongs in the end."""
+    out = torch.full((n * size,), 7.0)
+    return out.view(n, -1)[i], out
+
+
+def of_the_terms(n, i, size):
+    """A result on the block that stays here."""
+    x = torch.full((size,), 7.0)
+    return x, x.view(n, -1)[i]
+
+
+def on_all_terms(_n, _i, size):
+    """A result on what others have still to get."""
+    x = torch.full((size,), 7.0)
+    return x, x
+
+
+def order_in_place(world, n, seed, collective, place):
+    memories, channels = make_channels(n, world)
+    generator, pairs = torch.Generator().manual_seed(seed), []
+    x = [torch.randn(MOST, generator=generator) for _ in range(n)]
+    for i, due in enumerate(expected(collective, x)):
+        written, out = place(n, i, MOST)
+        memories[i].run(Queue.CALLER, lambda a=written, b=x[i]: a.copy_(b))
+        dtype = WIRES.get(collective, torch.float32)
+        channels[i].post("in place", make_call(collective, (MOST,), dtype), written, out)
+        pairs.append((due, out))
+    return pairs
+
+
+@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize(
+    ("collective", "place"),
+    [
+        (Collective.ALL_GATHER, of_the_result),
+        (Collective.REDUCE_SCATTER, of_the_terms),
+        (Collective.ALL_TO_ALL_SUM, of_the_terms),
+    ],
+)
+def test_a_result_may_lie_on_the_block_that_stays(collective, place, n):
+    for seed in SEEDS:
+        world = PeerWorld(n, slot_bytes=16)
+        pairs = order_in_place(world, n, seed, collective, place)
+        world.run(seed)
+        assert all(torch.equal(due, seen) for due, seen in pairs), f"{seed=}"
+
+
+@pytest.mark.parametrize("collective", [Collective.ALL_REDUCE, Collective.ALL_TO_ALL])
+def test_a_result_on_what_is_pushed_is_caught(collective):
+    """The control: what takes out is ahead of what pushes."""
+    caught = 0
+    for seed in SEEDS:
+        world = PeerWorld(2, slot_bytes=16)
+        pairs = order_in_place(world, 2, seed, collective, on_all_terms)
+        world.run(seed)
+        caught += any(not torch.equal(due, seen) for due, seen in pairs)
+    assert caught > len(SEEDS) // 4
+
+
 def crowded(memory):
     """A device with room for one pair at a time, which it begins in order."""
     wait = memory.wait

@@ -102,7 +102,7 @@ class _Kernels:
             own, total = call.block(board.position)[part], out[part]
 
             def add_up() -> None:
-                terms = {**slots, board.position: own.to(wire)}
+                terms = {**slots, board.position: own.to(wire, copy=True)}
                 sum_in_rank_order([terms[rank] for rank in range(board.size)], total)
 
             self._memory.order(program, "a sum", add_up)

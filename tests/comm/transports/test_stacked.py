@@ -101,6 +101,22 @@ def test_reductions_sum_in_rank_order(n, dtype):
 
 
 @pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("wire", [torch.float32, torch.bfloat16])
+def test_a_sum_of_what_is_exchanged_may_take_the_place_of_the_own_block(n, wire):
+    _, ranks = make_world(n)
+    inputs = make_inputs(n, (3 * n,), dtype=torch.float32)
+    terms = torch.stack([x.to(wire).float().view(n, 3) for x in inputs])
+    total = terms[0]
+    for block in terms[1:]:
+        total = total + block
+    summed = [
+        t.all_to_all_sum(x, x.view(n, 3)[i], wire=wire, axis="ep", label="s")
+        for i, (t, x) in enumerate(pairs(ranks, inputs))
+    ]
+    assert torch.equal(torch.stack(wait_all(summed)), total)
+
+
+@pytest.mark.parametrize("n", SIZES)
 def test_all_gather_into_fills_the_bucket_it_was_given(n):
     _, ranks = make_world(n)
     shards = make_inputs(n, (5,))

@@ -72,14 +72,16 @@ def post_everything(t, rank, device, rows=40):
                 t.all_gather(x[:0], axis=axis, label="nothing", lane=lane),
                 t.reduce_scatter(x[:0], axis=axis, label="nothing", lane=lane),
             ]
-            if dtype is torch.float32 and n > 1:
-                handles.append(sum_in_place(t, x.clone().view(-1), axis=axis, lane=lane))
+            for wire in (torch.bfloat16, torch.float32):
+                if dtype is torch.float32 and n > 1:
+                    grad = x.clone().view(-1)
+                    handles.append(sum_in_place(t, grad, wire=wire, axis=axis, lane=lane))
     return handles
 
 
-def sum_in_place(t, grad, *, axis, lane):
+def sum_in_place(t, grad, *, axis, lane, wire=torch.bfloat16):
     own = grad.view(t.group_size(axis), -1)[t.group_rank(axis)]
-    return t.all_to_all_sum(grad, own, wire=torch.bfloat16, axis=axis, label="gradients", lane=lane)
+    return t.all_to_all_sum(grad, own, wire=wire, axis=axis, label="gradients", lane=lane)
 
 
 KERNEL_SHAPE = Shape(pairs=3, ring=2, grain=160, line=8)

@@ -233,7 +233,8 @@ def _complete(parts: list[_Part]) -> None:
             for position, out in enumerate(outputs):
                 sum_in_rank_order([block[position] for block in blocks], out)
         case Collective.ALL_TO_ALL_SUM:
-            rounded = [x.to(parts[0].call.dtype) for x in inputs]
+            # copied, since a sum may take the place of one of its terms
+            rounded = [x.to(parts[0].call.dtype, copy=True) for x in inputs]
             blocks = [x.split(_equal_blocks(x, len(parts))) for x in rounded]
             for position, out in enumerate(outputs):
                 sum_in_rank_order([block[position] for block in blocks], out)

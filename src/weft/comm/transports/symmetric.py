@@ -64,7 +64,7 @@ def add_rounded(terms: list[Tensor], position: int, out: Tensor) -> None:
     Numerics: FP32 between terms; `out` may be the own term.
     """
     dtype = next(term.dtype for rank, term in enumerate(terms) if rank != position)
-    own = terms[position].to(dtype)
+    own = terms[position].to(dtype, copy=True)  # `out` is written before it is added
     sum_in_rank_order((*terms[:position], own, *terms[position + 1 :]), out)
 
 
