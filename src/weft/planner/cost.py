@@ -50,7 +50,7 @@ class Rates:
 
     machine: Machine
     constants: Constants
-    transport: str = "nccl"  # or "symmetric": copy engines over peer memory
+    transport: str = "nccl"  # or "symmetric": kernels and copy engines over peer memory
     attention: str = REPEATABLE  # as `kernels.attention` names it
 
     @property

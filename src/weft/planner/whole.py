@@ -108,7 +108,9 @@ def _cleared(step: Step) -> Work:
 
 
 def _beside(found: Rates) -> Beside:
-    """As measured; else a collective of kernels takes its share of the multiprocessors."""
+    """As measured; else a collective of kernels takes its share of the multiprocessors. Over peer
+    memory it takes none: what its kernels hold there has not been measured.
+    """
     if found.transport == "symmetric":
         return Beside(compute=1.0, wire=1.0)
     share = found.constants.wire_share
