@@ -267,7 +267,7 @@ def report(found: Sequence[Pair]) -> Iterator[str]:
     """The table, and what it comes to."""
     heads = (
         ("configuration", "<28"), ("measured", ">10"), ("predicted", ">10"), ("error", ">7"),
-        ("host", ">5"), ("so", ">7"), ("GB", ">7"), ("error", ">7"),
+        ("host", ">5"), ("error", ">7"), ("GB", ">7"), ("error", ">7"),
     )  # fmt: skip
     yield " ".join(f"{text:{width}}" for text, width in heads)
     for pair in found:
@@ -279,7 +279,9 @@ def report(found: Sequence[Pair]) -> Iterator[str]:
         own = [pair for pair in found if pair.gpus == gpus]
         yield _summary(f"time on {gpus}", own, lambda pair: abs(pair.error))
         if any(pair.host is not None for pair in own):
-            yield _summary(f"time on {gpus} so", own, lambda pair: abs(pair.at_host_error))
+            yield _summary(
+                f"time on {gpus} at its host's speed", own, lambda pair: abs(pair.at_host_error)
+            )
         yield _summary(f"memory on {gpus}", own, lambda pair: abs(pair.memory_error))
     apart = [
         (a, b)
