@@ -48,13 +48,23 @@ def test_a_fused_body_is_taken_for_experts_for_which_it_is_faster():
         assert found.fused == wanted
 
 
-@pytest.mark.parametrize(("remat", "taken"), [("none", False), ("selective", True)])
+@pytest.mark.parametrize(
+    ("remat", "taken"),
+    [("none", False), (("logits",), False), ("selective", True), ("full", True)],
+)
 def test_what_is_made_again_anyway_is_rather_made_inside(remat, taken):
     plan = replace(models.plan(models.mixtral_like(), Layout()), remat=remat)
     offer = backends.Choice(body=print, reason="measured", widest_again=sizes(plan).F)
     table = {**backends.choose(CPU, torch.float32), "swiglu_down.dgrad": offer}
     found = backends.with_fused(plan, table, KernelsConfig(fuse="auto"))
     assert ("swiglu_down.dgrad" in found.fused) == taken
+
+
+def test_a_fused_body_says_for_which_experts_it_is_taken_where_its_activations_are_made_again():
+    pytest.importorskip("triton", reason="Triton is built for Linux alone")
+    fused = backends._fused(torch.device("cuda"), torch.bfloat16)
+    again = {name for name, one in fused.items() if "made again" in one.reason}
+    assert again == {name for name, one in fused.items() if one.widest_again > one.widest} != set()
 
 
 def test_a_faster_body_replaces_the_reference_and_says_why():

@@ -132,12 +132,18 @@ def _fused(device: torch.device, act: torch.dtype) -> Table:
     return {
         name: Choice(
             body=offer.body,
-            reason=f"one kernel in Triton; taken for experts up to {offer.widest:,} wide",
+            reason=_taken_for(offer.widest, offer.widest_again),
             widest=offer.widest,
             widest_again=offer.widest_again,
         )
         for name, offer in fused_bodies().items()
     }
+
+
+def _taken_for(widest: int, again: int) -> str:
+    """Why a fused body is there, and for which experts it is taken."""
+    made = f", up to {again:,} where activations are made again" if again > widest else ""
+    return f"one kernel in Triton; taken for experts up to {widest:,} wide{made}"
 
 
 def with_fused(plan: Plan, table: Table, kernels: KernelsConfig) -> Plan:
