@@ -30,7 +30,10 @@ def _few_parts(monkeypatch):
 
 def operands(heads, kv_heads, channels, turning, tokens):
     maker = torch.Generator().manual_seed(heads * channels + tokens)
-    draw = lambda *size: torch.randn(*size, generator=maker).to(DEVICE)  # noqa: E731 - of this maker
+
+    def draw(*size):
+        return torch.randn(*size, generator=maker).to(DEVICE)
+
     grads = [draw(tokens, n, channels) for n in (heads, kv_heads, kv_heads)]
     angles = draw(tokens, turning // 2).repeat(1, 2)
     qkv, rstd = draw(tokens, (heads + 2 * kv_heads) * channels), draw(tokens, heads + kv_heads)
