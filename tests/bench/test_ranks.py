@@ -9,6 +9,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 
 from weft.bench.calibrate import SPREAD
 from weft.bench.ranks import Calibration, Order, calibrate_here, measure_here
+from weft.errors import ConfigError
 from weft.planner.machine import machine
 
 
@@ -38,6 +39,13 @@ def test_a_rank_that_fails_ends_all(recipe) -> None:
     config = recipe("parallel.sp=2", "parallel.ep=2")
     order = Order(what="step", config=config, steps=1, documents=99, file=None, say=print)
     with pytest.raises(ProcessRaisedException, match="larger sample than population"):
+        measure_here(order)
+
+
+def test_half_a_layer_by_a_policy_is_refused_before_processes_start(recipe) -> None:
+    config = recipe("parallel.sp=2", "parallel.ep=2", "overlap.remat=selective")
+    order = Order(what="moe-layer", config=config, steps=1, documents=1, file=None, say=print)
+    with pytest.raises(ConfigError, match=r"overlap.remat = 'selective'"):
         measure_here(order)
 
 

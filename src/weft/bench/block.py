@@ -84,20 +84,25 @@ def cut(program: Program, block: str) -> Differentiated:
 
 
 def planned(plain: Differentiated, plan: Plan) -> Differentiated:
-    """The block as a plan has it: some values made again, by its fused operators.
+    """The block as a plan has it: some values made again, by its fused operators."""
+    again = recipes(plain.forward).keys() & named(plan.remat)
+    return fuse(rematerialise(plain, again), plan.fuses)
+
+
+def named(remat: str | tuple[str, ...]) -> frozenset[str]:
+    """The values that a recipe has made again, by name.
 
     Raises:
-        ConfigError: the plan has a policy, which is a layer's.
+        ConfigError: it has a policy, which is a layer's.
     """
-    if plan.remat == "none":
-        return fuse(plain, plan.fuses)
-    if isinstance(plan.remat, str):
-        raise ConfigError(
-            f"overlap.remat = {plan.remat!r}: found a policy, which chooses among the values of a "
-            "whole layer; expected 'none' or names of values; try overlap.remat=[\"logits\"]"
-        )
-    again = recipes(plain.forward).keys() & frozenset(plan.remat)
-    return fuse(rematerialise(plain, again), plan.fuses)
+    if isinstance(remat, tuple):
+        return frozenset(remat)
+    if remat == "none":
+        return frozenset()
+    raise ConfigError(
+        f"overlap.remat = {remat!r}: found a policy, which chooses among the values of a whole "
+        "layer; expected 'none' or names of values; try overlap.remat=[\"logits\"]"
+    )
 
 
 def _alone(program: Program, tasks: Sequence[Task], name: str) -> Program:

@@ -39,7 +39,13 @@ class Order:
 
 
 def measure_here(order: Order) -> None:
-    """Measures with as many processes as the layout has ranks; the first one prints."""
+    """Measures with as many processes as the layout has ranks; the first one prints.
+
+    Raises:
+        ConfigError: half a layer of a recipe whose policy is a layer's.
+    """
+    if order.what in block.BLOCKS:
+        block.named(order.config.overlap.remat)  # before processes start
     world = order.config.parallel.ranks
     if world == 1:
         measure_rank(0, 1, None, order)
