@@ -281,6 +281,13 @@ def test_chunks_fill_no_more_than_their_slots_and_cover_a_block(size, slots):
     assert way.chunk * (way.chunks - 1) <= max(size, 1) - 1 < way.chunk * way.chunks
 
 
+def test_two_calls_leave_room_on_a_device_for_a_pair_of_a_third():
+    """By registers, of which a multiprocessor of an H200 has 65,536, and by threads, 2,048."""
+    registers, threads = 64, 8 * 32  # of a thread; of a program
+    room = 132 * min(65_536 // (registers * threads), 2048 // threads)
+    assert 2 * (2 * SHAPE.pairs) + 2 <= room
+
+
 @pytest.mark.parametrize("size", [2, 3, 8])
 def test_slots_begin_on_lines(size):
     assert kernel_slot_bytes(1 << 24, size) % 128 == 0

@@ -20,8 +20,9 @@ seen a flag of each of the others: they had begun call k - 1, behind the end of 
 was the last one to read these slots.
 
 A pair waits for its own number alone, so a device need not run more than one of them at once, if it
-begins them in order. Channels have no order among each other: where two members begin the calls of
-two channels in opposite orders, their devices need room for a pair of one beside all of the other.
+begins them in order. Channels have no order among each other: where members begin the calls of
+several in different orders, some channel must have a pair on all their devices at once. So a call
+takes less than half of a device (`Shape`): beside two of them there is room for pairs of a third.
 As one program does not know how far the other is, nothing that is pushed may lie where something
 arrives. Slots and flags are others than those of `weft.comm.exchange`; the two kinds of calls of a
 channel follow each other on a stream and share no more.
@@ -57,7 +58,7 @@ class Shape:
     chunks are multiples of.
     """
 
-    pairs: int = 256  # two a multiprocessor: while one waits for its flags, the other pushes
+    pairs: int = 128  # 256 programs; an H200 runs 528 of 8 warps with 64 registers a thread
     ring: int = 2
     grain: int = 1 << 14
     line: int = LINE
@@ -87,7 +88,7 @@ def walk(size: int, slot_bytes: int, shape: Shape = SHAPE) -> Walk:
         >>> walk(2**20, 2**24)
         Walk(chunk=16384, chunks=64, pairs=64)
         >>> walk(2**26, 2**24), walk(2**26, 2**24).steps
-        (Walk(chunk=32768, chunks=2048, pairs=256), 8)
+        (Walk(chunk=65536, chunks=1024, pairs=128), 8)
     """
     pairs = min(shape.pairs, slot_bytes // (shape.ring * shape.line))
     most = slot_bytes // (pairs * shape.ring) // shape.line * shape.line

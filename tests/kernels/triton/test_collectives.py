@@ -206,7 +206,9 @@ for kernel, kind, wire in CALLS:
         constants,
         {(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
-    ptx = compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8}).asm["ptx"]
+    options = {"num_warps": 8, "maxnreg": collectives.REGISTERS}
+    ptx = compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"]
+    assert f".maxnreg {collectives.REGISTERS}" in ptx  # of which half a device has enough
     print(" ".join(sorted(set(re.findall(r"(?:ld|st|atom|red)\\.[\\w.:]+", ptx)))))
 """
 

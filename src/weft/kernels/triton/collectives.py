@@ -23,6 +23,7 @@ from weft.comm.kernel import LINE, Board, Bodies, Turn, signed
 from weft.kernels.launch import launched
 
 _BLOCK, _WARPS = 4096, 8  # of words of 4 bytes four times 16 bytes a thread
+REGISTERS = 64  # of a thread at most, at any number of members: what `comm.kernel.Shape` counts on
 _BOTH = range(2)  # pushes, takes out
 _LINE = tl.constexpr(LINE)
 _FLAGS_THERE, _SLOTS_THERE, _FLAGS_HERE, _SLOTS_HERE = (tl.constexpr(row) for row in range(4))
@@ -67,7 +68,7 @@ def _launch(
         board.spins, board.position, turn.slots * board.slot_bytes, size, stride,
         way.chunk // width, way.chunks, roles.start, SIZE=board.size, RING=board.shape.ring,
         PAIRS=board.shape.pairs, WIRE=getattr(tl, str(wire).removeprefix("torch.")),
-        BLOCK=_BLOCK, num_warps=_WARPS,
+        BLOCK=_BLOCK, num_warps=_WARPS, maxnreg=REGISTERS,
     )  # fmt: skip
 
 
