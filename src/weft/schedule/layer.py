@@ -10,6 +10,8 @@ serial order; what leaves in flight is posted only.
 """
 
 import random
+from bisect import insort
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from weft.graph.program import Program, Task
@@ -51,11 +53,11 @@ def overlapped(program: Program, price: Price) -> Ordered:
     state = _State(program)
     urgent = _leads_to_collective(program)
     while state.pending:
-        post = next((t for t in state.ready() if is_collective(t)), None)
-        if post is not None:
-            state.post(post, price(post))
+        posts = state.posts()
+        if posts:
+            state.post(posts[0], price(posts[0]))
             continue
-        runnable = [t for t in state.ready() if not is_collective(t)]
+        runnable = state.runs()
         lead = next((t for t in runnable if t.name in urgent), None)
         filler = _best_fit([t for t in runnable if t.name not in urgent], price, state.uncovered())
         if lead is not None:
@@ -81,7 +83,7 @@ def shuffled(program: Program, seed: int) -> Ordered:
     chance = random.Random(seed)
     state = _State(program)
     while state.pending:
-        choices = list(state.ready())
+        choices = state.ready()
         if not choices or (state.flying and chance.random() < 1 / 4):  # a wait now and then
             state.wait(chance.randrange(len(state.flying)))
             continue
@@ -97,42 +99,66 @@ class _State:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.actions: list[Action] = []
-        self.pending = list(program.tasks)
-        self.available = set(program.inputs) - set(program.joins)
+        self.pending = len(program.tasks)
         self.flying: list[Wait | Join] = [Join(value) for value in program.joins]
         self.left = [0.0] * len(self.flying)  # of what comes from elsewhere nobody here knows
-
-    def ready(self) -> Iterable[Task]:
-        """Tasks whose inputs exist, in program order; of each channel only the next collective."""
-        blocked: set[str] = set()
-        for task in self.pending:
+        self.available: set[str] = set()
+        self.place = {task.name: i for i, task in enumerate(program.tasks)}
+        self.readers = program.consumers()
+        self.missing = {task.name: len(set(task.inputs)) for task in program.tasks}
+        self.lines: dict[str, deque[Task]] = {}  # of each channel the collectives still to come
+        self.runnable: list[int] = []  # places of the other tasks whose inputs exist
+        for task in program.tasks:
             if is_collective(task):
-                first = task.channel not in blocked
-                blocked.add(task.channel)
-                if not first:
-                    continue
-            if self.available.issuperset(task.inputs):
-                yield task
+                self.lines.setdefault(task.channel, deque()).append(task)
+            elif not task.inputs:
+                self.runnable.append(self.place[task.name])
+        self._arrive(set(program.inputs).difference(program.joins))
+
+    def ready(self) -> list[Task]:
+        """Tasks whose inputs exist, in program order; of each channel only the next collective."""
+        return self._in_order((*self.posts(), *self.runs()))
+
+    def posts(self) -> list[Task]:
+        """Those of them that are collectives."""
+        heads = (line[0] for line in self.lines.values() if line)
+        return self._in_order(task for task in heads if not self.missing[task.name])
+
+    def runs(self) -> list[Task]:
+        """Those of them that are none."""
+        return [self.program.tasks[place] for place in self.runnable]
+
+    def _in_order(self, tasks: Iterable[Task]) -> list[Task]:
+        return sorted(tasks, key=lambda task: self.place[task.name])
+
+    def _arrive(self, values: Iterable[str]) -> None:
+        """Counts values as there for all that read them."""
+        for value in set(values) - self.available:
+            for task in self.readers.get(value, ()):
+                self.missing[task.name] -= 1
+                if not self.missing[task.name] and not is_collective(task):
+                    insort(self.runnable, self.place[task.name])
+        self.available.update(values)
 
     def post(self, task: Task, time: float) -> None:
         self.actions.append(Post(task))
-        self.pending.remove(task)
+        self.lines[task.channel].popleft()
+        self.pending -= 1
         if not is_open(self.program, task):
             self.flying.append(Wait(task))
             self.left.append(time)
 
     def run(self, task: Task, time: float) -> None:
         self.actions.append(Run(task))
-        self.pending.remove(task)
-        self.available.update(task.outputs)
+        self.runnable.remove(self.place[task.name])
+        self.pending -= 1
+        self._arrive(task.outputs)
         self.left = [left - time for left in self.left]
 
     def wait(self, which: int = 0) -> None:
         closing = self.flying.pop(which)
         self.actions.append(closing)
-        self.available.update(
-            closing.task.outputs if isinstance(closing, Wait) else (closing.value,)
-        )
+        self._arrive(closing.task.outputs if isinstance(closing, Wait) else (closing.value,))
         del self.left[which]
 
     def uncovered(self) -> float:
