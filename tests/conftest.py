@@ -3,8 +3,9 @@
 `pytest --update-golden` writes the texts instead of comparing them: read what has changed.
 """
 
+import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption("--draws-seed", type=int, default=0, help="which random layouts they are")
     parser.addoption("--draws-out", type=Path, help="a file that gets a line of each")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Twelve thousand tests live to the end: no collector need walk them, nor a fork copy them."""
+    gc.disable()
+    found = yield
+    gc.freeze()
+    gc.enable()
+    return found
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # Triton's bindings look at the end for what is left of them
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
