@@ -38,7 +38,7 @@ ENDS = {  # the bodies whose results are rows of experts, and which of their inp
     "add_expert_bias": 2, "swiglu": 2, "swiglu.dgrad": 3,
 }  # fmt: skip
 MODELS = {**models.FAMILIES, **models.VARIANTS}
-STEPS = 3
+STEPS = 2  # the second is of the state that the first left, run again or not
 
 
 def poisoned(bodies: Bodies) -> Bodies:

@@ -696,14 +696,21 @@ def steps_of_weft(made: Stage, sample: Sample) -> list[Tensor]:
     return losses
 
 
-def test_five_steps_train_as_transformers_and_adamw_do(sample, tmp_path):
-    expected = steps_of_transformers(sample, tmp_path / "trained")
+@pytest.fixture(scope="module")
+def adamw(sample: Sample, tmp_path_factory) -> tuple[Path, list[Tensor]]:
+    """What transformers makes of the sample in these steps, and its losses."""
+    folder = tmp_path_factory.mktemp("adamw") / "trained"
+    return folder, steps_of_transformers(sample, folder)
+
+
+def test_five_steps_train_as_transformers_and_adamw_do(sample, adamw):
+    folder, expected = adamw
     with open_pretrained(sample.folder) as pretrained:
         made = stage_of(pretrained, clip_norm=1e9)  # no clipping: torch's AdamW has none
     found = steps_of_weft(made, sample)
     require_close(torch.stack(found), torch.stack(expected), TRAINED_FLOAT64, "losses")
     assert found[-1] < found[0]
-    with open_pretrained(tmp_path / "trained") as after:
+    with open_pretrained(folder) as after:
         weights = parts(
             made, {p.name: made.state.statics[f"param:{p.name}"] for p in made.step.parameters}
         )
@@ -711,15 +718,15 @@ def test_five_steps_train_as_transformers_and_adamw_do(sample, tmp_path):
             require_close(values, after.read(part), TRAINED_FLOAT64, part.name)
 
 
-def test_training_without_decay_is_not_that_of_transformers(sample, tmp_path):
+def test_training_without_decay_is_not_that_of_transformers(sample, adamw):
     """The control: one number of the optimizer off, and the weights part."""
-    steps_of_transformers(sample, tmp_path / "trained")
+    folder, _ = adamw
     with open_pretrained(sample.folder) as pretrained:
         made = stage_of(pretrained, clip_norm=1e9)
     for step in range(1, STEPS + 1):
         rates = Rates(lr=RATES["lr"], weight_decay=0.0, step=step)
         made.train([batch_of(sample.tokens)], divisor=DIVISOR, rates=rates)
-    with open_pretrained(tmp_path / "trained") as after:
+    with open_pretrained(folder) as after:
         expected = after.read(next(p for p in made.step.parameters if p.name == "embed").parts[0])
     with pytest.raises(VerificationError):
         require_close(made.state.statics["param:embed"], expected, TRAINED_FLOAT64, "embed")
