@@ -16,6 +16,7 @@ from weft.trainer.session import Session
 
 KILLS = {"one rank": 1, "dp2": 1, "sp2 ep2": 2, "dp2 ep2": 1}  # scripts/chaos has forty more
 ORDERS = {"one rank": "serial", "dp2": "serial", "sp2 ep2": "overlapped", "dp2 ep2": "overlapped"}
+LENGTH = ("train.steps=16", "train.eval_every=8")  # three checkpoints and the last
 SEED = 15
 FAIL_POINTS = (
     "after_shard_write",
@@ -32,7 +33,7 @@ def test_killed_runs_end_as_if_nothing_had_happened(
     landed: list[Landing] = []
     steps = 0
     for number, (layout, order) in enumerate(ORDERS.items()):
-        settings = (*LAYOUTS[layout], f"overlap.order={order}")
+        settings = (*LAYOUTS[layout], *LENGTH, f"overlap.order={order}")
         expected = finish(recipe(f"whole-{number}", *settings))
         config = recipe(f"killed-{number}", *settings)
         seed = SEED + number

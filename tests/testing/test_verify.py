@@ -1,6 +1,7 @@
 """A proof names its layouts, proves those that can exist, and reports what breaks."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -11,16 +12,26 @@ from weft.config.load import build
 from weft.config.run import RunConfig
 from weft.errors import CommunicationError
 from weft.parallel.layout import Dispatch, Layout
-from weft.testing import shrink
+from weft.testing import shrink, verify
 from weft.testing.findings import Length
 from weft.testing.sabotage import SABOTAGES, Sabotage
 from weft.testing.verify import LAYOUTS, QUICK_LAYOUTS, Case, Proof, prepare, prove
 
-QUICK = Length(float64=4, float32=2)
+WHOLE = Length(float64=1, float32=1)  # enough to be asked for what is not of the reference
+SHORT = Length(float64=2, float32=1)  # the second step is of a state that was updated
+
+
+@pytest.fixture(autouse=True, scope="module")
+def short() -> Iterator[None]:
+    """Few steps: how many a user gets is seen by tests/system."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verify, "LENGTH", WHOLE)
+        patch.setattr(verify, "QUICK_LENGTH", SHORT)
+        yield
 
 
 @pytest.fixture(scope="module")
-def proof(config: RunConfig) -> Proof:
+def proof(config: RunConfig, short: None) -> Proof:
     return prepare(config, quick=True)
 
 
@@ -46,7 +57,9 @@ def test_a_layout_is_proved_over_gloo_and_stacked(
 
 
 def test_layouts_that_cannot_exist_say_why(config: RunConfig) -> None:
-    cases = prepare(laid_out(config, "model.heads=4", "model.layers=4"), quick=False).cases
+    whole = prepare(laid_out(config, "model.heads=4", "model.layers=4"), quick=False)
+    assert whole.reference.length == WHOLE
+    cases = whole.cases
     assert [case.layout for case in cases] == list(LAYOUTS)
     impossible = {case.layout.name(): case.impossible for case in cases if case.impossible}
     assert impossible == {
@@ -87,7 +100,7 @@ EIGHT_BITS = tuple(
 
 
 @pytest.fixture(scope="module")
-def eight(config: RunConfig) -> Proof:
+def eight(config: RunConfig, short: None) -> Proof:
     apart = ("parallel.sp=2", "parallel.ep=2")
     return prepare(laid_out(config, "model.layers=2", *apart, *EIGHT_BITS), quick=True)
 
@@ -153,7 +166,7 @@ def test_a_layout_that_does_not_run_is_a_check_that_fails(proof: Proof, processe
 def test_one_rank_is_honest_whatever_the_sabotage(config: RunConfig, proof: Proof) -> None:
     broken = prepare(config, quick=True, sabotage=Sabotage(wire=cut))
     assert broken.reference.runs.keys() == proof.reference.runs.keys()
-    assert broken.reference.length == QUICK
+    assert broken.reference.length == SHORT
 
 
 def test_a_pipeline_is_proved_and_its_swapped_chunk_found(

@@ -106,7 +106,7 @@ DTYPES += [torch.bfloat16, torch.float16] if DEVICE == "cuda" else [torch.float1
 @pytest.mark.parametrize("scatter", [True, False])
 def test_sums_have_the_bits_of_those_in_rank_order(size, dtype, scatter):
     count = 4100
-    for epoch in EPOCHS:
+    for epoch in EPOCHS if dtype is DTYPES[0] else EPOCHS[-1:]:  # flags know nothing of dtypes
         group = Group(size, epoch=epoch)
         x = make(size, count * (size if scatter else 1), dtype, epoch)
         outs = [torch.empty(count, dtype=dtype, device=DEVICE) for _ in x]
