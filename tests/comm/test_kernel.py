@@ -7,7 +7,16 @@ import torch
 
 from weft.comm.call import Call, Collective, sum_in_rank_order
 from weft.comm.exchange import Queue
-from weft.comm.kernel import SHAPE, KernelChannel, Shape, Turn, kernel_slot_bytes, walk
+from weft.comm.kernel import (
+    REGISTERS,
+    SHAPE,
+    WARPS,
+    KernelChannel,
+    Shape,
+    Turn,
+    kernel_slot_bytes,
+    walk,
+)
 from weft.errors import DeadlockError
 from weft.testing.peer_kernels import KernelWorld
 from weft.testing.peers import PeerWorld
@@ -249,7 +258,7 @@ def test_one_set_of_slots_in_place_of_two_is_caught(monkeypatch):
         pairs = order_calls(world, 2, seed, most=6)  # of few steps, or nobody lags by a call
         world.run(seed)
         caught += any(not torch.equal(due, seen) for due, seen in pairs)
-    assert caught > len(seeds) // 6
+    assert caught > len(seeds) // 4
 
 
 def test_a_member_that_does_not_call_is_named():
@@ -283,8 +292,8 @@ def test_chunks_fill_no_more_than_their_slots_and_cover_a_block(size, slots):
 
 def test_two_calls_leave_room_on_a_device_for_a_pair_of_a_third():
     """By registers, of which a multiprocessor of an H200 has 65,536, and by threads, 2,048."""
-    registers, threads = 64, 8 * 32  # of a thread; of a program
-    room = 132 * min(65_536 // (registers * threads), 2048 // threads)
+    threads = 32 * WARPS
+    room = 132 * min(65_536 // (REGISTERS * threads), 2048 // threads)
     assert 2 * (2 * SHAPE.pairs) + 2 <= room
 
 

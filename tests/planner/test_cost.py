@@ -173,8 +173,8 @@ def test_a_measured_message_takes_what_was_measured():
 
 def test_a_small_message_costs_its_latency_however_small():
     least = min(m.size for m in H200.machine.measured.messages if m.algorithm == "all_to_all")
-    one, none = (message(sending("all_to_all", s, 2), H200) for s in (least, least / 1000))
-    assert none == pytest.approx(one, rel=1e-3)  # whole bytes
+    one, none = (message(sending("all_to_all", s, 2), H200) for s in (least, least / 100))
+    assert none == pytest.approx(one, rel=1e-6)
 
 
 def test_bandwidth_rises_with_the_size_of_a_message():

@@ -42,6 +42,7 @@ from weft.comm.call import Call, Collective
 from weft.comm.exchange import Flag, Mark
 
 LINE = 128  # bytes of a cache line: a flag has its own
+WARPS, REGISTERS = 8, 64  # of a program; of a thread at most, at any number of members
 SLOT_BYTES = 1 << 24  # of a set of slots, at most, over all other members
 # Of a block in a step. A kernel is faster than copies and holds multiprocessors meanwhile; up to
 # here whole steps are faster by it as well: docs/decisions/0006.

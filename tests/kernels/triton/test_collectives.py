@@ -182,7 +182,7 @@ import triton.language as tl
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from weft.comm.kernel import SHAPE
+from weft.comm.kernel import REGISTERS, SHAPE, WARPS
 from weft.kernels.triton import collectives
 
 KINDS = {"i32": tl.int32, "bf16": tl.bfloat16, "fp32": tl.float32}
@@ -206,9 +206,9 @@ for kernel, kind, wire in CALLS:
         constants,
         {(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
-    options = {"num_warps": 8, "maxnreg": collectives.REGISTERS}
+    options = {"num_warps": WARPS, "maxnreg": REGISTERS}
     ptx = compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"]
-    assert f".maxnreg {collectives.REGISTERS}" in ptx  # of which half a device has enough
+    assert f".maxnreg {REGISTERS}" in ptx  # of which half a device has enough
     print(" ".join(sorted(set(re.findall(r"(?:ld|st|atom|red)\\.[\\w.:]+", ptx)))))
 """
 

@@ -19,11 +19,10 @@ import triton.language as tl
 from torch import Tensor
 from triton import KernelInterface
 
-from weft.comm.kernel import LINE, Board, Bodies, Turn, signed
+from weft.comm.kernel import LINE, REGISTERS, WARPS, Board, Bodies, Turn, signed
 from weft.kernels.launch import launched
 
-_BLOCK, _WARPS = 4096, 8  # of words of 4 bytes four times 16 bytes a thread
-REGISTERS = 64  # of a thread at most, at any number of members: what `comm.kernel.Shape` counts on
+_BLOCK = 4096  # of words of 4 bytes four times 16 bytes a thread
 _BOTH = range(2)  # pushes, takes out
 _LINE = tl.constexpr(LINE)
 _FLAGS_THERE, _SLOTS_THERE, _FLAGS_HERE, _SLOTS_HERE = (tl.constexpr(row) for row in range(4))
@@ -68,7 +67,7 @@ def _launch(
         board.spins, board.position, turn.slots * board.slot_bytes, size, stride,
         way.chunk // width, way.chunks, roles.start, SIZE=board.size, RING=board.shape.ring,
         PAIRS=board.shape.pairs, WIRE=getattr(tl, str(wire).removeprefix("torch.")),
-        BLOCK=_BLOCK, num_warps=_WARPS, maxnreg=REGISTERS,
+        BLOCK=_BLOCK, num_warps=WARPS, maxnreg=REGISTERS,
     )  # fmt: skip
 
 
